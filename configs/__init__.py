@@ -1,0 +1,1 @@
+"""Configurations: plain Python files with a `get_config(arg=None)`."""

@@ -1,0 +1,1 @@
+"""Scans and phantoms to TFDS records; runs on the host, without JAX."""

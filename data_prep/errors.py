@@ -1,0 +1,36 @@
+"""Mistakes that a user can mend, told in one line."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app
+
+
+class UserError(ValueError):
+  """Bad input: the message says what, which file and what to do."""
+
+
+def one_line(error: BaseException) -> str:
+  """Returns the message of `error` on a single line."""
+  return " ".join(str(error).split())
+
+
+def run(main: Callable[[Sequence[str]], Any]) -> None:
+  """Runs an absl program; a `UserError` ends in one line and exit code 2."""
+
+  def guarded(argv: Sequence[str]) -> Any:
+    if len(argv) > 1:
+      print(
+        f"error: unexpected argument {argv[1]!r}; options look like"
+        " --name=value, and --help lists them",
+        file=sys.stderr,
+      )
+      sys.exit(2)
+    try:
+      return main(argv)
+    except UserError as error:
+      print(f"error: {one_line(error)}", file=sys.stderr)
+      sys.exit(2)
+
+  app.run(guarded)

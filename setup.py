@@ -1,0 +1,69 @@
+"""Packaging for cadjax: `pip install -e .[test]`."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'^__version__ = "(.+)"$',
+  (ROOT / "cadjax" / "__init__.py").read_text(),
+  re.MULTILINE,
+).group(1)
+
+setuptools.setup(
+  name="cadjax",
+  version=VERSION,
+  description=(
+    "Coronary artery disease from CT coronary angiography with a 3D"
+    " ResNet-50 in JAX/Flax, and where it looked"
+  ),
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(
+    include=["cadjax*", "configs*", "data_prep*"]
+  ),
+  package_data={
+    "data_prep.ctca": ["*.md", "*.txt"],
+    "cadjax": ["templates/*"],
+  },
+  install_requires=[
+    "absl-py",
+    "array-record; platform_system != 'Windows'",
+    "etils[epath]",
+    "flax>=0.11",
+    "grain>=0.2.10",
+    "importlib_resources",
+    "jax>=0.7",
+    "jinja2",
+    "matplotlib",
+    "ml-collections",
+    "nibabel>=5",
+    "numpy",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20",
+    "scikit-image",
+    "scikit-learn",
+    "scipy",
+    "SimpleITK>=2.3",
+    "tensorboardX",
+    "tensorflow-datasets>=4.9.9",
+    "tqdm",
+  ],
+  extras_require={
+    "test": ["pytest", "ruff", "pydicom"],
+    "bench": ["torch", "monai"],
+    "colab": ["nbclient", "nbformat", "ipykernel"],
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+  },
+  classifiers=[
+    "Intended Audience :: Science/Research",
+    "License :: OSI Approved :: Apache Software License",
+    "Programming Language :: Python :: 3",
+    "Topic :: Scientific/Engineering :: Medical Science Apps.",
+  ],
+)
