@@ -1,0 +1,69 @@
+"""Models by name.
+
+`model.apply(variables, image, train=...)` gives `(logits, features)`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cadjax import names
+from cadjax.models import resnet
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+STEMS = ("conv7",)
+RESNET_DEFAULTS = {
+  "ndim": 3,
+  "depth": 50,
+  "width": 64,
+  "num_classes": 2,
+  "norm": "batch",
+  "output_stride": 32,
+  "remat": False,
+  "zero_init": False,
+  "dtype": "float32",
+  "stem": "conv7",
+}
+
+
+def get_model(
+  config: Mapping[str, Any], axis_name: str | None = None
+) -> nn.Module:
+  """Makes the model that `config` describes.
+
+  Args:
+    config: `name`, a key of `MODELS`, and the fields of that model; for
+      "resnet" those of `RESNET_DEFAULTS`, which documents their defaults.
+    axis_name: the mapped axis over whose devices BatchNorm takes means.
+
+  Returns:
+    A Flax module; `apply(variables, image, train=...)` gives the float32
+    logits [B, num_classes] and a dict of named feature maps. `init` also
+    makes the collection "perturbations", zeros of the size of every map,
+    which callers drop.
+
+  Raises:
+    names.ConfigError: for an unknown name, field or value.
+  """
+  options = dict(config)
+  make = names.look_up(MODELS, options.pop("name", "resnet"), "model")
+  return make(options, axis_name)
+
+
+def _resnet(options: dict[str, Any], axis_name: str | None) -> resnet.ResNet:
+  names.check_known(options, RESNET_DEFAULTS, "field of config.model")
+  options = RESNET_DEFAULTS | options
+  names.check_known([options.pop("stem")], STEMS, "stem")
+  options["dtype"] = names.look_up(DTYPES, options["dtype"], "dtype")
+  resnet.check(
+    **{
+      key: options[key]
+      for key in ("ndim", "depth", "output_stride", "width", "norm")
+    }
+  )
+  return resnet.ResNet(axis_name=axis_name, **options)
+
+
+MODELS = {"resnet": _resnet}
