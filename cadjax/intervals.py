@@ -1,0 +1,274 @@
+"""Intervals and paired tests for few patients.
+
+A bootstrap draw is a row of weights, and every metric takes weights, so that
+thousands of draws are a few matrix products.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+from cadjax import metrics
+
+PROPORTIONS = ("accuracy", "precision", "recall", "specificity")
+# Elements of the largest temporary array of one bootstrap chunk (32 MB).
+CHUNK = 4_000_000
+
+
+def with_intervals(
+  labels: np.ndarray,
+  probs: np.ndarray,
+  threshold: float = 0.5,
+  *,
+  groups: np.ndarray | None = None,
+  draws: int = 2000,
+  seed: int = 0,
+  confidence: float = 0.95,
+) -> dict[str, dict[str, float | int | str | None]]:
+  """Returns {metric: {"value", "low", "high", "method", "k", "n"}}.
+
+  Without `groups`, cases are independent patients: proportions have Wilson's
+  interval, the rest a stratified bootstrap's percentiles. With `groups`
+  (slices of patients) all come from the bootstrap over groups, since slices
+  of one patient are not independent. Where all draws agree, as after perfect
+  separation, a bootstrap interval of width 0 would claim certainty: a score
+  or posterior interval takes its place, and `method` says which.
+  """
+  labels, probs = metrics.checked(labels, probs)
+  values = metrics.binary_metrics(labels, probs, threshold)
+  draws_of = bootstrap(
+    labels, probs, threshold, groups=groups, draws=draws, seed=seed
+  )
+  counts = metrics.confusion(labels, probs, threshold)
+  result = {}
+  for name, value in values.items():
+    k, n = _proportion(name, counts)
+    if groups is None and name in PROPORTIONS:
+      (low, high), method = wilson(k, n, confidence), "wilson"
+    else:
+      low, high = percentiles(draws_of[name], confidence)
+      method = "bootstrap" if groups is None else "bootstrap over patients"
+      if high - low < 1e-12:
+        low, high, method = _without_spread(
+          name, value, counts, confidence, independent=groups is None
+        )
+    if math.isnan(value):
+      low, high, method = math.nan, math.nan, "undefined"
+    result[name] = {
+      "value": value,
+      "low": low,
+      "high": high,
+      "method": method,
+      "k": k,
+      "n": n,
+    }
+  return result
+
+
+def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+  """Returns Wilson's score interval of k successes in n; NaN for n = 0.
+
+  Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
+  """
+  if n <= 0:
+    return math.nan, math.nan
+  z = scipy.stats.norm.ppf(0.5 + confidence / 2)
+  rate, scale = k / n, 1 + z * z / n
+  center = (rate + z * z / (2 * n)) / scale
+  half = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2) / scale
+  low = 0.0 if k == 0 else max(0.0, center - half)
+  high = 1.0 if k == n else min(1.0, center + half)
+  return float(low), float(high)
+
+
+def auc_interval(
+  auc: float, positives: int, negatives: int, confidence: float = 0.95
+) -> tuple[float, float]:
+  """Returns Newcombe's score interval of a ROC AUC, also at AUC 0 or 1.
+
+  Newcombe, Stat. Med. 25 (2006) 559-573, method 5. Used where the bootstrap
+  has nothing to resample, because the classes are separated without error.
+  """
+  z = scipy.stats.norm.ppf(0.5 + confidence / 2)
+  n = (positives + negatives) / 2 - 1
+
+  def excess(x: float) -> float:
+    spread = 1 + n * (1 - x) / (2 - x) + n * x / (1 + x)
+    variance = x * (1 - x) * spread / (positives * negatives)
+    return (auc - x) ** 2 - z * z * variance
+
+  eps = 1e-12
+  low, high = 0.0, 1.0
+  if auc > 0:
+    low = scipy.optimize.brentq(excess, eps, auc - eps)
+  if auc < 1:
+    high = scipy.optimize.brentq(excess, auc + eps, 1 - eps)
+  return float(low), float(high)
+
+
+def bootstrap_counts(
+  labels: np.ndarray, *, draws: int = 2000, seed: int = 0
+) -> np.ndarray:
+  """Returns how often each unit is drawn, int [draws, n].
+
+  Units are drawn with replacement within each class (stratified), so every
+  draw keeps both classes at their sizes.
+  """
+  labels = np.asarray(labels)
+  rng = np.random.default_rng(seed)
+  counts = np.zeros((draws, labels.size), np.int64)
+  for label in np.unique(labels):
+    (units,) = np.nonzero(labels == label)
+    share = np.full(units.size, 1 / units.size)
+    counts[:, units] = rng.multinomial(units.size, share, size=draws)
+  return counts
+
+
+def bootstrap(
+  labels: np.ndarray,
+  probs: np.ndarray,
+  threshold: float = 0.5,
+  *,
+  groups: np.ndarray | None = None,
+  draws: int = 2000,
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """Returns {metric: [draws]} of a stratified bootstrap over groups.
+
+  Args:
+    labels: [n], 0 or 1.
+    probs: [n], probability of CAD.
+    threshold: at or above it a case is called CAD.
+    groups: [n], the patient of each case; whole patients are drawn, in the
+      stratum of their largest label. Each case is its own group if left out.
+    draws: number of resamples.
+    seed: of numpy's generator; equal seeds give equal draws.
+  """
+  labels, probs = metrics.checked(labels, probs)
+  groups = np.arange(labels.size) if groups is None else np.asarray(groups)
+  _, member = np.unique(groups, return_inverse=True)
+  strata = np.zeros(member.max(initial=-1) + 1, np.int64)
+  np.maximum.at(strata, member, labels)
+  counts = bootstrap_counts(strata, draws=draws, seed=seed)
+  step = max(1, CHUNK // max(1, labels.size))
+  parts = [
+    metrics.weighted_metrics(
+      labels, probs, threshold, counts[i : i + step][:, member]
+    )
+    for i in range(0, draws, step)
+  ]
+  return {
+    name: np.concatenate([p[name] for p in parts]) for name in metrics.METRICS
+  }
+
+
+def percentiles(
+  draws: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float]:
+  """Returns the central interval of the defined draws; NaN if none is."""
+  draws = np.asarray(draws)[np.isfinite(draws)]
+  if not draws.size:
+    return math.nan, math.nan
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(draws, [tail, 1 - tail])
+  return float(low), float(high)
+
+
+def mcnemar(
+  correct_a: np.ndarray, correct_b: np.ndarray
+) -> dict[str, int | float]:
+  """Returns the exact two-sided McNemar test of two sets of calls.
+
+  Args:
+    correct_a: bool [n], whether A called each patient correctly.
+    correct_b: bool [n], the same patients for B.
+
+  Returns:
+    {"only_a_correct", "only_b_correct", "p_value"}; p is 1 where they never
+    differ.
+  """
+  a, b = np.asarray(correct_a, bool), np.asarray(correct_b, bool)
+  only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+  tail = scipy.stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)
+  return {
+    "only_a_correct": only_a,
+    "only_b_correct": only_b,
+    "p_value": min(1.0, 2 * float(tail)),
+  }
+
+
+def paired_bootstrap(
+  labels: np.ndarray,
+  probs_a: np.ndarray,
+  probs_b: np.ndarray,
+  *,
+  threshold_a: float = 0.5,
+  threshold_b: float = 0.5,
+  draws: int = 2000,
+  seed: int = 0,
+  confidence: float = 0.95,
+) -> dict[str, Mapping[str, float]]:
+  """Returns {metric: {"difference", "low", "high"}} of A minus B.
+
+  Both are evaluated on the same resampled patients, so what they share
+  cancels. Labels and probabilities are [n], one patient each, same order.
+  """
+  point_a = metrics.binary_metrics(labels, probs_a, threshold_a)
+  point_b = metrics.binary_metrics(labels, probs_b, threshold_b)
+  a = bootstrap(labels, probs_a, threshold_a, draws=draws, seed=seed)
+  b = bootstrap(labels, probs_b, threshold_b, draws=draws, seed=seed)
+  result = {}
+  for name in metrics.METRICS:
+    difference = point_a[name] - point_b[name]
+    low, high = percentiles(a[name] - b[name], confidence)
+    if math.isnan(difference):
+      low, high = math.nan, math.nan
+    result[name] = {"difference": difference, "low": low, "high": high}
+  return result
+
+
+def _proportion(name: str, counts: Mapping[str, int]) -> tuple[int | None, int]:
+  tp, fp, fn, tn = (counts[key] for key in ("tp", "fp", "fn", "tn"))
+  return {
+    "accuracy": (tp + tn, tp + fp + fn + tn),
+    "precision": (tp, tp + fp),
+    "recall": (tp, tp + fn),
+    "specificity": (tn, tn + fp),
+  }.get(name, (None, tp + fp + fn + tn))
+
+
+def _without_spread(
+  name: str,
+  value: float,
+  counts: Mapping[str, int],
+  confidence: float,
+  *,
+  independent: bool,
+) -> tuple[float, float, str]:
+  """Returns (low, high, method) where every bootstrap draw is the same."""
+  positives = counts["tp"] + counts["fn"]
+  negatives = counts["tn"] + counts["fp"]
+  if not independent or not positives or not negatives:
+    return math.nan, math.nan, "undetermined"
+  if name == "roc_auc":
+    return *auc_interval(value, positives, negatives, confidence), "newcombe"
+  if name == "pr_auc":
+    # Boyd, Eng and Page, ECML PKDD 2013: binomial in the positives.
+    low, high = wilson(value * positives, positives, confidence)
+    return low, high, "wilson over the positives"
+  if name not in ("balanced_accuracy", "f1", "mcc"):
+    return math.nan, math.nan, "undetermined"
+  rng = np.random.default_rng(0)
+  recall = rng.beta(counts["tp"] + 0.5, counts["fn"] + 0.5, 20_000)
+  specificity = rng.beta(counts["tn"] + 0.5, counts["fp"] + 0.5, 20_000)
+  draws = metrics.count_metrics(
+    recall * positives,
+    (1 - specificity) * negatives,
+    (1 - recall) * positives,
+    specificity * negatives,
+  )[name]
+  low, high = percentiles(draws, confidence)
+  return min(low, value), max(high, value), "jeffreys"
