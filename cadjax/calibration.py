@@ -14,8 +14,8 @@ from cadjax import intervals, metrics
 
 POOLINGS = ("mean", "vote", "max", "topk")
 TEMPERATURES = (0.05, 20.0)
-# Keeps the logit of a probability of 0 or 1 finite.
-PROB_EPS = 1e-7
+# Keeps the logit of a vote of 0 or 1 finite, and any other as it is.
+PROB_EPS = 1e-12
 
 
 def softmax_margin(logits: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def fit_temperature(
   labels, probs = metrics.checked(labels, probs)
   weights = np.ones_like(probs) if weights is None else np.asarray(weights)
   if not labels.size:
-    return 1.0, "not fitted: no validation patients"
+    return 1.0, "not fitted: validation is empty"
   if np.unique(labels).size < 2:
     return 1.0, "not fitted: validation holds one class only"
   margins = (2 * labels - 1) * logit(probs)
@@ -77,7 +77,10 @@ def fit_temperature(
     method="bounded",
     options={"xatol": 1e-6},
   )
-  return math.exp(found.x), "least negative log likelihood on validation"
+  origin = "least negative log likelihood on validation"
+  if np.abs(found.x - np.log(TEMPERATURES)).min() < 1e-3:
+    origin += ", at the end of its range"
+  return math.exp(found.x), origin
 
 
 def check_criterion(criterion: str) -> tuple[str, float]:
@@ -103,7 +106,11 @@ def check_criterion(criterion: str) -> tuple[str, float]:
 
 
 def choose_threshold(
-  labels: np.ndarray, probs: np.ndarray, criterion: str = "youden"
+  labels: np.ndarray,
+  probs: np.ndarray,
+  criterion: str = "youden",
+  *,
+  unit: str = "patients",
 ) -> tuple[float, str]:
   """Returns (threshold, origin) chosen on the validation patients given.
 
@@ -116,13 +123,14 @@ def choose_threshold(
     criterion: "youden" (largest sensitivity + specificity), "f1" (largest
       F1), "sensitivity>=x" (most specific that is sensitive enough), or a
       number, which is taken as it is.
+    unit: what is counted, for the words of the origin.
   """
   name, wanted = check_criterion(criterion)
   if name == "fixed":
     return wanted, "fixed by the user, not chosen on data"
   labels, probs = metrics.checked(labels, probs)
   if not labels.size:
-    return 0.5, "fixed at 0.5: no validation patients"
+    return 0.5, f"fixed at 0.5: no validation {unit}"
   if np.unique(labels).size < 2:
     return 0.5, "fixed at 0.5: validation holds one class only"
   values = np.unique(probs)
@@ -143,7 +151,7 @@ def choose_threshold(
   best = score >= score.max() - 1e-12
   distance = np.where(best, np.abs(candidates - 0.5), np.inf)
   return float(candidates[distance.argmin()]), (
-    f"{criterion} on {labels.size} validation patients"
+    f"{criterion} on {labels.size} validation {unit}"
   )
 
 

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from cadjax import intervals, metrics
+
+
+def binormal(rng, n, shift=1.0):
+  labels = np.repeat([0, 1], n)
+  scores = rng.normal(size=2 * n) + shift * labels
+  return labels, scipy.stats.norm.cdf(scores)
+
+
+@pytest.mark.parametrize(
+  ("k", "n"), [(0, 7), (3, 7), (7, 7), (10, 14), (1, 1), (250, 1000)]
+)
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilson_equals_scipy(k, n, confidence):
+  expected = scipy.stats.binomtest(k, n).proportion_ci(
+    confidence, method="wilson"
+  )
+  assert intervals.wilson(k, n, confidence) == pytest.approx(
+    tuple(expected), abs=1e-9
+  )
+
+
+def test_wilson_of_the_paper():
+  assert np.round(intervals.wilson(10, 14), 2).tolist() == [0.45, 0.88]
+  assert np.round(intervals.wilson(3, 7), 2).tolist() == [0.16, 0.75]
+  assert np.isnan(intervals.wilson(0, 0)).all()
+
+
+@pytest.mark.parametrize(
+  ("only_a", "only_b"), [(0, 0), (3, 9), (9, 3), (5, 5), (0, 6)]
+)
+def test_mcnemar_equals_scipy_binomial_test(only_a, only_b):
+  a = np.array([1] * only_a + [0] * only_b + [1, 1, 0], bool)
+  b = np.array([0] * only_a + [1] * only_b + [1, 1, 0], bool)
+  ours = intervals.mcnemar(a, b)
+  n = only_a + only_b
+  expected = scipy.stats.binomtest(only_a, n, 0.5).pvalue if n else 1
+  assert ours["p_value"] == pytest.approx(expected)
+  assert (ours["only_a_correct"], ours["only_b_correct"]) == (only_a, only_b)
+
+
+def test_bootstrap_is_stratified_and_seeded():
+  labels = np.array([0] * 5 + [1] * 3)
+  counts = intervals.bootstrap_counts(labels, draws=50, seed=3)
+  assert (counts[:, :5].sum(1) == 5).all()
+  assert (counts[:, 5:].sum(1) == 3).all()
+  again = intervals.bootstrap_counts(labels, draws=50, seed=3)
+  other = intervals.bootstrap_counts(labels, draws=50, seed=4)
+  assert (counts == again).all()
+  assert (counts != other).any()
+
+
+def test_bootstrap_draw_equals_metrics_of_the_drawn_cases(monkeypatch):
+  labels, probs = binormal(np.random.default_rng(0), 9)
+  whole = intervals.bootstrap(labels, probs, 0.5, draws=23, seed=5)
+  counts = intervals.bootstrap_counts(labels, draws=23, seed=5)
+  for i in (0, 22):
+    drawn = labels.repeat(counts[i]), probs.repeat(counts[i])
+    expected = metrics.binary_metrics(*drawn, 0.5)
+    for name in metrics.METRICS:
+      assert whole[name][i] == pytest.approx(expected[name], nan_ok=True)
+  monkeypatch.setattr(intervals, "CHUNK", 40)
+  chunked = intervals.bootstrap(labels, probs, 0.5, draws=23, seed=5)
+  for name in metrics.METRICS:
+    np.testing.assert_allclose(chunked[name], whole[name], rtol=1e-12)
+
+
+def test_bootstrap_draws_whole_patients():
+  # Three slices of each patient, copies of one another: the draws are those
+  # of the patients, not those of three times as many cases.
+  labels, probs = binormal(np.random.default_rng(1), 8)
+  patients = np.array([f"p{i:02}" for i in range(16)])
+  alone = intervals.bootstrap(labels, probs, draws=40)
+  slices = intervals.bootstrap(
+    labels.repeat(3), probs.repeat(3), groups=patients.repeat(3), draws=40
+  )
+  for name in metrics.METRICS:
+    np.testing.assert_allclose(slices[name], alone[name], atol=1e-12)
+
+
+def test_slices_get_wider_intervals_than_if_they_were_independent():
+  rng = np.random.default_rng(2)
+  labels, probs = binormal(rng, 10)
+  labels, probs, patient = (
+    x.repeat(20) for x in (labels, probs, np.arange(20))
+  )
+  by_patient = intervals.with_intervals(labels, probs, groups=patient)
+  naive = intervals.with_intervals(labels, probs)
+  for name in ("accuracy", "roc_auc"):
+    width = [x[name]["high"] - x[name]["low"] for x in (by_patient, naive)]
+    assert width[0] > 2 * width[1], name
+  assert by_patient["accuracy"]["method"] == "bootstrap over patients"
+
+
+def test_bootstrap_interval_of_auc_covers_the_truth():
+  rng = np.random.default_rng(4)
+  truth = scipy.stats.norm.cdf(1 / np.sqrt(2))
+  hits = 0
+  for i in range(150):
+    labels, probs = binormal(rng, 40)
+    auc = intervals.bootstrap(labels, probs, draws=300, seed=i)["roc_auc"]
+    low, high = intervals.percentiles(auc)
+    hits += low <= truth <= high
+  # Binomial spread of 150 trials around 0.95, with a little under-coverage.
+  assert 0.89 <= hits / 150 <= 0.99
+
+
+def test_newcombe_interval_covers_small_samples():
+  rng = np.random.default_rng(5)
+  truth = scipy.stats.norm.cdf(1.5 / np.sqrt(2))
+  hits = 0
+  for _ in range(300):
+    labels, probs = binormal(rng, 7, 1.5)
+    auc = metrics.binary_metrics(labels, probs)["roc_auc"]
+    low, high = intervals.auc_interval(auc, 7, 7)
+    assert low <= auc <= high
+    hits += low <= truth <= high
+  assert 0.91 <= hits / 300 <= 0.995
+
+
+def test_newcombe_interval_mirrors_and_shrinks():
+  low, high = intervals.auc_interval(0.8, 9, 5)
+  mirror = intervals.auc_interval(0.2, 9, 5)
+  assert (low, high) == pytest.approx((1 - mirror[1], 1 - mirror[0]))
+  assert intervals.auc_interval(1.0, 7, 7)[1] == 1
+  assert 0.6 < intervals.auc_interval(1.0, 7, 7)[0] < 0.8
+  assert intervals.auc_interval(1.0, 300, 300)[0] > 0.98
+
+
+def test_perfect_separation_is_not_reported_as_certain():
+  labels = np.repeat([0, 1], 7)
+  probs = np.linspace(0.1, 0.9, 14)
+  result = intervals.with_intervals(labels, probs)
+  for name in set(metrics.METRICS) - {"brier", "ece"}:
+    assert result[name]["value"] == 1, name
+    assert 0.4 < result[name]["low"] < 0.9, name
+    assert result[name]["high"] == 1, name
+  assert result["accuracy"]["method"] == "wilson"
+  assert (result["recall"]["k"], result["recall"]["n"]) == (7, 7)
+  assert result["roc_auc"]["method"] == "newcombe"
+
+
+def test_undefined_metrics_have_undefined_intervals():
+  result = intervals.with_intervals([1, 1, 1], [0.2, 0.6, 0.9])
+  for name in ("roc_auc", "specificity", "mcc"):
+    assert np.isnan([result[name][x] for x in ("value", "low", "high")]).all()
+    assert result[name]["method"] == "undefined"
+  assert result["recall"]["low"] < 2 / 3 < result["recall"]["high"]
+
+
+def test_equal_probabilities_have_no_bootstrap_interval():
+  result = intervals.with_intervals([0, 1, 0, 1], [0.3] * 4)
+  assert result["ece"]["method"] == "undetermined"
+  assert np.isnan(result["ece"]["low"])
+
+
+def test_paired_bootstrap_cancels_what_two_models_share():
+  labels, probs = binormal(np.random.default_rng(6), 30)
+  same = intervals.paired_bootstrap(labels, probs, probs, draws=200)
+  for name in metrics.METRICS:
+    assert tuple(same[name].values()) == (0, 0, 0), name
+  worse = 1 - probs
+  result = intervals.paired_bootstrap(labels, probs, worse, draws=200)
+  auc = metrics.binary_metrics(labels, probs)["roc_auc"]
+  assert result["roc_auc"]["difference"] == pytest.approx(2 * auc - 1)
+  assert result["roc_auc"]["low"] > 0
+  mirrored = intervals.paired_bootstrap(labels, worse, probs, draws=200)
+  assert mirrored["roc_auc"]["high"] == pytest.approx(-result["roc_auc"]["low"])
