@@ -134,7 +134,7 @@ def _open(mask: np.ndarray, grid: Grid) -> np.ndarray:
     return core
   box = tuple(
     slice(max(part.start - 4, 0), part.stop + 4)
-    for part in ndimage.find_objects(thick)[0]
+    for part in ndimage.find_objects(thick.astype(np.uint8))[0]
   )
   part = mask[box]
   inner = _distance_mm(part, grid) > _CORE_MM
