@@ -43,7 +43,7 @@ setuptools.setup(
     "ml-collections",
     "nibabel>=5",
     "numpy",
-    "optax>=0.2.5",
+    "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",
     "scikit-image",
     "scikit-learn",

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app
+from absl import app, flags
 
 
 class UserError(ValueError):
@@ -16,8 +16,25 @@ def one_line(error: BaseException) -> str:
   return " ".join(str(error).split())
 
 
-def run(main: Callable[[Sequence[str]], Any]) -> None:
-  """Runs an absl program; a `UserError` ends in one line and exit code 2."""
+def run(
+  main: Callable[[Sequence[str]], Any],
+  expected: tuple[type[Exception], ...] = (),
+) -> None:
+  """Runs an absl program; a user's mistake ends in one line and exit code 2.
+
+  Args:
+    main: gets the arguments that are left after the flags.
+    expected: exceptions that tell a user's mistake, beside `UserError`.
+  """
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    # config_flags raises KeyError, AttributeError, ... for what is not in the
+    # config, absl flags.Error: to a user both are a flag that is wrong.
+    try:
+      return flags.FLAGS(argv)
+    except Exception as error:
+      print(f"error: {one_line(error)}", file=sys.stderr)
+      sys.exit(2)
 
   def guarded(argv: Sequence[str]) -> Any:
     if len(argv) > 1:
@@ -29,8 +46,8 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
       sys.exit(2)
     try:
       return main(argv)
-    except UserError as error:
+    except (UserError, *expected) as error:
       print(f"error: {one_line(error)}", file=sys.stderr)
       sys.exit(2)
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=parse)

@@ -1,0 +1,268 @@
+"""TFDS records on disk to batches of numpy arrays on the host.
+
+The order of the examples is a function of (seed, epoch) alone: to resume at
+step s is to start reading at batch s. Grain reads ahead in threads.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_prep.errors import UserError
+
+Row = dict[str, str]
+Batch = dict[str, np.ndarray]
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A built data set, with the split that the config asks for.
+
+  Attributes:
+    path: the folder with dataset_info.json.
+    rows: for each split, the rows of cases.csv; `stored` in a row is the
+      split that holds its record.
+    metadata: what the builder wrote: grid, source, seed, ...
+    sources: random access to the records, by stored split.
+    fingerprint: a digest of the description and of the cases.
+  """
+
+  path: pathlib.Path
+  rows: Mapping[str, Sequence[Row]]
+  metadata: Mapping[str, Any]
+  sources: Mapping[str, Any]
+  fingerprint: str
+
+  @property
+  def grid(self) -> Mapping[str, Any]:
+    """The recipe of the target grid, `GridSpec.to_dict`."""
+    return self.metadata["grid"]
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """Voxels of one volume [D, H, W]."""
+    return tuple(self.read(next(iter(self._all_rows())))["image"].shape)
+
+  def _all_rows(self) -> Iterator[Row]:
+    for split in SPLITS:
+      yield from self.rows[split]
+
+  def read(self, row: Row) -> dict[str, Any]:
+    """Reads one record, as TFDS decodes it."""
+    return self.sources[row["stored"]][int(row["index"])]
+
+  def batch(
+    self, rows: Sequence[Row], size: int, slices: Sequence | None = None
+  ) -> Batch:
+    """Stacks records into a batch of `size`, padded with invalid zeros.
+
+    Args:
+      rows: at most `size` of them.
+      size: of the global batch.
+      slices: for each row the indices of the depth slices to keep, or None.
+
+    Returns:
+      image int16 HU [B, D, H, W, 1], label int32 [B], valid float32 [B] and
+      index int32 [B].
+    """
+    images = [self.read(row)["image"] for row in rows]
+    if slices is not None:
+      images = [x[keep] for x, keep in zip(images, slices, strict=True)]
+    image = np.zeros((size, *images[0].shape, 1), np.int16)
+    label = np.zeros(size, np.int32)
+    valid = np.zeros(size, np.float32)
+    for i, (row, x) in enumerate(zip(rows, images, strict=True)):
+      image[i, ..., 0] = x
+      label[i] = int(row["label"])
+      valid[i] = 1.0
+    index = np.arange(size, dtype=np.int32)
+    return {"image": image, "label": label, "valid": valid, "index": index}
+
+  def eval_batches(
+    self, split: str, batch_size: int
+  ) -> Iterator[tuple[Batch, Sequence[Row]]]:
+    """Yields every case of a split once, the last batch padded.
+
+    Yields:
+      a batch (see `batch`) and the rows of its valid examples, in order.
+    """
+    rows = self.rows[split]
+    chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    yield from _read_ahead(
+      _Lazy(
+        len(chunks), lambda i: (self.batch(chunks[i], batch_size), chunks[i])
+      )
+    )
+
+  def train_batches(
+    self,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    slices_per_volume: int | None = None,
+  ) -> Iterator[tuple[Batch, Sequence[Row]]]:
+    """Yields the batches of steps `start` to `stop`, in their shuffled order.
+
+    Args:
+      batch_size: global; the remainder of an epoch is left out, another one
+        each epoch.
+      seed: of the order and of the slices drawn.
+      start: the first step.
+      stop: one past the last step.
+      slices_per_volume: how many slices of each volume, drawn without
+        replacement, a 2D model sees; None gives whole volumes.
+    """
+    rows = self.rows["train"]
+    per_epoch = self.steps_per_epoch(batch_size)
+
+    def load(i: int) -> tuple[Batch, Sequence[Row]]:
+      epoch, position = divmod(start + i, per_epoch)
+      order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+      picked = order[position * batch_size : (position + 1) * batch_size]
+      chosen = [rows[k] for k in picked]
+      slices = None
+      if slices_per_volume is not None:
+        depth = self.shape[0]
+        slices = [
+          np.sort(
+            np.random.default_rng((seed, epoch, k)).choice(
+              depth, slices_per_volume, replace=False
+            )
+          )
+          for k in picked
+        ]
+      return self.batch(chosen, batch_size, slices), chosen
+
+    yield from _read_ahead(_Lazy(stop - start, load))
+
+  def steps_per_epoch(self, batch_size: int) -> int:
+    """Full batches in the training split; UserError if there is none."""
+    n = len(self.rows["train"])
+    if n < batch_size:
+      raise UserError(
+        f"{self.path}: {n} training cases do not fill a batch of {batch_size};"
+        " lower config.data.batch_size"
+      )
+    return n // batch_size
+
+
+class _Lazy:
+  """A sequence computed on access, as Grain's sources want it."""
+
+  def __init__(self, length: int, load):
+    self._length = length
+    self._load = load
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, i):
+    return self._load(int(i))
+
+
+def _read_ahead(source: _Lazy) -> Iterator:
+  if not len(source):
+    return
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+  dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+  # Grain skips None and stops by itself after the last element.
+  yield from iter(dataset)
+
+
+def find_dataset(path: str | pathlib.Path) -> pathlib.Path:
+  """Returns the one folder at or under `path` that holds a built data set.
+
+  Raises:
+    UserError: if there is none, or more than one to choose from.
+  """
+  root = pathlib.Path(path)
+  found = sorted(p.parent for p in root.rglob("dataset_info.json"))
+  found = [p for p in found if not p.name.startswith("incomplete.")]
+  if (root / "dataset_info.json").exists():
+    return root
+  if not found:
+    raise UserError(
+      f"{root}: no data set here; build one with python -m data_prep.build"
+      f" --source=phantom --out={root}"
+    )
+  if len(found) > 1:
+    names = ", ".join(str(p) for p in found)
+    raise UserError(f"{root} holds several data sets; name one of: {names}")
+  return found[0]
+
+
+def _read_cases(path: pathlib.Path) -> list[Row]:
+  cases = path / "cases.csv"
+  if not cases.exists():
+    raise UserError(f"{cases} is missing; build the data set again")
+  with cases.open(newline="") as f:
+    return [{**row, "stored": row["split"]} for row in csv.DictReader(f)]
+
+
+def _by_fold(rows: Sequence[Row], fold: int, path) -> dict[str, list[Row]]:
+  """Tests on fold `fold`, validates on the next one, trains on the rest."""
+  folds = sorted({int(row["fold"]) for row in rows})
+  if fold not in folds or len(folds) < 3:
+    raise UserError(
+      f"{path} has the folds {folds}; config.data.fold = {fold} must be one of"
+      " at least 3"
+    )
+  following = folds[(folds.index(fold) + 1) % len(folds)]
+  split_of = {fold: "test", following: "validation"}
+  result: dict[str, list[Row]] = {split: [] for split in SPLITS}
+  for row in rows:
+    result[split_of.get(int(row["fold"]), "train")].append(row)
+  return result
+
+
+def _check_patients(rows: Mapping[str, Sequence[Row]], path) -> None:
+  seen: dict[str, str] = {}
+  for split in SPLITS:
+    for row in rows[split]:
+      other = seen.setdefault(row["patient_id"], split)
+      if other != split:
+        raise UserError(
+          f"{path}: patient {row['patient_id']} is in {other} and in {split};"
+          " build the data set again with one split a patient"
+        )
+
+
+def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+  """Opens a built data set.
+
+  Args:
+    config: `config.data`, with path and fold (None keeps the stored split).
+
+  Raises:
+    UserError: if there is no such data set or it cannot be used.
+  """
+  path = find_dataset(config.path)
+  rows = [row for row in _read_cases(path) if row["label"] in ("0", "1")]
+  if config.fold is None:
+    by_split = {s: [r for r in rows if r["split"] == s] for s in SPLITS}
+  else:
+    by_split = _by_fold(rows, config.fold, path)
+  _check_patients(by_split, path)
+  builder = tfds.builder_from_directory(path)
+  wanted = tfds.decode.PartialDecoding({"image": True})
+  sources = {
+    split: builder.as_data_source(split, decoders=wanted)
+    for split in builder.info.splits
+  }
+  digest = hashlib.sha256()
+  for name in ("dataset_info.json", "cases.csv"):
+    digest.update((path / name).read_bytes())
+  metadata = json.loads((path / "metadata.json").read_text())
+  return Dataset(path, by_split, metadata, sources, digest.hexdigest()[:16])

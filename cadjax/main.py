@@ -1,0 +1,44 @@
+"""Trains a model: python -m cadjax.main --config=configs/demo.py --workdir=W.
+
+Every field of the config is a flag, for example --config.data.path=DIR or
+--config.optimizer.learning_rate=1e-4. The same command resumes a run.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from cadjax import names, train
+from data_prep import errors
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A config file, such as configs/resnet3d.py.", True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder for checkpoints and logs.", required=True
+)
+
+
+def _config() -> ml_collections.ConfigDict:
+  try:
+    config = _CONFIG.value
+  except OSError as error:
+    raise errors.UserError(f"--config: {error}") from error
+  if config is None:
+    raise errors.UserError("--config is missing; try configs/demo.py")
+  return config
+
+
+def main(_: Sequence[str]) -> None:
+  """Parses flags and makes one call."""
+  logging.set_verbosity(logging.INFO)
+  config = _config()
+  logging.info("devices: %s", jax.devices())
+  train.train_and_evaluate(config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+  errors.run(main, expected=(names.ConfigError,))

@@ -1,0 +1,172 @@
+"""The only file that knows devices: one step function, under pmap or a mesh.
+
+In both modes the state is one replicated pytree without a device axis, so
+checkpoints and evaluation do not depend on how training was spread. A batch
+stays global: it is divided here, over its examples (`data`) and, under a
+mesh, over the depth of every volume (`space`).
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cadjax import names
+
+PyTree = Any
+MODES = ("pmap", "mesh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """Where a step runs.
+
+  Attributes:
+    mode: "pmap" or "mesh".
+    mesh: all devices, with axes ("data", "space").
+    axis_name: the name for cross-device means inside a step; None under a
+      mesh, where the compiler sees the global batch.
+  """
+
+  mode: str
+  mesh: Mesh
+
+  @property
+  def axis_name(self) -> str | None:
+    """The axis for `pmean` inside the step, if the mode needs one."""
+    return "data" if self.mode == "pmap" else None
+
+  @property
+  def data_size(self) -> int:
+    """Over how many shards a batch's examples are divided."""
+    return self.mesh.shape["data"]
+
+  @property
+  def space_size(self) -> int:
+    """Over how many shards the depth of one volume is divided."""
+    return self.mesh.shape["space"]
+
+  def check_batch(self, batch_size: int, depth: int | None = None) -> None:
+    """Raises ConfigError, naming sizes that would do, for a bad division."""
+    n = self.data_size
+    if batch_size < 1 or batch_size % n:
+      below, above = batch_size // n * n, (batch_size // n + 1) * n
+      fits = f"{below} or {above}" if below else f"{above}"
+      raise names.ConfigError(
+        f"the global batch size {batch_size} does not divide by the {n}"
+        f" devices of the data axis; use {fits}"
+      )
+    if depth is not None and depth % self.space_size:
+      raise names.ConfigError(
+        f"a depth of {depth} does not divide by config.mesh.space ="
+        f" {self.space_size}"
+      )
+
+  def put_replicated(self, tree: PyTree) -> PyTree:
+    """Puts a copy of every leaf on each device."""
+    return jax.device_put(tree, NamedSharding(self.mesh, P()))
+
+  def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Divides a global batch of arrays [B, ...] over the devices."""
+    if self.mode == "pmap":
+      n = self.data_size
+      batch = {
+        k: v.reshape(n, v.shape[0] // n, *v.shape[1:]) for k, v in batch.items()
+      }
+    return {
+      k: jax.device_put(v, NamedSharding(self.mesh, self._spec(v)))
+      for k, v in batch.items()
+    }
+
+  def _spec(self, value: np.ndarray) -> P:
+    is_volume = self.mode == "mesh" and value.ndim >= 4
+    return P("data", "space") if is_volume else P("data")
+
+  def train_step(self, step: Callable) -> Callable:
+    """Compiles `step(state, batch) -> (state, metrics)`; donates the state."""
+    if self.mode == "pmap":
+      return jax.pmap(
+        step,
+        axis_name=self.axis_name,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=(0,),
+        devices=self.mesh.devices.ravel().tolist(),
+      )
+    replicated = NamedSharding(self.mesh, P())
+    return jax.jit(step, donate_argnums=(0,), out_shardings=replicated)
+
+  def eval_step(self, step: Callable) -> Callable:
+    """Compiles `step(variables, batch) -> array [B, ...]`, back on the host."""
+    if self.mode == "pmap":
+      mapped = jax.pmap(
+        step,
+        axis_name=self.axis_name,
+        in_axes=(None, 0),
+        devices=self.mesh.devices.ravel().tolist(),
+      )
+      return lambda variables, batch: np.concatenate(
+        list(np.asarray(mapped(variables, batch)))
+      )
+    jitted = jax.jit(step)
+    return lambda variables, batch: np.asarray(jitted(variables, batch))
+
+  def prefetch(
+    self, batches: Iterable[tuple[dict[str, np.ndarray], Any]], size: int = 2
+  ) -> Iterator[tuple[dict[str, jax.Array], Any]]:
+    """Keeps `size` batches on their way to the devices, ahead of the step."""
+    queue: collections.deque = collections.deque()
+    for batch, extra in batches:
+      queue.append((self.put_batch(batch), extra))
+      if len(queue) > size:
+        yield queue.popleft()
+    yield from queue
+
+
+def make_parallel(
+  mode: str = "pmap",
+  *,
+  data: int = -1,
+  space: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Parallel:
+  """Lays the devices out.
+
+  Args:
+    mode: "pmap" (the default of the configs) or "mesh".
+    data: how many shards divide the batch; -1 takes all that `space` leaves.
+    space: how many shards divide the depth of each volume; 1 under pmap.
+    devices: the devices to use, all of this process by default.
+
+  Raises:
+    ConfigError: for an unknown mode or sizes that do not fit the devices.
+  """
+  devices = list(devices or jax.devices())
+  if mode not in MODES:
+    raise names.ConfigError(
+      f"config.parallel is {mode!r}; it is one of {MODES}"
+    )
+  if jax.process_count() > 1:
+    raise names.ConfigError("cadjax runs on the devices of one process, so far")
+  if mode == "pmap" and space != 1:
+    raise names.ConfigError(
+      "pmap divides the batch only; for config.mesh.space > 1 use"
+      " --config.parallel=mesh"
+    )
+  if space < 1 or len(devices) % space:
+    raise names.ConfigError(
+      f"config.mesh.space = {space} does not divide the {len(devices)} devices"
+    )
+  data = len(devices) // space if data == -1 else data
+  if data < 1 or data * space > len(devices):
+    raise names.ConfigError(
+      f"config.mesh asks for data {data} x space {space} devices; there are"
+      f" {len(devices)}"
+    )
+  grid = np.asarray(devices[: data * space]).reshape(data, space)
+  return Parallel(mode, Mesh(grid, ("data", "space")))

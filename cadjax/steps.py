@@ -1,0 +1,196 @@
+"""The training and evaluation steps: pure functions, made from their parts.
+
+A 2D model sees the slices of a volume as separate examples with the volume's
+label: its batch is [B, S, H, W, 1] and flattened here, its logits come back
+as [B, S, K]. A 3D model has S = 1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a step changes.
+
+  Attributes:
+    step: int32 scalar, the number of updates done.
+    params: float32 parameters.
+    batch_stats: running statistics of the norms ({} where there are none).
+    opt_state: the optimizer's state.
+    ema_params: exponential moving average of params, or None.
+  """
+
+  step: jax.Array
+  params: PyTree
+  batch_stats: PyTree
+  opt_state: PyTree
+  ema_params: PyTree | None
+
+  def eval_variables(self) -> dict[str, PyTree]:
+    """The variables that evaluation and checkpoints of the best use."""
+    params = self.params if self.ema_params is None else self.ema_params
+    return {"params": params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  image_shape: tuple[int, ...],
+  *,
+  ema: bool,
+) -> TrainState:
+  """Initialises parameters and optimizer for images [1, (D,) H, W, 1]."""
+
+  @jax.jit
+  def init(key: jax.Array) -> TrainState:
+    variables = model.init(
+      {"params": key}, jnp.zeros((1, *image_shape)), train=False
+    )
+    params = variables["params"]
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=variables.get("batch_stats", {}),
+      opt_state=tx.init(params),
+      # A copy: the step donates the state, and a buffer is donated once.
+      ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+    )
+
+  return init(key)
+
+
+def window(image: jax.Array, window_hu: tuple[float, float]) -> jax.Array:
+  """Maps HU (any integer type) in `window_hu` linearly to float32 [0, 1]."""
+  low, high = window_hu
+  return jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
+
+
+def flatten_slices(x: jax.Array, ndim: int) -> jax.Array:
+  """[B, S, H, W, 1] -> [B * S, H, W, 1] for a 2D model; else unchanged."""
+  return x.reshape(-1, *x.shape[2:]) if ndim == 2 else x
+
+
+def make_prepare(
+  *, ndim: int, window_hu: tuple[float, float], augment: Callable | None
+) -> Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array, jax.Array]]:
+  """Makes `prepare(key, batch) -> (image, label, valid)`, all on the device.
+
+  Args:
+    ndim: 2 flattens the slices of each volume into the batch.
+    window_hu: the HU that become 0 and 1.
+    augment: `fn(key, image, mask) -> (image, mask)` for one example, or None.
+
+  Returns:
+    A function of a key and a batch with image [B, D, H, W, 1] (int16 HU),
+    label [B], valid [B] and index [B], the example's place in the global
+    batch: its randomness depends on that alone, not on the device it is on.
+  """
+
+  def prepare(key, batch):
+    image = window(batch["image"], window_hu)
+    slices = image.shape[1] if ndim == 2 else 1
+    image = flatten_slices(image, ndim)
+    label = jnp.repeat(batch["label"], slices)
+    valid = jnp.repeat(batch["valid"], slices)
+    if augment is not None:
+      index = batch["index"][:, None] * slices + jnp.arange(slices)[None]
+      keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index.ravel())
+      image, _ = jax.vmap(lambda k, x: augment(k, x, None))(keys, image)
+    return image, label, valid
+
+  return prepare
+
+
+def make_train_step(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
+  prepare: Callable,
+  *,
+  seed: int,
+  schedule: Callable[[jax.Array], jax.Array],
+  ema_decay: float = 0.0,
+  axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """Makes `train_step(state, batch) -> (state, metrics)`.
+
+  Args:
+    model: gives (logits [N, K], features) and changes "batch_stats".
+    tx: the optimizer.
+    loss_fn: per example, (logits [N, K], label [N]) -> [N].
+    prepare: from `make_prepare`.
+    seed: of augmentation; the key of a step is `fold_in(seed, step)`.
+    schedule: the learning rate by step, for the log.
+    ema_decay: of the moving average of the parameters; 0 keeps none.
+    axis_name: the pmap axis over which losses and gradients are summed.
+  """
+
+  def psum(tree):
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+  def train_step(state, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    image, label, valid = prepare(key, batch)
+    count = psum(valid.sum())
+
+    def loss_of(params):
+      variables = {"params": params, "batch_stats": state.batch_stats}
+      (logits, _), updates = model.apply(
+        variables, image, train=True, mutable=["batch_stats"]
+      )
+      # A sum over this device's share of the global mean, so that the
+      # gradients of all devices add up to the gradient of that mean.
+      loss = jnp.sum(loss_fn(logits, label) * valid) / count
+      return loss, (logits, updates.get("batch_stats", {}))
+
+    grad_fn = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+    loss, grads = psum((loss, grads))
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+      # The early average follows quickly: decay (1 + t) / (10 + t) at first.
+      decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+      ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+    hits = jnp.sum((logits.argmax(-1) == label) * valid)
+    metrics = {
+      "loss": loss,
+      "accuracy": psum(hits) / count,
+      "grad_norm": optax.tree.norm(grads),
+      "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    state = TrainState(
+      state.step + 1, params, batch_stats, opt_state, ema_params
+    )
+    return state, metrics
+
+  return train_step
+
+
+def make_eval_step(
+  model: nn.Module, *, ndim: int, window_hu: tuple[float, float]
+) -> Callable[[dict[str, PyTree], Batch], jax.Array]:
+  """Makes `eval_step(variables, batch) -> logits [B, S, K]`, float32.
+
+  The model must be made with `axis_name=None`: evaluation uses the running
+  statistics.
+  """
+
+  def eval_step(variables, batch):
+    image = batch["image"]
+    examples = flatten_slices(window(image, window_hu), ndim)
+    logits, _ = model.apply(variables, examples, train=False)
+    return logits.reshape(image.shape[0], -1, logits.shape[-1])
+
+  return eval_step

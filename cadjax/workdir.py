@@ -1,0 +1,199 @@
+"""What a training run leaves behind, and how the other programs read it."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from cadjax import __version__, checkpoint, models, steps
+from cadjax.input_pipeline import Dataset
+from data_prep.errors import UserError
+
+# Where a run may differ from the one it resumes.
+FREE_KEYS = ("data.path", "log_every", "checkpoint_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained classifier.
+
+  Attributes:
+    path: the workdir.
+    config: the config that it was trained with.
+    dataset: dataset.json: grid recipe, training ranges, fingerprint, counts.
+    step: the step of the best checkpoint.
+    variables: {"params", "batch_stats"} of that checkpoint.
+  """
+
+  path: pathlib.Path
+  config: ml_collections.ConfigDict
+  dataset: dict[str, Any]
+  step: int
+  variables: dict[str, Any]
+
+  @functools.cached_property
+  def _eval_step(self):
+    model = models.get_model(self.config.model)
+    return jax.jit(
+      steps.make_eval_step(
+        model,
+        ndim=self.config.model.ndim,
+        window_hu=tuple(self.config.data.window_hu),
+      )
+    )
+
+  def logits(self, image: np.ndarray) -> np.ndarray:
+    """Scores volumes; compiled once for each shape.
+
+    Args:
+      image: int16 HU [B, D, H, W, 1] on the grid of `dataset["grid"]`.
+
+    Returns:
+      float32 [B, S, K]: S = 1 for a 3D model and S = D slices for a 2D one,
+      K classes.
+    """
+    return np.asarray(self._eval_step(self.variables, {"image": image}))
+
+
+def load_trained(path: str | pathlib.Path) -> Trained:
+  """Loads the best checkpoint of a workdir.
+
+  Raises:
+    UserError: if there is no such workdir, or no model in it.
+  """
+  workdir = pathlib.Path(path)
+  for name in ("config.json", "dataset.json"):
+    if not (workdir / name).exists():
+      raise UserError(
+        f"{workdir} is not a workdir of cadjax.main: {name} is missing"
+      )
+  config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
+  dataset = read_json(workdir / "dataset.json")
+  step, variables = checkpoint.restore_best(workdir)
+  return Trained(workdir, config, dataset, step, variables)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a JSON file; UserError if it is not one."""
+  try:
+    return json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def feature_ranges(dataset: Dataset) -> dict[str, list[float]]:
+  """The range of each intensity feature over the training cases.
+
+  Returns:
+    {feature: [lowest, highest]} for the columns that
+    `data_prep.plausibility.describe` gave the builder.
+  """
+  known = {"split", "stored", "index", "case_id", "patient_id", "label"}
+  known |= {"fold", "cad_rads"}
+  rows = dataset.rows["train"]
+  ranges = {}
+  for name in (k for k in rows[0] if k not in known):
+    try:
+      values = np.array([float(row[name]) for row in rows])
+    except ValueError:
+      continue
+    if np.isfinite(values).any():
+      ranges[name] = [float(np.nanmin(values)), float(np.nanmax(values))]
+  return ranges
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+  """The contents of dataset.json."""
+  patients = {
+    split: len({row["patient_id"] for row in rows})
+    for split, rows in dataset.rows.items()
+  }
+  return {
+    "path": str(dataset.path),
+    "fingerprint": dataset.fingerprint,
+    "source": dataset.metadata.get("source"),
+    "metadata": dict(dataset.metadata),
+    "grid": dataset.grid,
+    "cases": {split: len(rows) for split, rows in dataset.rows.items()},
+    "patients": patients,
+    "reference": feature_ranges(dataset),
+  }
+
+
+def _git_hash() -> str | None:
+  """The commit of this checkout; None for an installed wheel."""
+  here = pathlib.Path(__file__).parent
+  command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
+
+
+def versions() -> dict[str, Any]:
+  """Versions of what computes, the commit and the devices."""
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  return {
+    "cadjax": __version__,
+    "git": _git_hash(),
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in packages},
+    "devices": [str(d.device_kind) for d in jax.devices()],
+  }
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  flat = {}
+  for key, value in tree.items():
+    flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+  return flat
+
+
+def prepare(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict, dataset: Dataset
+) -> None:
+  """Writes what identifies a run, or checks it against what is there.
+
+  Raises:
+    UserError: if the workdir was made with another config or other data; the
+      message shows the difference.
+  """
+  wanted = json.loads(json.dumps(config.to_dict()))
+  data = json.loads(json.dumps(describe_dataset(dataset)))
+  if (workdir / "config.json").exists():
+    old, new = _flat(read_json(workdir / "config.json")), _flat(wanted)
+    changes = [
+      f"config.{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key) != new.get(key) and key not in FREE_KEYS
+    ]
+    there = read_json(workdir / "dataset.json")
+    if there["fingerprint"] != data["fingerprint"]:
+      changes.append(
+        f"data: {there['path']} ({there['fingerprint']}) there,"
+        f" {data['path']} ({data['fingerprint']}) now"
+      )
+    if changes:
+      raise UserError(
+        f"{workdir} was made with another config or other data:"
+        f" {'; '.join(changes)}. Use another --workdir"
+      )
+    return
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir={workdir} is a file")
+  workdir.mkdir(parents=True, exist_ok=True)
+  checkpoint.write_json(workdir / "dataset.json", data)
+  checkpoint.write_json(workdir / "versions.json", versions())
+  # Last: a workdir with a config is whole.
+  checkpoint.write_json(workdir / "config.json", wanted)
