@@ -1,0 +1,306 @@
+"""Figures of a classifier's results: ROC, PR, calibration and confusion.
+
+Each function returns a matplotlib Figure, made without pyplot so that nothing
+global is touched; `save` writes it as a whole or not at all.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sklearn.metrics
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cadjax import calibration, intervals, metrics
+
+# Okabe and Ito's colours, told apart also by colour-blind readers.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+GREY = "#6b6b6b"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """What one line of a figure shows.
+
+  Attributes:
+    name: for the legend, such as "by patient".
+    unit: what is counted, such as "patients".
+    labels: [n], 0 or 1.
+    probs: [n], calibrated probability of CAD.
+    threshold: at or above it a case is called CAD.
+    metrics: of `intervals.with_intervals`.
+  """
+
+  name: str
+  unit: str
+  labels: np.ndarray
+  probs: np.ndarray
+  threshold: float
+  metrics: Mapping[str, Mapping[str, Any]]
+
+  @property
+  def has_both_classes(self) -> bool:
+    """Whether curves are defined."""
+    return np.unique(self.labels).size == 2
+
+
+def interval_text(entry: Mapping[str, Any]) -> str:
+  """Returns "0.86 [0.60, 0.96]", and "undefined" for a NaN."""
+  if _undefined(entry["value"]):
+    return "undefined"
+  if _undefined(entry["low"]):
+    return f"{entry['value']:.2f} [no interval]"
+  return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def roc_figure(
+  scores: Sequence[Scores], *, title: str = "", footer: str = ""
+) -> Figure:
+  """Draws ROC curves with their operating points.
+
+  Args:
+    scores: one line each; the first gets a 95 % band from 500 bootstrap draws
+      of its cases.
+    title: of the axes.
+    footer: small print.
+  """
+  figure, axes = _square(title, footer)
+  axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+  for i, one in enumerate(scores):
+    label = f"{_counted(one)}\nAUC {interval_text(one.metrics['roc_auc'])}"
+    if not one.has_both_classes:
+      axes.plot([], [], color=COLORS[i], label=f"{label} (one class only)")
+      continue
+    if i == 0:
+      grid = np.linspace(0, 1, 101)
+      low, high = _roc_band(one, grid)
+      axes.fill_between(grid, low, high, color=COLORS[0], alpha=0.15, lw=0)
+    fpr, tpr, _ = sklearn.metrics.roc_curve(
+      one.labels, one.probs, drop_intermediate=False
+    )
+    axes.plot(fpr, tpr, color=COLORS[i], lw=2, label=label, clip_on=False)
+    at = metrics.binary_metrics(one.labels, one.probs, one.threshold)
+    _mark(axes, 1 - at["specificity"], at["recall"], i, one.threshold)
+  axes.set_xlabel("1 - specificity")
+  axes.set_ylabel("Sensitivity (recall)")
+  axes.legend(loc="lower right", fontsize=8, framealpha=0.95)
+  return figure
+
+
+def pr_figure(
+  scores: Sequence[Scores], *, title: str = "", footer: str = ""
+) -> Figure:
+  """Draws precision-recall curves; dotted is the share of CAD."""
+  figure, axes = _square(title, footer)
+  for i, one in enumerate(scores):
+    label = f"{_counted(one)}\nPR AUC {interval_text(one.metrics['pr_auc'])}"
+    if not one.has_both_classes:
+      axes.plot([], [], color=COLORS[i], label=f"{label} (one class only)")
+      continue
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(
+      one.labels, one.probs
+    )
+    # Below the threshold that finds all, recall stays and precision falls.
+    first = np.flatnonzero(recall == 1)[-1]
+    axes.step(
+      recall[first:],
+      precision[first:],
+      where="post",
+      color=COLORS[i],
+      lw=2,
+      label=label,
+      clip_on=False,
+    )
+    axes.axhline(np.mean(one.labels), color=COLORS[i], lw=1, ls=":")
+    at = metrics.binary_metrics(one.labels, one.probs, one.threshold)
+    if not math.isnan(at["precision"]):
+      _mark(axes, at["recall"], at["precision"], i, one.threshold)
+  axes.set_xlabel("Recall (sensitivity)")
+  axes.set_ylabel("Precision")
+  axes.legend(loc="lower left", fontsize=8, framealpha=0.95)
+  return figure
+
+
+def calibration_figure(
+  one: Scores, *, title: str = "", footer: str = ""
+) -> Figure:
+  """Draws a reliability diagram over the histogram of the probabilities."""
+  figure = Figure(figsize=(5, 6), dpi=150, layout="constrained")
+  top, bottom = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+  figure.suptitle(title, fontsize=10)
+  top.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="perfect")
+  table = calibration.reliability(one.labels, one.probs)
+  mean, rate, low, high = (
+    np.array([row[name] for row in table])
+    for name in ("mean_prob", "rate", "low", "high")
+  )
+  label = "\n".join(
+    [
+      _counted(one),
+      f"ECE {interval_text(one.metrics['ece'])}",
+      f"Brier {interval_text(one.metrics['brier'])}",
+    ]
+  )
+  top.errorbar(
+    mean,
+    rate,
+    yerr=np.maximum([rate - low, high - rate], 0),
+    fmt="o",
+    color=COLORS[0],
+    ms=5,
+    lw=1.2,
+    capsize=2,
+    label=label,
+    clip_on=False,
+  )
+  for row in table:
+    top.annotate(
+      f"{row['k']}/{row['n']}",
+      (row["mean_prob"], row["rate"]),
+      xytext=(5, 4 if row["rate"] < 0.9 else -10),
+      textcoords="offset points",
+      fontsize=7,
+      color=GREY,
+    )
+  top.set_ylabel("Observed share of CAD (Wilson 95 %)")
+  top.set_ylim(-0.02, 1.02)
+  # Outside: with few patients the intervals fill the axes.
+  top.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, frameon=False)
+  bottom.hist(
+    [one.probs[one.labels == 0], one.probs[one.labels == 1]],
+    bins=np.linspace(0, 1, metrics.ECE_BINS + 1),
+    stacked=True,
+    color=COLORS[:2],
+    label=["normal", "CAD"],
+  )
+  bottom.axvline(one.threshold, color="black", lw=1, ls="--")
+  bottom.set_xlim(0, 1)
+  bottom.set_xlabel("Calibrated probability of CAD (dashed: threshold)")
+  bottom.set_ylabel(one.unit.capitalize())
+  bottom.set_ylim(0, bottom.get_ylim()[1] * 1.4)
+  bottom.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+  bottom.legend(fontsize=7, frameon=False, loc="upper center", ncols=2)
+  _plain(top, bottom)
+  _small_print(figure, footer)
+  return figure
+
+
+def confusion_figure(
+  one: Scores, *, title: str = "", footer: str = ""
+) -> Figure:
+  """Draws the confusion table with row shares and their intervals."""
+  counts = metrics.confusion(one.labels, one.probs, one.threshold)
+  table = np.array([[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]])
+  totals = table.sum(1, keepdims=True)
+  shares = table / np.maximum(totals, 1)
+  figure = Figure(figsize=(5, 4.6), dpi=150, layout="constrained")
+  axes = figure.subplots()
+  axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.3)
+  for row, column in np.ndindex(2, 2):
+    dark = shares[row, column] > 0.7
+    share = f"{shares[row, column]:.0%}" if totals[row, 0] else "no case"
+    axes.text(
+      column,
+      row,
+      f"{table[row, column]}\n{share}",
+      ha="center",
+      va="center",
+      fontsize=14,
+      color="white" if dark else "black",
+    )
+  rates = [one.metrics["specificity"], one.metrics["recall"]]
+  names = ("Specificity", "Sensitivity")
+  axes.set_yticks(
+    [0, 1],
+    [
+      f"{truth}\n{name}\n{interval_text(rate)}"
+      for truth, name, rate in zip(("Normal", "CAD"), names, rates, strict=True)
+    ],
+    fontsize=8,
+  )
+  axes.set_xticks([0, 1], ["called normal", "called CAD"], fontsize=9)
+  axes.set_ylabel("Truth")
+  accuracy = interval_text(one.metrics["accuracy"])
+  axes.set_xlabel(
+    f"{_counted(one)}; threshold {one.threshold:.3f}\naccuracy {accuracy}",
+    fontsize=9,
+  )
+  axes.set_title(title, fontsize=10)
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+  _small_print(figure, footer)
+  return figure
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+  """Writes a PNG to a temporary name and renames it."""
+  temporary = path.with_name(path.name + ".tmp")
+  figure.savefig(temporary, format="png")
+  temporary.replace(path)
+
+
+def _undefined(value: float | None) -> bool:
+  return value is None or math.isnan(value)
+
+
+def _counted(one: Scores) -> str:
+  sick, total = int(np.sum(one.labels)), len(one.labels)
+  return f"{one.name}: {total} {one.unit}, {sick} with CAD"
+
+
+def _square(title: str, footer: str) -> tuple[Figure, Axes]:
+  figure = Figure(figsize=(5, 5.2), dpi=150, layout="constrained")
+  axes = figure.subplots()
+  axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+  axes.set_title(title, fontsize=10)
+  axes.grid(color="#e5e5e5", lw=0.6)
+  _plain(axes)
+  _small_print(figure, footer)
+  return figure, axes
+
+
+def _plain(*axes: Axes) -> None:
+  for one in axes:
+    one.spines[["top", "right"]].set_visible(False)
+    one.set_axisbelow(True)
+
+
+def _small_print(figure: Figure, text: str) -> None:
+  if text:
+    figure.supxlabel(text, fontsize=7, color=GREY)
+
+
+def _mark(axes: Axes, x: float, y: float, i: int, threshold: float) -> None:
+  axes.plot(
+    [x],
+    [y],
+    "o",
+    ms=7,
+    mfc="white",
+    mec=COLORS[i],
+    mew=2,
+    zorder=5,
+    clip_on=False,
+    label=f"threshold {threshold:.3f}",
+  )
+
+
+def _roc_band(one: Scores, grid: np.ndarray) -> np.ndarray:
+  """Returns the pointwise [2, len(grid)] band of sensitivity."""
+  counts = intervals.bootstrap_counts(one.labels, draws=500)
+  order = np.argsort(-one.probs, kind="stable")
+  last = np.append(np.diff(one.probs[order]) != 0, True)
+  sick = np.asarray(one.labels)[order] == 1
+  counts = counts[:, order]
+  tp = (counts * sick).cumsum(1)[:, last] / sick.sum()
+  fp = (counts * ~sick).cumsum(1)[:, last] / (~sick).sum()
+  curves = [
+    np.interp(grid, np.append(0, f), np.append(0, t))
+    for f, t in zip(fp, tp, strict=True)
+  ]
+  return np.quantile(curves, [0.025, 0.975], axis=0)
