@@ -1,0 +1,422 @@
+"""Augmentation of one example on the device, in 2D and 3D alike.
+
+Every function is pure, `fn(key, image, mask, *, options) -> (image, mask)`,
+and works under `jax.jit` and `jax.vmap`. The image is float32
+[*space, channels] in [0, 1], with [H, W] or [D, H, W] as its space; the mask
+is [*space] of any integer type, or None. The same key gives the same result.
+Options with one value per axis are in the order of the axes; one number
+stands for all axes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy import ndimage
+
+from cadjax import names
+
+Example = tuple[jax.Array, jax.Array | None]
+PerAxis = float | Sequence[float]
+
+
+def spatial(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  flip: PerAxis = 0.0,
+  probability: float = 0.5,
+  rotation_degrees: PerAxis = 10.0,
+  scale: float = 0.1,
+  shear: float = 0.0,
+  translation: PerAxis = 0.05,
+  elastic_probability: float = 0.0,
+  elastic_mm: float = 3.0,
+  elastic_cells: int = 4,
+  spacing_mm: PerAxis = 1.0,
+  fill: float = 0.0,
+) -> Example:
+  """Flips, turns, scales, shears, shifts and bends in one interpolation.
+
+  Linear for the image, nearest for the mask; what comes from outside is
+  `fill`, and 0 in the mask. Ranges are symmetric around no change.
+
+  Args:
+    key: a JAX random key.
+    image: [*space, channels] in [0, 1].
+    mask: [*space] integers, or None.
+    flip: probability of mirroring each axis. A mirrored thorax has its heart
+      on the right, so leave the left-right axis (W) and the others at 0
+      unless that is wanted.
+    probability: of rotation, scale, shear and translation together.
+    rotation_degrees: largest angle about each of D, H and W; about D only
+      in 2D (the first value).
+    scale: largest relative change of size, log-uniform, >= 0.
+    shear: largest shift of one axis per unit of another, for every pair.
+    translation: largest shift as a fraction of each axis.
+    elastic_probability: of the elastic deformation.
+    elastic_mm: standard deviation of the displacement of a control point
+      along each axis, in the units of `spacing_mm`.
+    elastic_cells: control points along each axis, cubically interpolated.
+    spacing_mm: size of a voxel in mm along each axis, so that rotations and
+      shears stay rigid on an anisotropic grid.
+    fill: value outside the image.
+
+  Returns:
+    The image and the mask, of the same shapes and types.
+  """
+  space = image.shape[:-1]
+  spacing = _per_axis(spacing_mm, len(space))
+  keys = jax.random.split(key, 3)
+  image, mask = _flip(keys[0], image, mask, _per_axis(flip, len(space)))
+  if not (probability or elastic_probability):
+    return image, mask
+  matrix, shift = _draw_affine(
+    keys[1],
+    len(space),
+    probability,
+    (rotation_degrees, scale, shear, translation),
+  )
+  coordinates = _affine_coordinates(space, spacing, matrix, shift)
+  if elastic_probability:
+    bend = _draw_elastic(
+      keys[2], space, elastic_probability, elastic_mm, elastic_cells
+    )
+    coordinates = [
+      c + b / s for c, b, s in zip(coordinates, bend, spacing, strict=True)
+    ]
+  channels = [
+    ndimage.map_coordinates(
+      image[..., c], coordinates, order=1, mode="constant", cval=fill
+    )
+    for c in range(image.shape[-1])
+  ]
+  if mask is not None:
+    mask = ndimage.map_coordinates(mask, coordinates, order=0, mode="constant")
+  return jnp.stack(channels, axis=-1), mask
+
+
+def blur(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  probability: float = 0.2,
+  sigma: float = 1.0,
+) -> Example:
+  """Blurs the image with a Gaussian, renormalised at the edges.
+
+  Args:
+    key: a JAX random key.
+    image: [*space, channels] in [0, 1].
+    mask: [*space] integers, or None; returned as it is.
+    probability: of blurring.
+    sigma: largest standard deviation in voxels, uniform from 0.
+
+  Returns:
+    The image and the mask, of the same shapes and types.
+  """
+  on, drawn = _draw(key, probability, 0.0, sigma)
+  # A width of nearly 0 makes each kernel exactly [.., 0, 1, 0, ..].
+  width = jnp.where(on, jnp.maximum(drawn, 1e-3), 1e-3)
+  for axis, n in enumerate(image.shape[:-1]):
+    # A product with a matrix, not a sum over taps: XLA on CPU would compute
+    # what came before (an interpolation) anew for every tap.
+    offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :]
+    kernel = jnp.exp(-0.5 * (offsets / width) ** 2)
+    kernel = kernel / jnp.sum(kernel, axis=1, keepdims=True)
+    image = jnp.tensordot(kernel, image, (1, axis), precision="highest")
+    image = jnp.moveaxis(image, 0, axis)
+  return image, mask
+
+
+def noise(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  probability: float = 0.5,
+  sigma: float = 0.05,
+) -> Example:
+  """Adds white Gaussian noise and clips to [0, 1].
+
+  Args:
+    key: a JAX random key.
+    image: [*space, channels] in [0, 1].
+    mask: [*space] integers, or None; returned as it is.
+    probability: of adding noise.
+    sigma: largest standard deviation as a fraction of the HU window, uniform
+      from 0: 0.05 of a window 1000 HU wide is 50 HU.
+
+  Returns:
+    The image and the mask, of the same shapes and types.
+  """
+  key, key_noise = jax.random.split(key)
+  on, drawn = _draw(key, probability, 0.0, sigma)
+  noisy = image + drawn * jax.random.normal(key_noise, image.shape)
+  return jnp.where(on, jnp.clip(noisy, 0.0, 1.0), image), mask
+
+
+def intensity(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  probability: float = 0.5,
+  shift: float = 0.05,
+  scale: float = 0.1,
+) -> Example:
+  """Scales and shifts the intensities (HU) and clips to [0, 1].
+
+  Args:
+    key: a JAX random key.
+    image: [*space, channels] in [0, 1].
+    mask: [*space] integers, or None; returned as it is.
+    probability: of the change.
+    shift: largest shift as a fraction of the HU window, uniform in
+      [-shift, shift]: 0.05 of a window 1000 HU wide is 50 HU.
+    scale: largest relative change of the contrast about the middle of the
+      window, uniform in [-scale, scale].
+
+  Returns:
+    The image and the mask, of the same shapes and types.
+  """
+  key, key_scale = jax.random.split(key)
+  on, offset = _draw(key, probability, -shift, shift)
+  factor = 1 + jax.random.uniform(key_scale, (), minval=-scale, maxval=scale)
+  changed = jnp.clip((image - 0.5) * factor + 0.5 + offset, 0.0, 1.0)
+  return jnp.where(on, changed, image), mask
+
+
+def gamma(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  probability: float = 0.3,
+  largest: float = 1.5,
+) -> Example:
+  """Raises the image to a random power.
+
+  Args:
+    key: a JAX random key.
+    image: [*space, channels] in [0, 1].
+    mask: [*space] integers, or None; returned as it is.
+    probability: of the change.
+    largest: the power is log-uniform in [1 / largest, largest], >= 1.
+
+  Returns:
+    The image and the mask, of the same shapes and types.
+  """
+  bound = math.log(largest)
+  on, power = _draw(key, probability, -bound, bound)
+  return jnp.where(on, jnp.clip(image, 0.0, 1.0) ** jnp.exp(power), image), mask
+
+
+def cutout(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  probability: float = 0.5,
+  size: PerAxis = 0.25,
+  count: int = 1,
+  fill: float = 0.0,
+) -> Example:
+  """Sets boxes of the image to one value (DeVries & Taylor 2017).
+
+  Args:
+    key: a JAX random key.
+    image: [*space, channels] in [0, 1].
+    mask: [*space] integers, or None; returned as it is.
+    probability: of each box.
+    size: edge of a box as a fraction of each axis. Its centre is uniform
+      over the image, so a part of it may lie outside.
+    count: number of boxes.
+    fill: value inside.
+
+  Returns:
+    The image and the mask, of the same shapes and types.
+  """
+  space = image.shape[:-1]
+  sizes = _per_axis(size, len(space))
+  for key_box in jax.random.split(key, count):
+    key_on, key_centre = jax.random.split(key_box)
+    inside = jax.random.bernoulli(key_on, probability)
+    centre = jax.random.uniform(key_centre, (len(space),))
+    for axis, n in enumerate(space):
+      near = (
+        jnp.abs(_ramp(space, axis) - centre[axis] * n) <= sizes[axis] * n / 2
+      )
+      inside = inside & near
+    image = jnp.where(inside[..., None], fill, image)
+  return image, mask
+
+
+# In the order in which they act.
+AUGMENTATIONS = {
+  "spatial": spatial,
+  "blur": blur,
+  "noise": noise,
+  "intensity": intensity,
+  "gamma": gamma,
+  "cutout": cutout,
+}
+
+
+def augment(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  options: Mapping[str, Mapping[str, Any]],
+) -> Example:
+  """Applies the augmentations named in `options`.
+
+  They act in the order of `AUGMENTATIONS`, each with a key of its own: one
+  more does not change what the others draw.
+
+  Args:
+    key: a JAX random key.
+    image: [*space, channels] float32 in [0, 1].
+    mask: [*space] integers, or None.
+    options: name to options; {"noise": {}} is noise with its defaults, {}
+      changes nothing.
+
+  Returns:
+    The image and the mask, of the same shapes and types.
+
+  Raises:
+    names.UnknownName: for an unknown augmentation or option.
+  """
+  _check(options)
+  for i, (name, fn) in enumerate(AUGMENTATIONS.items()):
+    if name in options:
+      key_fn = jax.random.fold_in(key, i)
+      image, mask = fn(key_fn, image, mask, **options[name])
+  return image, mask
+
+
+def _check(options: Mapping[str, Mapping[str, Any]]) -> None:
+  names.check_known(options, AUGMENTATIONS, "augmentation")
+  for name, chosen in options.items():
+    known = AUGMENTATIONS[name].__kwdefaults__
+    names.check_known(chosen, known, f"option of the augmentation {name!r}")
+
+
+def _per_axis(value: PerAxis, count: int) -> tuple[float, ...]:
+  if isinstance(value, int | float):
+    return (float(value),) * count
+  if len(value) != count:
+    raise names.ConfigError(
+      f"{tuple(value)} has {len(value)} values; one per axis are {count}"
+    )
+  return tuple(float(each) for each in value)
+
+
+def _ramp(space: Sequence[int], axis: int) -> jax.Array:
+  """Returns the index along one axis, shaped to broadcast over space."""
+  shape = [n if a == axis else 1 for a, n in enumerate(space)]
+  return jnp.arange(space[axis], dtype=jnp.float32).reshape(shape)
+
+
+def _draw(
+  key: jax.Array, probability: float, low: float, high: float
+) -> tuple[jax.Array, jax.Array]:
+  """Draws whether to act, and how much."""
+  key_on, key_value = jax.random.split(key)
+  on = jax.random.bernoulli(key_on, probability)
+  return on, jax.random.uniform(key_value, (), minval=low, maxval=high)
+
+
+def _flip(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  probabilities: Sequence[float],
+) -> Example:
+  for axis, probability in enumerate(probabilities):
+    if not probability:
+      continue
+    on = jax.random.bernoulli(jax.random.fold_in(key, axis), probability)
+    image = jnp.where(on, jnp.flip(image, axis), image)
+    if mask is not None:
+      mask = jnp.where(on, jnp.flip(mask, axis), mask)
+  return image, mask
+
+
+def _rotation(ndim: int, degrees: Sequence[jax.Array]) -> jax.Array:
+  """Returns the rotation about D, then H, then W, or in the plane in 2D.
+
+  A positive angle turns the earlier of the two other axes towards the later.
+  """
+  planes = [(0, 1)] if ndim == 2 else [(1, 2), (0, 2), (0, 1)]
+  matrix = jnp.eye(ndim)
+  for (i, j), angle in zip(planes, degrees, strict=False):
+    cosine, sine = jnp.cos(jnp.deg2rad(angle)), jnp.sin(jnp.deg2rad(angle))
+    turn = jnp.eye(ndim).at[i, i].set(cosine).at[j, j].set(cosine)
+    turn = turn.at[j, i].set(sine).at[i, j].set(-sine)
+    matrix = jnp.matmul(turn, matrix, precision="highest")
+  return matrix
+
+
+def _draw_affine(
+  key: jax.Array,
+  ndim: int,
+  probability: float,
+  ranges: tuple[PerAxis, float, float, PerAxis],
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a matrix in mm and a shift in fractions, from output to input."""
+  degrees, scale, shear, translation = ranges
+  keys = jax.random.split(key, 5)
+
+  def draw(i: int, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(keys[i], shape, minval=-1.0, maxval=1.0)
+
+  on = jax.random.bernoulli(keys[0], probability)
+  turn = _rotation(ndim, draw(1, (3,)) * jnp.asarray(_per_axis(degrees, 3)))
+  off_diagonal = 1 - jnp.eye(ndim)
+  slant = jnp.eye(ndim) + shear * off_diagonal * draw(2, (ndim, ndim))
+  matrix = jnp.matmul(slant, turn.T, precision="highest")
+  matrix = matrix * jnp.exp(math.log1p(scale) * draw(3, ()))
+  shift = draw(4, (ndim,)) * jnp.asarray(_per_axis(translation, ndim))
+  return jnp.where(on, matrix, jnp.eye(ndim)), jnp.where(on, shift, 0.0)
+
+
+def _affine_coordinates(
+  space: Sequence[int],
+  spacing: Sequence[float],
+  matrix: jax.Array,
+  shift: jax.Array,
+) -> list[jax.Array]:
+  """Returns where in the input each output voxel comes from, by axis.
+
+  The map is about the centre of the grid. Sums of one-axis ramps, not a
+  matrix product, so that the identity is exact in any matmul precision.
+  """
+  coordinates = []
+  for i, n in enumerate(space):
+    source = jnp.full((1,) * len(space), (n - 1) / 2) - shift[i] * n
+    for j, size in enumerate(space):
+      ramp = _ramp(space, j) - (size - 1) / 2
+      source = source + matrix[i, j] * (spacing[j] / spacing[i]) * ramp
+    coordinates.append(source)
+  return coordinates
+
+
+def _draw_elastic(
+  key: jax.Array,
+  space: Sequence[int],
+  probability: float,
+  elastic_mm: float,
+  cells: int,
+) -> list[jax.Array]:
+  """Draws a smooth displacement in mm, one map per axis."""
+  key_on, key_grid = jax.random.split(key)
+  on = jax.random.bernoulli(key_on, probability)
+  shape = (len(space), *(min(cells, n) for n in space))
+  grid = jnp.where(on, elastic_mm, 0.0) * jax.random.normal(key_grid, shape)
+  return [jax.image.resize(each, space, "cubic") for each in grid]
