@@ -68,8 +68,10 @@ def assign_splits(
       f"the shares of the splits add up to {sum(fractions):.4g}, not to 1"
     )
   chosen: dict[str, str] = {}
+  owed = np.zeros(len(SPLITS))
   for label, members in _shuffled_strata(patients, labels, seed).items():
-    counts = _apportion(len(members), fractions, label_name(label))
+    counts = _apportion(len(members), fractions, label_name(label), owed)
+    owed += np.array(fractions) * len(members) - counts
     names = [n for n, c in zip(SPLITS, counts, strict=True) for _ in range(c)]
     chosen.update(zip(members, names, strict=True))
   return [chosen[patient] for patient in patients]
@@ -166,24 +168,26 @@ def _shuffled_strata(
   }
 
 
-def _apportion(count: int, fractions: Sequence[float], name: str) -> list[int]:
-  """Shares out `count` by largest remainder, at least 1 where asked for."""
-  wanted = [f > 0 for f in fractions]
-  if count < sum(wanted):
+def _apportion(
+  count: int, fractions: Sequence[float], name: str, owed: np.ndarray
+) -> np.ndarray:
+  """Shares out `count` by largest remainder, at least 1 where asked for.
+
+  `owed` [3] is what earlier classes left each split short of; it breaks ties,
+  so that the totals come out right as well.
+  """
+  wanted = np.array(fractions) > 0
+  if count < wanted.sum():
     raise UserError(
-      f"class {name} has {count} patient(s), too few to fill {sum(wanted)}"
+      f"class {name} has {count} patient(s), too few to fill {wanted.sum()}"
       " splits; add cases, or set the share of a split to 0 with --fractions"
     )
-  exact = [f * count for f in fractions]
-  shares = [
-    max(math.floor(e + 1e-9), w) for e, w in zip(exact, wanted, strict=True)
-  ]
-  while sum(shares) < count:
-    lacks = [e - s for e, s in zip(exact, shares, strict=True)]
-    shares[int(np.argmax(lacks))] += 1
-  while sum(shares) > count:
-    over = [
-      s - e if s > 1 else -math.inf for e, s in zip(exact, shares, strict=True)
-    ]
-    shares[int(np.argmax(over))] -= 1
+  exact = np.array(fractions) * count
+  # 44 * (14 / 88) must be 7, not 6.999.
+  shares = np.maximum(np.floor(exact + 1e-9), wanted).astype(int)
+  lacks = np.where(wanted, exact - shares + owed, -np.inf)
+  left = max(count - shares.sum(), 0)
+  shares[np.argsort(-lacks, kind="stable")[:left]] += 1
+  while shares.sum() > count:
+    shares[np.argmax(np.where(shares > 1, shares - exact, -np.inf))] -= 1
   return shares

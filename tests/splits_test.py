@@ -61,6 +61,13 @@ def test_shares_are_within_one_patient_of_exact(seed):
       assert abs(count - fraction * total) < 1.0 or count == 1
 
 
+def test_classes_make_up_for_each_other():
+  patients = [f"p{i}" for i in range(20)]
+  drawn = splits.assign_splits(patients, [0, 1] * 10)
+  # 3.18 each: rounding every class alike would give 4 and 2.
+  assert collections.Counter(drawn) == {"train": 14, "validation": 3, "test": 3}
+
+
 @pytest.mark.parametrize("num_folds", [2, 5, 7])
 def test_folds_cover_and_are_stratified(num_folds):
   patients, labels = _cohort(53, 1, max_scans=1)

@@ -1,0 +1,1 @@
+"""The TFDS builder of CTCA volumes with CAD labels."""

@@ -1,0 +1,242 @@
+"""One case to one record of the data set."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_prep import geometry, phantom, plausibility, splits
+from data_prep.errors import UserError
+from data_prep.geometry import GridSpec
+from data_prep.sources import CLASS_NAMES, Case
+from data_prep.volume import (
+  Grid,
+  Volume,
+  check_same_grid,
+  read_mask,
+  read_volume,
+)
+
+AORTA = CLASS_NAMES.index("aorta")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A case with its place in the data set.
+
+  Attributes:
+    case: what to read or to draw.
+    split: "train", "validation" or "test".
+    fold: cross-validation fold of the patient.
+  """
+
+  case: Case
+  split: str
+  fold: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What all records of a data set share.
+
+  Attributes:
+    grid: the target grid.
+    severity: of the phantom, "clinical" or "overt".
+    has_mask: whether records hold a mask.
+  """
+
+  grid: GridSpec
+  severity: str
+  has_mask: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+  """A case as read, on its own voxels.
+
+  Attributes:
+    volume: the scan.
+    mask: uint8 classes of `CLASS_NAMES` on the same grid, or None.
+    known: uint8 [5], 1 for each class that the source annotates.
+  """
+
+  volume: Volume
+  mask: Volume | None
+  known: np.ndarray
+
+
+def plan(
+  cases: Sequence[Case],
+  *,
+  fractions: Sequence[float] = splits.PAPER_FRACTIONS,
+  num_folds: int = 5,
+  seed: int = 0,
+) -> list[Job]:
+  """Gives every case its split and fold, in order of split.
+
+  Splits that came with the data are kept, others are drawn.
+
+  Args:
+    cases: with all splits given, or none.
+    fractions: see `splits.assign_splits`.
+    num_folds: see `splits.assign_folds`.
+    seed: of the draws.
+
+  Raises:
+    UserError: no case, splits given for some only, or splits that cannot be.
+  """
+  if not cases:
+    raise UserError("there is no case to build from")
+  patients = [case.patient_id for case in cases]
+  labels = [-1 if case.label is None else case.label for case in cases]
+  given = [case.split for case in cases]
+  if not any(given):
+    given = splits.assign_splits(
+      patients, labels, fractions=fractions, seed=seed
+    )
+  elif not all(given):
+    raise UserError(
+      f"case {cases[given.index(None)].case_id} has no split while others"
+      " have; give one to all cases or to none"
+    )
+  else:
+    splits.check_splits(patients, labels, given)
+  folds = splits.assign_folds(
+    patients, labels, given, num_folds=num_folds, seed=seed
+  )
+  jobs = [Job(c, s, f) for c, s, f in zip(cases, given, folds, strict=True)]
+  return sorted(jobs, key=lambda job: splits.SPLITS.index(job.split))
+
+
+def read_case(case: Case) -> Scan:
+  """Reads the scan of a case and the masks that go with it.
+
+  Raises:
+    UserError: a file is missing or unusable, a mask lies on another grid or
+      has a label that the source does not define.
+  """
+  if case.image is None:
+    raise UserError(f"{case.mask}: no image goes with this mask")
+  volume = read_volume(case.image)
+  known = np.zeros(len(CLASS_NAMES), np.uint8)
+  classes = None
+  if case.mask is not None:
+    mask = read_mask(case.mask)
+    check_same_grid(volume, mask)
+    classes = _to_classes(mask, case.extra["mask_classes"])
+    known[[0, *case.extra["known"]]] = 1
+  if case.aorta_mask is not None:
+    aorta = read_mask(case.aorta_mask)
+    check_same_grid(volume, aorta)
+    classes = _add_aorta(classes, aorta)
+    known[[0, AORTA]] = 1
+  if classes is None:
+    return Scan(volume, None, known)
+  mask = Volume(classes, volume.grid, path=str(case.mask or case.aorta_mask))
+  return Scan(volume, mask, known)
+
+
+def _to_classes(mask: Volume, mapping: dict[int, int]) -> np.ndarray:
+  """Translates a source's label values to class numbers."""
+  present = np.flatnonzero(np.bincount(mask.hu.ravel()))
+  unknown = [int(v) for v in present if v and v not in mapping]
+  if unknown:
+    raise UserError(
+      f"{mask.path}: unknown mask label(s) {unknown[:5]}; this source defines"
+      f" {sorted(mapping)}"
+    )
+  table = np.zeros(max(int(mask.hu.max()), *mapping) + 1, np.uint8)
+  table[list(mapping)] = list(mapping.values())
+  return table[mask.hu]
+
+
+def _add_aorta(classes: np.ndarray | None, aorta: Volume) -> np.ndarray:
+  """Adds the aorta where no other class is."""
+  values = np.flatnonzero(np.bincount(aorta.hu.ravel()))
+  values = values[values > 0]
+  if len(values) > 1:
+    raise UserError(
+      f"{aorta.path}: has {len(values)} labels; an aorta mask has one, so"
+      " extract the aorta into a file of its own"
+    )
+  if classes is None:
+    classes = np.zeros(aorta.shape, np.uint8)
+  return np.where((classes == 0) & (aorta.hu > 0), np.uint8(AORTA), classes)
+
+
+def make_record(
+  job: Job, recipe: Recipe
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads or draws one case and lays it on the target grid.
+
+  Args:
+    job: the case, its split and fold.
+    recipe: of the data set.
+
+  Returns:
+    The example as the TFDS features want it, and its row of cases.csv
+    but for split and index.
+
+  Raises:
+    UserError: the case is unusable.
+  """
+  case = job.case
+  if "seed" in case.extra:
+    drawn = phantom.make_phantom(
+      case.extra["seed"],
+      label=case.label,
+      severity=recipe.severity,
+      grid=recipe.grid,
+    )
+    volume, mask, source = drawn.volume, drawn.mask, drawn.volume.grid
+    known = np.ones(len(CLASS_NAMES), np.uint8)
+    lesions, cad_rads = drawn.lesions, drawn.cad_rads
+  else:
+    scan = read_case(case)
+    volume = geometry.to_grid(scan.volume, recipe.grid, threads=1)
+    mask, source, known = None, scan.volume.grid, scan.known
+    if scan.mask is not None:
+      mask = geometry.mask_to_grid(scan.mask, volume.grid, threads=1)
+    lesions, cad_rads = [], ""
+  label = -1 if case.label is None else case.label
+  example = _example(volume, mask, source, recipe.has_mask) | {
+    "label": label,
+    "case_id": case.case_id,
+    "patient_id": case.patient_id,
+    "fold": job.fold,
+    "mask_classes": known,
+    "lesions": json.dumps(lesions, default=_plain),
+  }
+  row = {
+    "case_id": case.case_id,
+    "patient_id": case.patient_id,
+    "label": label,
+    "fold": job.fold,
+    "cad_rads": cad_rads,
+  }
+  # Described on the target grid: there alone do phantoms and scans compare.
+  return example, row | plausibility.describe(volume)
+
+
+def _example(
+  volume: Volume, mask: np.ndarray | None, source: Grid, has_mask: bool
+) -> dict[str, Any]:
+  example = {
+    "image": np.ascontiguousarray(volume.hu, np.int16),
+    "spacing": np.array(volume.spacing, np.float32),
+    "grid_affine": volume.affine,
+    "source_shape": np.array(source.shape, np.int64),
+    "source_affine": source.affine,
+  }
+  if has_mask:
+    if mask is None:
+      mask = np.zeros(volume.shape, np.uint8)
+    example["mask"] = np.ascontiguousarray(mask, np.uint8)
+  return example
+
+
+def _plain(value: Any) -> Any:
+  """Makes numpy scalars and arrays JSON-able."""
+  return np.asarray(value).tolist()

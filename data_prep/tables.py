@@ -1,0 +1,106 @@
+"""Small tables as users keep them: csv, tsv and xlsx."""
+
+import csv
+import io
+import pathlib
+import re
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from collections.abc import Sequence
+
+from data_prep.errors import UserError
+
+_CELL = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+
+
+def read_table(
+  path: pathlib.Path, required: Sequence[str] = ()
+) -> list[dict[str, str]]:
+  """Reads a table whose first row names the columns.
+
+  Args:
+    path: .xlsx (its first sheet) or text with commas, semicolons or tabs.
+    required: columns that must be there, as `column_name` writes them.
+
+  Returns:
+    One dict per row that is not empty; names by `column_name`, values
+    stripped, "" where a cell is empty.
+
+  Raises:
+    UserError: the file is missing, unreadable or lacks a column.
+  """
+  if not path.is_file():
+    raise UserError(f"{path}: no such file")
+  rows = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
+  rows = [[cell.strip() for cell in row] for row in rows if any(row)]
+  if not rows:
+    raise UserError(f"{path}: the table is empty")
+  names = [column_name(cell) for cell in rows[0]]
+  missing = [name for name in required if name not in names]
+  if missing:
+    raise UserError(
+      f"{path}: lacks the column(s) {', '.join(missing)}; it has"
+      f" {', '.join(names)}"
+    )
+  return [
+    dict(zip(names, row + [""] * (len(names) - len(row)), strict=False))
+    for row in rows[1:]
+    if any(row)
+  ]
+
+
+def column_name(cell: str) -> str:
+  """Returns a header in lower case with single underscores: "Scan ID"."""
+  return re.sub(r"[\s_-]+", "_", cell.strip().lower())
+
+
+def _read_csv(path: pathlib.Path) -> list[list[str]]:
+  try:
+    # utf-8-sig: spreadsheets put a byte order mark in front.
+    text = path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError:
+    text = path.read_text(encoding="latin-1")
+  header = text.partition("\n")[0]
+  delimiter = max(",;\t", key=header.count)
+  try:
+    return list(csv.reader(io.StringIO(text), delimiter=delimiter))
+  except csv.Error as error:
+    raise UserError(f"{path}: not a table: {error}") from error
+
+
+def _read_xlsx(path: pathlib.Path) -> list[list[str]]:
+  try:
+    with zipfile.ZipFile(path) as archive:
+      shared = []
+      if "xl/sharedStrings.xml" in archive.namelist():
+        root = ElementTree.fromstring(archive.read("xl/sharedStrings.xml"))
+        shared = [_text(item) for item in root.iter(f"{_CELL}si")]
+      sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+  except (zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
+    raise UserError(f"{path}: unreadable; save the table as csv") from error
+  return [_xlsx_row(row, shared) for row in sheet.iter(f"{_CELL}row")]
+
+
+def _xlsx_row(row: ElementTree.Element, shared: list[str]) -> list[str]:
+  cells: list[str] = []
+  for cell in row.iter(f"{_CELL}c"):
+    # Empty cells are not stored: the reference ("C7") says which column.
+    letters = re.match("[A-Z]*", cell.get("r", "")).group()
+    column = 0
+    for letter in letters:
+      column = column * 26 + ord(letter) - 64
+    cells += [""] * (column - 1 - len(cells))
+    if cell.get("t") == "inlineStr":
+      cells.append(_text(cell))
+      continue
+    value = cell.findtext(f"{_CELL}v") or ""
+    if cell.get("t") == "s":
+      value = shared[int(value)]
+    elif re.fullmatch(r"\d+\.0+", value):
+      value = value.partition(".")[0]
+    cells.append(value)
+  return cells
+
+
+def _text(element: ElementTree.Element) -> str:
+  return "".join(part.text or "" for part in element.iter(f"{_CELL}t"))
