@@ -1,0 +1,324 @@
+"""One scored scan as files: JSON, NIfTI, a picture and a page.
+
+result.json, schema "cadjax.case/1" (null where undefined or not known):
+
+  schema          "cadjax.case/1"
+  notice          what this software is not
+  warnings        sentences that must be read with the number; [] if none
+  case            the name of the case, from the caller or the input's name
+  created         UTC, ISO 8601
+  input           name (of the file or folder, without its path), shape
+                  [D, H, W], spacing_mm [D, H, W], notes (what the reader
+                  chose, left out or assumed)
+  prediction      label ("cad" at or above the threshold, else "normal"),
+                  probability (of CAD; calibrated if `calibrated`),
+                  calibrated, uncalibrated_probability, temperature,
+                  calibration_origin, threshold, threshold_origin,
+                  logits [normal, CAD] (mean over the slices of a 2D model)
+  slices          null for a 3D model; else pooling and, inferior to
+                  superior, probability [D] and offset_mm [D] from the first
+  plausibility    concerns (why the scan is unlike the training data),
+                  features (of the model's input)
+  classifier      workdir (its name), step, model, trained_on (source,
+                  is_phantom, cases, patients, fingerprint), grid (recipe),
+                  window_hu, calibrated_by, versions (of the training run)
+  model_input     grid (shape, spacing, origin, direction: LPS mm), heart_mm
+                  (LPS, where the planes cross), heart_origin
+  software        versions of this run
+  files           the names of the files beside it
+
+No header field of the scan is copied but for its lattice.
+"""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import jinja2
+import matplotlib.figure
+import numpy as np
+
+from cadjax import planes
+from data_prep.errors import UserError
+from data_prep.volume import Volume, write_nifti
+
+SCHEMA = "cadjax.case/1"
+NOTICE = (
+  "Research software. Not a medical device: not for diagnosis, triage or any"
+  " decision about a patient."
+)
+PHANTOM_WARNING = (
+  "The classifier was trained on phantoms: its probability is not evidence"
+  " about patients."
+)
+CONCERN_WARNING = (
+  "The scan is unlike the data that the classifier was trained on: its"
+  " probability is not to be relied on."
+)
+FILES = {
+  "result": "result.json",
+  "page": "case.html",
+  "planes": "planes.png",
+  "preprocessed": "preprocessed.nii.gz",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CaseResult:
+  """All that is known of one scored scan.
+
+  Attributes:
+    case: its name, safe to print.
+    input_name: base name of the file or folder.
+    scan: on the scanner's grid.
+    model_input: int16 HU on the grid that the classifier saw.
+    heart_mm: LPS mm (x, y, z) where the pictures' planes cross.
+    heart_origin: how that point was found.
+    prediction: see the schema.
+    slices: see the schema; None for a 3D model.
+    concerns: why the scan is unlike the training data, in sentences.
+    features: the numbers behind the concerns.
+    classifier: see the schema.
+    software: versions of this run.
+    created: UTC, ISO 8601.
+  """
+
+  case: str
+  input_name: str
+  scan: Volume
+  model_input: Volume
+  heart_mm: tuple[float, float, float]
+  heart_origin: str
+  prediction: dict[str, Any]
+  slices: dict[str, Any] | None
+  concerns: tuple[str, ...]
+  features: dict[str, float]
+  classifier: dict[str, Any]
+  software: dict[str, Any]
+  created: str
+
+  @property
+  def warnings(self) -> list[str]:
+    """What must be read with the number."""
+    said = []
+    if self.concerns:
+      said.append(CONCERN_WARNING)
+    if self.classifier["trained_on"]["is_phantom"]:
+      said.append(PHANTOM_WARNING)
+    return said
+
+
+def to_json(result: CaseResult) -> dict[str, Any]:
+  """Returns the contents of result.json: strict JSON, NaN as None."""
+  # The grid's own notes follow those of the reader.
+  notes = result.model_input.notes or result.scan.notes
+  return _strict(
+    {
+      "schema": SCHEMA,
+      "notice": NOTICE,
+      "warnings": result.warnings,
+      "case": result.case,
+      "created": result.created,
+      "input": {
+        "name": result.input_name,
+        "shape": result.scan.shape,
+        "spacing_mm": result.scan.spacing,
+        "notes": notes,
+      },
+      "prediction": result.prediction,
+      "slices": result.slices,
+      "plausibility": {
+        "concerns": result.concerns,
+        "features": result.features,
+      },
+      "classifier": result.classifier,
+      "model_input": {
+        "grid": result.model_input.grid.to_dict(),
+        "heart_mm": result.heart_mm,
+        "heart_origin": result.heart_origin,
+      },
+      "software": result.software,
+      "files": FILES,
+    }
+  )
+
+
+def _strict(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {str(key): _strict(each) for key, each in value.items()}
+  if isinstance(value, np.ndarray):
+    return _strict(value.tolist())
+  if isinstance(value, (list, tuple)):
+    return [_strict(each) for each in value]
+  if isinstance(value, np.generic):
+    return _strict(value.item())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def render_planes(result: CaseResult) -> bytes:
+  """Returns planes.png: the scan above, what the classifier saw below."""
+  scan, seen = _panels(result)
+  low, high = planes.CTCA_WINDOW_HU
+  return planes.planes_png(
+    {"Scan": scan, "Classifier input": seen},
+    f"{result.case}  ·  window {low:g} to {high:g} HU  ·  patient's right on"
+    " the left  ·  dashed: classifier input  ·  research only",
+  )
+
+
+def _panels(result: CaseResult) -> tuple[list, list]:
+  scan = planes.three_planes(
+    result.scan, result.heart_mm, outline=result.model_input.grid
+  )
+  return scan, planes.three_planes(result.model_input, result.heart_mm)
+
+
+def render_page(result: CaseResult) -> str:
+  """Returns case.html: one file, its pictures inside, no network."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("cadjax"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters["percent"] = lambda p: f"{100 * p:.1f} %"
+  environment.filters["sizes"] = lambda values, form="%g": " × ".join(
+    form % value for value in values
+  )
+  pictures = [
+    (heading, [_picture(panel) for panel in panels])
+    for heading, panels in zip(
+      ("The scan", "What the classifier saw"), _panels(result), strict=True
+    )
+  ]
+  return environment.get_template("case.html").render(
+    **to_json(result),
+    pictures=pictures,
+    window_hu=planes.CTCA_WINDOW_HU,
+    slice_curve=_data_url(_slice_curve(result)) if result.slices else None,
+  )
+
+
+def _picture(panel: planes.Panel) -> dict[str, str]:
+  number, count = panel.slice
+  return {
+    "src": _data_url(planes.panel_png(panel)),
+    "caption": f"{panel.name.capitalize()}, slice {number} of {count}",
+  }
+
+
+def _data_url(png: bytes) -> str:
+  return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _slice_curve(result: CaseResult) -> bytes:
+  """Returns the picture of the probability along the slices."""
+  figure = matplotlib.figure.Figure(figsize=(7, 2.6), layout="constrained")
+  ax = figure.subplots()
+  ax.plot(
+    result.slices["offset_mm"], result.slices["probability"], color="#1f5f8b"
+  )
+  ax.set(
+    xlabel="mm above the lowest slice",
+    ylabel="probability of CAD,\nuncalibrated",
+    ylim=(-0.02, 1.02),
+  )
+  ax.spines[["top", "right"]].set_visible(False)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+  return buffer.getvalue()
+
+
+def write_case(
+  result: CaseResult,
+  folder: str | os.PathLike,
+  *,
+  overwrite: bool = False,
+) -> dict[str, Any]:
+  """Writes all the files of a case, whole or not at all.
+
+  Args:
+    result: the scored scan.
+    folder: is made; refused if it holds anything already.
+    overwrite: replace an earlier result there.
+
+  Returns:
+    the contents of result.json.
+
+  Raises:
+    UserError: the folder is in the way or cannot be written.
+  """
+  folder = pathlib.Path(os.path.abspath(folder))
+  check_free(folder, overwrite=overwrite)
+  document = to_json(result)
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"
+    ) as temporary:
+      made = pathlib.Path(temporary) / "case"
+      made.mkdir()
+      (made / FILES["planes"]).write_bytes(render_planes(result))
+      (made / FILES["page"]).write_text(render_page(result), "utf-8")
+      write_nifti(
+        made / FILES["preprocessed"],
+        result.model_input.hu,
+        result.model_input.grid,
+      )
+      text = json.dumps(document, indent=2, allow_nan=False)
+      (made / FILES["result"]).write_text(text + "\n", "utf-8")
+      if folder.exists():
+        # Into the temporary folder, which then goes with all it holds.
+        folder.rename(pathlib.Path(temporary) / "replaced")
+      made.rename(folder)
+  except OSError as error:
+    raise UserError(f"{folder}: cannot be written ({error})") from error
+  return document
+
+
+def check_free(folder: str | os.PathLike, *, overwrite: bool) -> None:
+  """Raises `UserError` unless a case may be written to a folder.
+
+  An earlier result is replaced only where the folder holds its files and
+  nothing else: nobody's own files are ever deleted.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.exists():
+    return
+  if not folder.is_dir():
+    raise UserError(f"{folder}: is a file; --out must be a folder")
+  there = {path.name for path in folder.iterdir()}
+  if not there:
+    return
+  own = _files_of_result(folder)
+  if not own:
+    raise UserError(
+      f"{folder}: is not empty and holds no result; choose another --out"
+    )
+  if not overwrite:
+    raise UserError(f"{folder}: holds a result; --overwrite replaces it")
+  if there - own:
+    raise UserError(
+      f"{folder}: holds {min(there - own)} beside a result; move it away or"
+      " choose another --out"
+    )
+
+
+def _files_of_result(folder: pathlib.Path) -> set[str]:
+  """Returns the names that an earlier result claims; empty if there is none."""
+  try:
+    document = json.loads((folder / FILES["result"]).read_text("utf-8"))
+    if document["schema"].startswith("cadjax.case/"):
+      return set(document["files"].values())
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return set()
+  return set()
