@@ -178,7 +178,7 @@ def calibration_figure(
     color=COLORS[:2],
     label=["normal", "CAD"],
   )
-  bottom.axvline(one.threshold, color="black", lw=1, ls="--")
+  bottom.axvline(one.threshold, ymax=1 / 1.4, color="black", lw=1, ls="--")
   bottom.set_xlim(0, 1)
   bottom.set_xlabel("Calibrated probability of CAD (dashed: threshold)")
   bottom.set_ylabel(one.unit.capitalize())
