@@ -1,0 +1,186 @@
+"""Synthetic CT coronary angiograms with their ground truth."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+from data_prep.geometry import GridSpec
+from data_prep.phantom import (
+  acquisition,
+  calcium,
+  coronaries,
+  heart,
+  lumen,
+  plaques,
+  shapes,
+  thorax,
+  vessels,
+)
+from data_prep.phantom.coronaries import SEGMENTS
+from data_prep.phantom.population import draw_patient, draw_scanner
+from data_prep.volume import Grid, Volume
+
+__all__ = ["CLASSES", "SEGMENTS", "Phantom", "make_phantom"]
+
+CLASSES = {
+  "background": 0,
+  "aorta": lumen.AORTA,
+  "coronary lumen": lumen.LUMEN,
+  "stable plaque": lumen.STABLE,
+  "unstable plaque": lumen.UNSTABLE,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Phantom:
+  """A synthetic scan and what is true of it.
+
+  Attributes:
+    volume: int16 HU.
+    mask: uint8 [D, H, W], the numbers of `CLASSES`.
+    segments: uint8 [D, H, W], the numbers of `SEGMENTS`, 0 elsewhere; a
+      plaque belongs to its segment.
+    centerlines: segment name -> [N, 4], LPS mm (x, y, z) along the lumen's
+      middle from the origin on, and the lumen's radius in mm.
+    lesions: one JSON-able dict per plaque: segment, position_mm, length_mm,
+      stenosis (0 to 1), plaque ("calcified", "noncalcified", "mixed"),
+      cad_rads, and how it was made.
+    label: 0 normal, 1 coronary artery disease.
+    cad_rads: 0 to 5, of the worst stenosis.
+    params: all that was drawn: "patient", "scanner", "coronaries", "seed",
+      "severity".
+  """
+
+  volume: Volume
+  mask: np.ndarray
+  segments: np.ndarray
+  centerlines: dict[str, np.ndarray]
+  lesions: list[dict[str, Any]]
+  label: int
+  cad_rads: int
+  params: dict[str, Any]
+
+
+def make_phantom(
+  seed: int,
+  *,
+  label: int | None = None,
+  severity: str = "clinical",
+  grid: GridSpec | Grid | None = None,
+  scanner: dict[str, Any] | None = None,
+  population: dict[str, Any] | None = None,
+) -> Phantom:
+  """Makes one synthetic CT coronary angiogram.
+
+  The same seed is the same patient on every grid, and, but for the plaques,
+  with either label.
+
+  Args:
+    seed: 0 or more.
+    label: 0 normal, 1 coronary artery disease; drawn evenly if None.
+    severity: "clinical" or "overt"; see `plaques.draw_lesions`.
+    grid: a recipe or voxels to render on; the scanner's own if None.
+    scanner: replaces values of `population.draw_scanner`.
+    population: replaces values of `population.draw_patient`; "dominance"
+      ("right", "left", "co") may be among them.
+
+  Returns:
+    The scan with its masks, centrelines and lesions.
+
+  Raises:
+    UserError: an unknown label, severity or parameter.
+  """
+  if label not in (None, 0, 1):
+    raise UserError(f"label {label!r}: must be 0 (normal) or 1 (CAD)")
+  if severity not in plaques.SEVERITIES:
+    raise UserError(
+      f"severity {severity!r} is unknown; known are"
+      f" {', '.join(plaques.SEVERITIES)}"
+    )
+  streams = _streams(seed)
+  overrides = dict(population or {})
+  dominance = overrides.pop("dominance", None)
+  patient = draw_patient(streams["patient"], overrides)
+  scan = draw_scanner(streams["scanner"], scanner)
+  drawn = int(streams["label"].random() < 0.5)
+  label = drawn if label is None else int(label)
+  body = heart.make_heart(patient)
+  tree, about_tree = coronaries.make_tree(body, streams["tree"], dominance)
+  found = []
+  if label:
+    found = plaques.draw_lesions(streams["lesions"], tree, severity)
+  voxels = acquisition.place_grid(grid, body.center, scan)
+  volume, mask, segments, sizes = _render(
+    voxels, body, patient, scan, tree, found, streams
+  )
+  lesions = [
+    plaques.to_row(lesion, tree[lesion.segment], size)
+    for lesion, size in zip(found, sizes, strict=True)
+  ]
+  return Phantom(
+    volume=volume,
+    mask=mask,
+    segments=segments,
+    centerlines=_centerlines(tree, found),
+    lesions=lesions,
+    label=label,
+    cad_rads=max((row["cad_rads"] for row in lesions), default=0),
+    params={
+      "seed": int(seed),
+      "severity": severity,
+      "patient": patient,
+      "scanner": scan,
+      "coronaries": about_tree,
+    },
+  )
+
+
+def _streams(seed: int) -> dict[str, np.random.Generator]:
+  """Returns one generator per purpose, so that none disturbs another."""
+  names = (
+    "patient",
+    "scanner",
+    "label",
+    "tree",
+    "lesions",
+    "lungs",
+    "calcium",
+    "texture",
+    "noise",
+    "motion",
+  )
+  children = np.random.SeedSequence(seed).spawn(len(names))
+  return dict(zip(names, map(np.random.default_rng, children), strict=True))
+
+
+def _render(voxels, body, patient, scan, tree, found, streams):
+  """Returns (volume, mask, segments, mm3 of each plaque)."""
+  canvas = shapes.blank(voxels, scan["blur_mm"])
+  texture = acquisition.Texture(streams["texture"])
+  chest = thorax.Thorax(body.center, patient["body_scale"], patient)
+  thorax.draw_thorax(canvas, chest, body, streams["lungs"], scan, texture)
+  vessels.draw_veins(canvas, body, scan)
+  heart.draw_heart(canvas, body, scan, texture)
+  aorta = vessels.draw_arteries(canvas, body, scan)
+  way = streams["motion"].normal(size=3)
+  motion = scan["motion_mm"] * way / np.linalg.norm(way)
+  mask, segments, sizes = lumen.draw_coronaries(
+    canvas, tree, found, scan["contrast_hu"], motion, scan["blur_mm"]
+  )
+  calcium.draw_calcium(canvas, body, chest, streams["calcium"])
+  mask[(mask == 0) & (aorta <= 0)] = lumen.AORTA
+  hu = canvas.hu
+  hu += acquisition.noise(voxels, scan, streams["noise"])
+  np.clip(np.rint(hu, out=hu), -1024, 3071, out=hu)
+  return Volume(hu.astype(np.int16), voxels), mask, segments, sizes
+
+
+def _centerlines(tree, found) -> dict[str, np.ndarray]:
+  lines = {}
+  for name, vessel in tree.items():
+    own = [lesion for lesion in found if lesion.segment == name]
+    center, radius, _ = plaques.diseased(vessel, own)
+    lines[name] = np.column_stack([center, radius])
+  return lines

@@ -1,0 +1,113 @@
+"""Who is scanned, and how: everything about a case that is not its disease."""
+
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+
+
+def draw_patient(
+  rng: np.random.Generator, overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
+  """Draws a patient's anatomy, without a look at the label.
+
+  Lengths are in mm, angles in degrees, scales relative to an average adult.
+
+  Args:
+    rng: source of randomness.
+    overrides: values that replace drawn ones, by name.
+
+  Returns:
+    The parameters by name.
+
+  Raises:
+    UserError: an override has an unknown name.
+  """
+  female = bool(rng.random() < 0.45)
+  body = float(np.clip(rng.normal(0.95 if female else 1.02, 0.05), 0.84, 1.16))
+  fat = float(np.clip(rng.lognormal(np.log(20), 0.4), 7, 48))
+  drawn = {
+    "female": female,
+    "body_scale": body,
+    "fat_mm": fat,
+    "breast_mm": float(rng.uniform(8, 45)) if female else 0.0,
+    "heart_scale": body * float(np.clip(rng.normal(1, 0.05), 0.88, 1.14)),
+    # About the foot-head, front-back and right-left axes.
+    "heart_turn_deg": [float(v) for v in rng.normal(0, [5, 5, 4])],
+    "heart_center_mm": [
+      float(v) for v in rng.normal([24, -18, -140], [8, 10, 25])
+    ],
+    "lv_scale": float(np.clip(rng.normal(1, 0.06), 0.86, 1.16)),
+    "wall_mm": float(np.clip(rng.normal(9.3, 1.3), 7, 13.5)),
+    "rv_scale": float(np.clip(rng.normal(1, 0.06), 0.86, 1.15)),
+    "la_scale": float(np.clip(rng.normal(1, 0.07), 0.85, 1.2)),
+    "ra_scale": float(np.clip(rng.normal(1, 0.07), 0.85, 1.18)),
+    "aorta_radius_mm": float(np.clip(rng.normal(15.3, 1.5), 12.5, 20)),
+    "epicardial_fat_mm": float(np.clip(rng.normal(4.5, 1.5), 2, 9)),
+    "coronary_scale": float(np.clip(rng.normal(1, 0.09), 0.8, 1.22)),
+    "diaphragm_mm": float(np.clip(rng.normal(0, 5), -10, 8)),
+    "myocardium_hu": float(rng.uniform(88, 122)),
+    "fat_hu": float(rng.uniform(-118, -85)),
+    "lung_hu": float(rng.uniform(-895, -790)),
+    "liver_hu": float(rng.uniform(55, 110)),
+    "bone_hu": float(rng.uniform(480, 900)),
+    # Calcium outside the coronaries, mm3; so wide that the coronaries' own
+    # calcium disappears in it.
+    "aortic_calcium_mm3": _calcium(rng, 350, 0.75),
+    "valve_calcium_mm3": _calcium(rng, 160, 0.45),
+    "annulus_calcium_mm3": _calcium(rng, 400, 0.4),
+    "cartilage_calcium_mm3": _calcium(rng, 900, 0.7),
+    "node_calcium_mm3": _calcium(rng, 250, 0.3),
+  }
+  return _with(drawn, overrides, "population")
+
+
+def draw_scanner(
+  rng: np.random.Generator, overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
+  """Draws a scan protocol, without a look at the label.
+
+  Args:
+    rng: source of randomness.
+    overrides: values that replace drawn ones, by name.
+
+  Returns:
+    The parameters by name: mm for lengths, HU for contrasts and noise.
+
+  Raises:
+    UserError: an override has an unknown name.
+  """
+  contrast = float(np.clip(rng.normal(400, 65), 270, 580))
+  drawn = {
+    "contrast_hu": contrast,
+    "right_heart": float(rng.uniform(0.35, 1.15)),
+    "cava": float(rng.uniform(0.6, 2.6)),
+    "mixing": float(rng.uniform(0.05, 0.45)),
+    "fov_mm": float(rng.uniform(170, 225)),
+    "length_mm": float(rng.uniform(122, 158)),
+    "shape": [275, 512, 512],
+    "center_offset_mm": [float(v) for v in rng.normal(0, [7, 7, 6])],
+    "blur_mm": float(rng.uniform(0.28, 0.5)),
+    "noise_hu": float(rng.uniform(15, 40)),
+    "grain_mm": float(rng.uniform(0.35, 0.75)),
+    "motion_mm": float(min(rng.gamma(1.2, 0.35), 2.2)),
+    # How far a detector's idea of the middle of the heart is off.
+    "detector_offset_mm": [float(v) for v in rng.normal(0, 3.5, 3)],
+  }
+  return _with(drawn, overrides, "scanner")
+
+
+def _calcium(rng, median_mm3: float, share: float) -> float:
+  """Draws a log-normal amount that a share of people have."""
+  has, amount = rng.random() < share, rng.lognormal(np.log(median_mm3), 1.0)
+  return float(min(amount, 8 * median_mm3)) if has else 0.0
+
+
+def _with(drawn: dict, overrides: dict | None, what: str) -> dict:
+  unknown = sorted(set(overrides or {}) - set(drawn))
+  if unknown:
+    raise UserError(
+      f"{what} has no {', '.join(unknown)}; known are {', '.join(drawn)}"
+    )
+  return {**drawn, **(overrides or {})}
