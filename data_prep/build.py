@@ -15,22 +15,12 @@ from collections.abc import Iterator, Sequence
 import tensorflow_datasets as tfds
 from absl import flags, logging
 
-from data_prep import errors, sources, splits
+from data_prep import case_flags, errors, splits
 from data_prep.ctca.ctca_dataset_builder import Ctca, CtcaConfig, config_name
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
 
-SOURCE = flags.DEFINE_enum(
-  "source", None, list(sources.SOURCES), "Where the cases come from."
-)
-INPUT = flags.DEFINE_string(
-  "input", None, "Folder of the scans (or a manifest.csv); not for phantom."
-)
 OUT = flags.DEFINE_string("out", None, "Folder that gets ctca/NAME/1.0.0.")
-CASES = flags.DEFINE_integer("cases", 88, "How many phantoms to draw.")
-CAD_FRACTION = flags.DEFINE_float(
-  "cad_fraction", 0.5, "Share of the phantoms with CAD.", 0, 1
-)
 SEVERITY = flags.DEFINE_enum(
   "severity", "clinical", ["clinical", "overt"], "Of the phantoms' disease."
 )
@@ -50,33 +40,11 @@ BOX_MM = flags.DEFINE_list(
 SPACING_MM = flags.DEFINE_list(
   "spacing_mm", None, "D,H,W in mm of --grid=spacing; one number for a cube."
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of phantoms, splits and folds.", 0)
-FRACTIONS = flags.DEFINE_list(
-  "fractions",
-  None,
-  "Shares of train,validation,test where the source gives no splits; the"
-  " default is the paper's 60,14,14 of 88.",
-)
-FOLDS = flags.DEFINE_integer("folds", 5, "Cross-validation folds.")
-LABELS = flags.DEFINE_string(
-  "labels", None, "Table with case_id, label [, patient_id] [, split]."
-)
-AORTA_MASKS = flags.DEFINE_string(
-  "aorta_masks", None, "Folder of aorta masks named by case id."
-)
-GIVEN_SPLITS = flags.DEFINE_bool(
-  "given_splits", True, "Keep the splits that come with the source."
-)
-SPLIT_COLUMN = flags.DEFINE_string(
-  "split_column", "Split-1", "Of ImageCAS's split table."
-)
-WORKERS = flags.DEFINE_integer(
-  "workers", None, "Processes; all cores if not given.", 1
-)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set.")
 SKIP_BAD = flags.DEFINE_bool(
   "skip_bad", False, "Leave out unusable cases instead of stopping."
 )
+flags.adopt_module_key_flags(case_flags)
 
 
 def build(
@@ -180,49 +148,36 @@ def grid_from_flags() -> GridSpec:
   return GridSpec(kind=GRID.value, **fields)
 
 
-def find_from_flags() -> tuple[list[sources.Case], dict]:
-  """Returns the cases that the flags ask for and the finder's options."""
-  if SOURCE.value is None:
-    raise UserError(f"--source is missing: {', '.join(sources.SOURCES)}")
-  if SOURCE.value == "phantom":
-    options = {"cad_fraction": CAD_FRACTION.value}
-    return sources.phantom(CASES.value, seed=SEED.value, **options), options
-  if INPUT.value is None:
-    raise UserError(f"--input is missing: the folder of {SOURCE.value}")
-  options = {
-    "labels": LABELS.value,
-    "aorta_masks": AORTA_MASKS.value,
-    "given_splits": GIVEN_SPLITS.value,
-    "split_column": SPLIT_COLUMN.value,
-  }
-  return sources.find_cases(SOURCE.value, INPUT.value, **options), options
+def fractions_from_flags() -> tuple[float, ...]:
+  """Returns the shares of the splits that the flags ask for."""
+  texts = case_flags.FRACTIONS.value
+  if not texts:
+    return splits.PAPER_FRACTIONS
+  shares = _numbers("fractions", texts, float)
+  if sum(shares) <= 0:
+    raise UserError("--fractions: the shares add up to nothing")
+  return tuple(share / sum(shares) for share in shares)
 
 
 def config_from_flags() -> CtcaConfig:
   """Returns what the flags ask to build."""
-  cases, options = find_from_flags()
-  grid = grid_from_flags()
-  fractions = splits.PAPER_FRACTIONS
-  if FRACTIONS.value:
-    shares = _numbers("fractions", FRACTIONS.value, float)
-    if sum(shares) <= 0:
-      raise UserError("--fractions: the shares add up to nothing")
-    fractions = tuple(share / sum(shares) for share in shares)
+  cases, options = case_flags.find()
+  source, grid = case_flags.SOURCE.value, grid_from_flags()
   return CtcaConfig(
-    name=config_name(SOURCE.value, grid),
-    source=SOURCE.value,
+    name=config_name(source, grid),
+    source=source,
     grid=grid,
-    input=INPUT.value,
+    input=case_flags.INPUT.value,
     options=options,
-    cases=CASES.value,
+    cases=case_flags.CASES.value,
     severity=SEVERITY.value,
-    seed=SEED.value,
-    fractions=fractions,
-    num_folds=FOLDS.value,
+    seed=case_flags.SEED.value,
+    fractions=fractions_from_flags(),
+    num_folds=case_flags.FOLDS.value,
     has_mask=any(
       "seed" in case.extra or case.mask or case.aorta_mask for case in cases
     ),
-    workers=WORKERS.value,
+    workers=case_flags.WORKERS.value,
     skip_bad=SKIP_BAD.value,
   )
 

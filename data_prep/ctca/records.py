@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from data_prep import geometry, phantom, plausibility, splits
+from data_prep.cases import AORTA, CLASS_NAMES, Case, problems
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
-from data_prep.sources import CLASS_NAMES, Case
 from data_prep.volume import (
   Grid,
   Volume,
@@ -18,8 +18,6 @@ from data_prep.volume import (
   read_mask,
   read_volume,
 )
-
-AORTA = CLASS_NAMES.index("aorta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +48,6 @@ class Recipe:
   grid: GridSpec
   severity: str
   has_mask: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Scan:
-  """A case as read, on its own voxels.
-
-  Attributes:
-    volume: the scan.
-    mask: uint8 classes of `CLASS_NAMES` on the same grid, or None.
-    known: uint8 [5], 1 for each class that the source annotates.
-  """
-
-  volume: Volume
-  mask: Volume | None
-  known: np.ndarray
 
 
 def plan(
@@ -110,16 +93,23 @@ def plan(
   return sorted(jobs, key=lambda job: splits.SPLITS.index(job.split))
 
 
-def read_case(case: Case) -> Scan:
-  """Reads the scan of a case and the masks that go with it.
+def read_classes(
+  case: Case, volume: Volume
+) -> tuple[Volume | None, np.ndarray]:
+  """Reads the masks of a case as classes of `CLASS_NAMES`.
+
+  Args:
+    case: with neither, one or both of mask and aorta mask.
+    volume: the scan, on whose grid the masks must lie.
+
+  Returns:
+    uint8 classes, None without a mask; and uint8 [5], 1 for each class that
+    the masks annotate.
 
   Raises:
-    UserError: a file is missing or unusable, a mask lies on another grid or
-      has a label that the source does not define.
+    UserError: a mask is unreadable, lies on another grid or has a label that
+      the source does not define.
   """
-  if case.image is None:
-    raise UserError(f"{case.mask}: no image goes with this mask")
-  volume = read_volume(case.image)
   known = np.zeros(len(CLASS_NAMES), np.uint8)
   classes = None
   if case.mask is not None:
@@ -133,9 +123,9 @@ def read_case(case: Case) -> Scan:
     classes = _add_aorta(classes, aorta)
     known[[0, AORTA]] = 1
   if classes is None:
-    return Scan(volume, None, known)
-  mask = Volume(classes, volume.grid, path=str(case.mask or case.aorta_mask))
-  return Scan(volume, mask, known)
+    return None, known
+  path = str(case.mask or case.aorta_mask)
+  return Volume(classes, volume.grid, volume.stored, path), known
 
 
 def _to_classes(mask: Volume, mapping: dict[int, int]) -> np.ndarray:
@@ -194,11 +184,14 @@ def make_record(
     known = np.ones(len(CLASS_NAMES), np.uint8)
     lesions, cad_rads = drawn.lesions, drawn.cad_rads
   else:
-    scan = read_case(case)
-    volume = geometry.to_grid(scan.volume, recipe.grid, threads=1)
-    mask, source, known = None, scan.volume.grid, scan.known
-    if scan.mask is not None:
-      mask = geometry.mask_to_grid(scan.mask, volume.grid, threads=1)
+    if missing := problems(case):
+      raise UserError(missing[0])
+    scan = read_volume(case.image)
+    classes, known = read_classes(case, scan)
+    volume = geometry.to_grid(scan, recipe.grid, threads=1)
+    mask, source = None, scan.grid
+    if classes is not None:
+      mask = geometry.mask_to_grid(classes, volume.grid, threads=1)
     lesions, cad_rads = [], ""
   label = -1 if case.label is None else case.label
   example = _example(volume, mask, source, recipe.has_mask) | {

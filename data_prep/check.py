@@ -1,0 +1,151 @@
+"""Tells which cases are usable: `python -m data_prep.check --source=...`.
+
+Reads every case and builds nothing. The exit code is 0 if a build would go
+through, and 2 if a case or the whole set stands in its way.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import flags
+
+from data_prep import (
+  build,
+  case_flags,
+  errors,
+  geometry,
+  plausibility,
+  sources,
+  splits,
+  workers,
+)
+from data_prep.ctca import records
+from data_prep.errors import UserError
+from data_prep.volume import Volume, read_volume
+
+JSON = flags.DEFINE_string("json", None, "File for the same as JSON.")
+flags.adopt_module_key_flags(case_flags)
+
+COLUMNS = ("case", "usable", "label", "shape", "spacing mm", "HU", "mask")
+
+
+def check_case(case: sources.Case) -> dict[str, Any]:
+  """Reads a case and reports on it.
+
+  Returns:
+    A JSON-able dict: case_id, patient_id, label, split, image, usable,
+    problems (each makes the case unusable), notes (do not); where the scan
+    could be read shape, spacing_mm and hu (lowest and highest), and where a
+    mask could, mask (names of the classes in it).
+  """
+  report: dict[str, Any] = {
+    "case_id": case.case_id,
+    "patient_id": case.patient_id,
+    "label": case.label,
+    "split": case.split,
+    "image": str(case.image),
+    "problems": sources.problems(case),
+    "notes": [],
+  }
+  if case.image is not None and case.image.exists():
+    try:
+      volume = read_volume(case.image)
+      report |= _describe(volume)
+      report |= _describe_mask(case, volume)
+    except UserError as error:
+      # A missing mask is told once, by `sources.problems`.
+      if not report["problems"]:
+        report["problems"].append(errors.one_line(error))
+  report["usable"] = not report["problems"]
+  return report
+
+
+def _describe(volume: Volume) -> dict[str, Any]:
+  notes = list(volume.notes)
+  notes += plausibility.concerns(plausibility.describe(volume))
+  try:
+    geometry.find_heart(volume)
+  except UserError as error:
+    notes.append(f"not for --grid=heart: {errors.one_line(error)}")
+  return {
+    "shape": list(volume.shape),
+    "spacing_mm": [round(s, 4) for s in volume.spacing],
+    "hu": [int(volume.hu.min()), int(volume.hu.max())],
+    "notes": notes,
+  }
+
+
+def _describe_mask(case: sources.Case, volume: Volume) -> dict[str, Any]:
+  mask, _ = records.read_classes(case, volume)
+  if mask is None:
+    return {}
+  present = np.flatnonzero(np.bincount(mask.hu.ravel()))
+  return {"mask": [sources.CLASS_NAMES[i] for i in present if i]}
+
+
+def check(
+  cases: Sequence[sources.Case], *, num_workers: int
+) -> list[dict[str, Any]]:
+  """Reports on every case, in order; see `check_case`."""
+  results = workers.ordered_map(check_case, cases, workers=num_workers)
+  return list(tqdm.tqdm(results, total=len(cases), unit="case"))
+
+
+def table(reports: Sequence[dict[str, Any]]) -> str:
+  """Returns the reports as aligned columns, then what there is to say."""
+  rows = [COLUMNS, *map(_row, reports)]
+  widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+  lines = [
+    "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    for row in rows
+  ]
+  for kind in ("notes", "problems"):
+    for report in reports:
+      for text in report[kind]:
+        lines.append(f"{kind[:-1]}: {report['case_id']}: {text}")
+  usable = sum(report["usable"] for report in reports)
+  lines.append(f"{usable} of {len(reports)} cases are usable")
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(report: dict[str, Any]) -> tuple[str, ...]:
+  label = report["label"]
+  return (
+    report["case_id"],
+    "yes" if report["usable"] else "NO",
+    splits.label_name(-1 if label is None else label),
+    "x".join(map(str, report.get("shape", "-"))),
+    "x".join(f"{s:.3g}" for s in report.get("spacing_mm", [])) or "-",
+    " to ".join(map(str, report.get("hu", "-"))),
+    ", ".join(report.get("mask", [])) or "-",
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Checks what the flags ask for."""
+  del argv
+  if case_flags.SOURCE.value == "phantom":
+    raise UserError("phantoms are drawn, there is nothing to check")
+  cases, _ = case_flags.find()
+  reports = check(
+    cases, num_workers=case_flags.WORKERS.value or workers.available_cores()
+  )
+  print(table(reports))
+  if JSON.value:
+    pathlib.Path(JSON.value).write_text(json.dumps(reports, indent=2) + "\n")
+  records.plan(
+    cases,
+    fractions=build.fractions_from_flags(),
+    num_folds=case_flags.FOLDS.value,
+  )
+  if not all(report["usable"] for report in reports):
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  errors.run(main)
