@@ -1,6 +1,5 @@
 """Which scans a command line names, and where the files of each go."""
 
-import collections
 import dataclasses
 import glob
 import pathlib
@@ -91,9 +90,12 @@ def make_jobs(
 
 
 def _unique(names: Iterable[str]) -> list[str]:
-  seen: collections.Counter[str] = collections.Counter()
-  result = []
+  names = list(names)
+  result: list[str] = []
   for name in names:
-    seen[name] += 1
-    result.append(f"{name}-{seen[name]}" if seen[name] > 1 else name)
+    number, unique = 1, name
+    while unique in result or (number > 1 and unique in names):
+      number += 1
+      unique = f"{name}-{number}"
+    result.append(unique)
   return result

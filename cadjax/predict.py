@@ -65,12 +65,14 @@ def read_calibration(trained: workdir.Trained) -> Calibration:
         f" {trained.step} that is the classifier; run cadjax.evaluate again"
       )
       return Calibration(None, stale, 0.5, f"the default: {stale}", pooling)
+    origin = str(found["temperature_origin"])
+    fitted = not origin.startswith("not fitted")
     return Calibration(
-      float(found["temperature"]),
-      str(found["temperature_origin"]),
+      float(found["temperature"]) if fitted else None,
+      origin,
       float(found["threshold"]),
       str(found["threshold_origin"]),
-      str(found.get("pooling", pooling)),
+      pooling if found["pooling"] == "none" else str(found["pooling"]),
     )
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(
@@ -133,7 +135,7 @@ def _prediction(
     "calibration_origin": settled.origin,
     "threshold": settled.threshold,
     "threshold_origin": settled.threshold_origin,
-    "logits": logits.mean(0),
+    "logits": logits.mean(0).tolist(),
   }
 
 
@@ -240,8 +242,8 @@ def predict_scan(
     step_mm = model_input.spacing[0]
     slices = {
       "pooling": settled.pooling,
-      "probability": probs,
-      "offset_mm": np.arange(len(probs)) * step_mm,
+      "probability": probs.tolist(),
+      "offset_mm": [i * step_mm for i in range(len(probs))],
     }
   heart_mm, heart_origin = _heart(scan, model_input, mask, spec.kind)
   now = datetime.datetime.now(datetime.UTC)

@@ -34,7 +34,6 @@ import base64
 import dataclasses
 import io
 import json
-import math
 import os
 import pathlib
 import tempfile
@@ -42,9 +41,8 @@ from typing import Any
 
 import jinja2
 import matplotlib.figure
-import numpy as np
 
-from cadjax import planes
+from cadjax import planes, results
 from data_prep.errors import UserError
 from data_prep.volume import Volume, write_nifti
 
@@ -118,7 +116,7 @@ def to_json(result: CaseResult) -> dict[str, Any]:
   """Returns the contents of result.json: strict JSON, NaN as None."""
   # The grid's own notes follow those of the reader.
   notes = result.model_input.notes or result.scan.notes
-  return _strict(
+  return results.strict(
     {
       "schema": SCHEMA,
       "notice": NOTICE,
@@ -147,20 +145,6 @@ def to_json(result: CaseResult) -> dict[str, Any]:
       "files": FILES,
     }
   )
-
-
-def _strict(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {str(key): _strict(each) for key, each in value.items()}
-  if isinstance(value, np.ndarray):
-    return _strict(value.tolist())
-  if isinstance(value, (list, tuple)):
-    return [_strict(each) for each in value]
-  if isinstance(value, np.generic):
-    return _strict(value.item())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
 
 
 def render_planes(result: CaseResult) -> bytes:

@@ -20,7 +20,7 @@ LAYERS = {
     "augment calibration explain intervals losses metrics models models.layers"
     " models.resnet models.unet names optimizer parallel"
   ),
-  2: "checkpoint input_pipeline inputs log steps workdir",
+  2: "checkpoint input_pipeline inputs log results steps workdir",
   3: "bench evaluate planes plots predict report train",
   4: "experiment main",
 }

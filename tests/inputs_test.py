@@ -1,0 +1,99 @@
+import pathlib
+
+import pytest
+
+from cadjax import inputs
+from data_prep.errors import UserError
+
+
+def make(root: pathlib.Path, *names: str) -> list[str]:
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+  return [str(root / name) for name in names]
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("Normal_1.nrrd", "Normal_1"),
+    ("1.img.nii.gz", "1.img"),
+    ("scan.NII.GZ", "scan"),
+    ("dicom.folder", "dicom.folder"),
+    ("a.dcm", "a"),
+  ],
+)
+def test_a_case_is_named_after_its_file(name, expected):
+  assert inputs.case_name(pathlib.Path("some/where") / name) == expected
+
+
+def test_one_plain_input_writes_into_out_itself(tmp_path):
+  (job,) = inputs.make_jobs(make(tmp_path, "a.mha"), tmp_path / "out")
+  assert (job.case, job.folder) == ("a", tmp_path / "out")
+
+
+def test_a_wildcard_writes_folders_even_if_it_matches_one(tmp_path):
+  make(tmp_path, "a.mha")
+  (job,) = inputs.make_jobs([str(tmp_path / "*.mha")], tmp_path / "out")
+  assert job.folder == tmp_path / "out" / "a"
+
+
+def test_many_inputs_come_once_each_in_order(tmp_path):
+  make(tmp_path, "b.nii", "a.nii", "c.nrrd")
+  given = [str(tmp_path / "c.nrrd"), str(tmp_path / "*.nii")]
+  jobs = inputs.make_jobs([*given, given[0]], "out")
+  assert [job.case for job in jobs] == ["c", "a", "b"]
+  assert [str(job.folder) for job in jobs] == ["out/c", "out/a", "out/b"]
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path):
+  paths = make(tmp_path, "Normal/1.nrrd", "Diseased/1.nrrd", "2.nrrd")
+  names = [job.case for job in inputs.make_jobs(paths, "out")]
+  assert names == ["Normal_1", "Diseased_1", "2"]
+
+
+def test_names_that_stay_equal_are_numbered(tmp_path):
+  paths = make(tmp_path, "x/a/1.nii", "y/a/1.nii", "z/a/1.mha", "a_1-2.nii")
+  names = [job.case for job in inputs.make_jobs(paths, "out")]
+  assert names == ["a_1", "a_1-3", "a_1-4", "a_1-2"]
+
+
+def test_a_missing_file_is_left_to_its_own_job():
+  (job,) = inputs.make_jobs(["nowhere.nii"], "out")
+  assert job.path == pathlib.Path("nowhere.nii")
+
+
+def test_an_existing_name_with_brackets_is_no_wildcard(tmp_path):
+  (job,) = inputs.make_jobs(make(tmp_path, "scan[1].nii"), tmp_path / "out")
+  assert job.folder == tmp_path / "out"
+
+
+def test_names_and_masks_given_go_with_the_scans(tmp_path):
+  paths = make(tmp_path, "a.nii", "b.nii")
+  jobs = inputs.make_jobs(
+    paths, "out", cases=["one", "two"], heart_masks=["m1", "m2"]
+  )
+  assert [(job.case, job.heart_mask) for job in jobs] == [
+    ("one", "m1"),
+    ("two", "m2"),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"cases": ["one"]}, "1 of --case for 2 scans"),
+    ({"heart_masks": ["m"] * 3}, "3 of --heart_mask for 2 scans"),
+    ({"cases": ["one", "one"]}, "two of --case are the same"),
+    ({"cases": ["one", "../two"]}, "cannot be the name of a folder"),
+    ({"cases": ["one", ".."]}, "cannot be the name of a folder"),
+  ],
+)
+def test_what_does_not_fit_is_told(tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    inputs.make_jobs(make(tmp_path, "a.nii", "b.nii"), "out", **options)
+
+
+def test_a_wildcard_without_match_is_told(tmp_path):
+  with pytest.raises(UserError, match="matches no file"):
+    inputs.make_jobs([str(tmp_path / "*.nii")], "out")
