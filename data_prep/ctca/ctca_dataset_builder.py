@@ -97,6 +97,15 @@ class Ctca(tfds.core.ShardBasedBuilder):
   skipped: Sequence[str] = ()
   _results: Generator | None = None
 
+  def _create_builder_config(
+    self, builder_config: Any, version: Any
+  ) -> tfds.core.BuilderConfig | None:
+    # TFDS reserves the names of BUILDER_CONFIGS for exactly these; here a
+    # name tells source and grid, while seed, cases or workers may differ.
+    if isinstance(builder_config, CtcaConfig):
+      return builder_config
+    return super()._create_builder_config(builder_config, version)
+
   def _info(self) -> tfds.core.DatasetInfo:
     config = self.builder_config
     shape = config.grid.shape
