@@ -31,7 +31,7 @@ class Slice:
   spacing: tuple[float, ...]
   position: tuple[float, ...]
   orientation: tuple[float, ...]
-  padding: float | None
+  padding_hu: float | None
   phase: tuple[str, ...]
 
 
@@ -82,9 +82,7 @@ def read_series(
       or damaged.
   """
   with _quiet():
-    headers, notes = _headers(folder)
-    chosen, said = _choose(headers, series, folder)
-    notes += said
+    chosen, notes = _choose(_headers(folder), series, folder)
     if len(chosen) == 1 and len(chosen[0].size) == 3 and chosen[0].size[2] > 1:
       image = _read_image(chosen[0].path)
       return (
@@ -108,8 +106,8 @@ def _quiet():
     sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def _headers(folder: pathlib.Path) -> tuple[list[Slice], list[str]]:
-  """Reads every header below `folder`; says what is no image."""
+def _headers(folder: pathlib.Path) -> list[Slice]:
+  """Reads the header of every DICOM image below `folder`."""
   paths = sorted(
     pathlib.Path(parent) / name
     for parent, _, names in os.walk(folder)
@@ -132,7 +130,7 @@ def _headers(folder: pathlib.Path) -> tuple[list[Slice], list[str]]:
     )
   if not headers:
     raise UserError(f"{folder}: none of {len(paths)} files is a DICOM image")
-  return headers, []
+  return headers
 
 
 def _read_header(path: pathlib.Path) -> Slice | None:
@@ -165,9 +163,24 @@ def _read_header(path: pathlib.Path) -> Slice | None:
     spacing=numbers("0028|0030"),
     position=numbers("0020|0032"),
     orientation=numbers("0020|0037"),
-    padding=next(iter(numbers("0028|0120")), None),
+    padding_hu=_padding_hu(
+      numbers("0028|0120"), numbers("0028|1053"), numbers("0028|1052")
+    ),
     phase=tuple(text(tag) for tag in _PHASE_TAGS),
   )
+
+
+def _padding_hu(padding, slope, intercept) -> float | None:
+  """Returns what the pixel padding value becomes as HU, None if it is tissue.
+
+  Some files declare a padding value in the midst of tissue; obeying it would
+  punch holes into the body.
+  """
+  if not padding:
+    return None
+  raw = padding[0] - 65536 if padding[0] > 32767 else padding[0]
+  hu = raw * (slope[0] if slope else 1) + (intercept[0] if intercept else 0)
+  return hu if hu <= -1000 or hu >= 3000 else None
 
 
 def _choose(headers, series, folder) -> tuple[list[Slice], list[str]]:
@@ -177,15 +190,15 @@ def _choose(headers, series, folder) -> tuple[list[Slice], list[str]]:
   left_out = collections.Counter()
   for header in headers:
     if not header.gray:
-      left_out["colour image"] += 1
+      left_out["colour"] += 1
     elif header.modality != "CT":
-      left_out[f"image of modality {header.modality or 'unknown'}"] += 1
+      left_out[header.modality or "modality-less"] += 1
     elif "LOCALIZER" in header.image_type:
-      left_out["scout image"] += 1
+      left_out["scout"] += 1
     else:
       images.append(header)
   for what, count in sorted(left_out.items()):
-    notes.append(f"left out {count} {what}{'s' if count > 1 else ''}")
+    notes.append(f"left out {count} {what} image{'s' if count > 1 else ''}")
   if not images:
     raise UserError(
       f"{folder}: holds no CT slices ({'; '.join(notes) or 'no images'})"
@@ -337,9 +350,11 @@ def _read_pixels(ordered: list[Slice]) -> np.ndarray:
   columns, rows = ordered[0].size[:2]
   voxels = np.empty((len(ordered), rows, columns), np.int16)
   for number, header in enumerate(ordered):
-    pixels = sitk.GetArrayViewFromImage(_read_image(header.path))
-    pixels = pixels.reshape(rows, columns)
+    image = _read_image(header.path)  # the view does not keep it alive
+    pixels = sitk.GetArrayViewFromImage(image).reshape(rows, columns)
     if pixels.dtype.kind == "f":
       pixels = np.rint(pixels)
+    if header.padding_hu is not None:
+      pixels = np.where(pixels == round(header.padding_hu), -1024, pixels)
     voxels[number] = np.clip(pixels, -32768, 32767)
   return voxels

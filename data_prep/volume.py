@@ -4,19 +4,14 @@ import dataclasses
 import gzip
 import os
 import pathlib
-import re
 import tempfile
-import zlib
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from data_prep import dicom
-from data_prep.errors import UserError, one_line
+from data_prep import dicom, formats
+from data_prep.errors import UserError
 
 AIR_HU = -1024
 # Scanners pad outside the reconstructed circle with -2000, -3024 and the
@@ -361,130 +356,17 @@ def _read_any(path, series) -> tuple[np.ndarray, np.ndarray, list[str]]:
   if path.is_dir():
     array, affine, notes = dicom.read_series(path, series)
   elif name.endswith((".nii", ".nii.gz")):
-    array, affine, notes = _read_nifti(path)
+    array, affine, notes = formats.read_nifti(path)
   elif name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
-    array, affine, notes = _read_itk(path)
+    array, affine, notes = formats.read_itk(path)
   elif dicom.is_dicom(path):
     array, affine, notes = dicom.read_series(
       path.parent, dicom.series_of(path) if series is None else series
     )
   else:
     raise UserError(f"{path}: unknown format; known are {FORMATS}")
-  _check_spacing(affine, path)
+  formats.check_spacing(affine, path)
   return array, affine, notes
-
-
-def _check_spacing(affine: np.ndarray, path: pathlib.Path) -> None:
-  matrix = affine[:3, :3]
-  spacing = np.linalg.norm(matrix, axis=0)
-  if not np.isfinite(affine).all() or (spacing <= 0).any():
-    raise UserError(f"{path}: has no usable voxel spacing in its header")
-  if (spacing < 0.01).any() or (spacing > 50).any():
-    numbers = " x ".join(f"{s:.4g}" for s in spacing)
-    raise UserError(
-      f"{path}: a voxel spacing of {numbers} mm is not that of a CT scan"
-    )
-  if abs(np.linalg.det(matrix / spacing)) < 0.1:
-    raise UserError(f"{path}: the header's axes do not span space")
-
-
-def _check_shape(shape, path) -> None:
-  """Refuses pictures and series; trailing axes of one are fine."""
-  if len(shape) > 3 and max(shape[3:]) > 1:
-    raise UserError(
-      f"{path}: is 4D with {int(np.prod(shape[3:]))} frames; extract the one"
-      " wanted into a 3D file"
-    )
-  if len(shape) < 3 or min(shape[:3]) < 2:
-    raise UserError(
-      f"{path}: shape {'x'.join(map(str, shape))} is not a 3D scan"
-    )
-
-
-def _read_nifti(path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  try:
-    image = nib.load(path)
-    if image.get_data_dtype().kind not in "iufb":
-      raise UserError(f"{path}: colour or complex voxels; a CT scan is grey")
-    _check_shape(image.shape, path)
-    proxy = image.dataobj
-    if proxy.slope == 1 and proxy.inter == 0:
-      array = proxy.get_unscaled()
-    else:
-      array = proxy.get_scaled(dtype=np.float32)
-  except (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-  ) as error:
-    if isinstance(error, UserError):
-      raise
-    raise UserError(
-      f"{path}: damaged or not a NIfTI file ({one_line(error)})"
-    ) from error
-  affine, notes = _nifti_affine(image, path)
-  return np.asarray(array).reshape(array.shape[:3]), affine, notes
-
-
-def _nifti_affine(image, path) -> tuple[np.ndarray, list[str]]:
-  """Returns the RAS affine: sform if coded, else qform, else pixdim."""
-  header = image.header
-  zooms = np.array(header["pixdim"][1:4], np.float64)
-  sform, qform = header.get_sform(), None
-  if int(header["sform_code"]) > 0:
-    affine = sform
-  elif not (np.isfinite(zooms).all() and (zooms > 0).all()):
-    raise UserError(f"{path}: has no usable voxel spacing in its header")
-  else:
-    affine = image.affine
-  notes = []
-  if int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0:
-    qform = header.get_qform()
-    corners = np.array([[0, 0, 0, 1], [*image.shape[:3], 1]]).T
-    apart = np.abs((sform - qform) @ corners).max()
-    if apart > 0.1:
-      notes.append(
-        f"sform and qform differ by up to {apart:.1f} mm; the sform is used"
-      )
-  if int(header["qform_code"]) <= 0 and int(header["sform_code"]) <= 0:
-    if np.array_equal(zooms, [1, 1, 1]):
-      raise UserError(f"{path}: has no voxel spacing or orientation")
-    notes.append("no orientation in the header; assumed to be stored as LAS")
-  return np.asarray(affine, np.float64), notes
-
-
-# Header lines without which ITK silently assumes a spacing of 1 mm.
-_SPACING_LINE = {
-  ".nrrd": rb"(?im)^(space directions|spacings)\s*:(?!=)",
-  ".nhdr": rb"(?im)^(space directions|spacings)\s*:(?!=)",
-  ".mha": rb"(?im)^Element(Spacing|Size)\s*=",
-  ".mhd": rb"(?im)^Element(Spacing|Size)\s*=",
-}
-
-
-def _read_itk(path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  with path.open("rb") as file:
-    header = re.split(
-      rb"\r?\n\r?\n|(?im:^ElementDataFile.*$)", file.read(65536), maxsplit=1
-    )[0]
-  try:
-    image = sitk.ReadImage(str(path))
-  except RuntimeError as error:
-    raise UserError(
-      f"{path}: damaged or not a {path.suffix} file ({dicom.itk_reason(error)})"
-    ) from error
-  if not re.search(_SPACING_LINE[path.suffix.lower()], header):
-    raise UserError(f"{path}: has no usable voxel spacing in its header")
-  if image.GetNumberOfComponentsPerPixel() > 1:
-    raise UserError(f"{path}: colour or vector voxels; a CT scan is grey")
-  _check_shape(image.GetSize(), path)
-  while image.GetDimension() > 3:
-    image = image[..., 0]
-  array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-  return array, dicom.ras_affine(image), []
 
 
 def _to_hu(stored: np.ndarray, path) -> np.ndarray:
