@@ -164,7 +164,8 @@ def _settle(line: np.ndarray, lift: np.ndarray, size: dict) -> np.ndarray:
     probe = np.concatenate(
       [line, *(line + step * np.eye(3)[k] for k in range(3))]
     )
-    value = heart_lib.muscle(tuple(np.float32(probe.T)), size)
+    parts = heart_lib.chambers(tuple(np.float32(probe.T)), size)
+    value = heart_lib.muscle(parts)
     value = value.reshape(4, -1).astype(float)
     gradient = ((value[1:] - value[0]) / step).T
     square = np.maximum((gradient**2).sum(1), 0.25)
@@ -191,7 +192,7 @@ def _grow_left(grow: _Grower, has: dict, dominance: str) -> None:
   out = centers[0] - (heart_lib.AORTIC_VALVE + 10 * heart_lib.ROOT_WAY)
   out /= np.linalg.norm(out)
   ostium = centers[0] + radius * out + 3 * heart_lib.ROOT_WAY
-  fork = np.array([20.5, -1.0, 23.0])
+  fork = np.array([17.5, -1.0, 24.0])
   grow.add("LM", [ostium, (ostium + fork) / 2 + [0, 0, 1], fork], free_mm=7)
   fork = grow.on("LM", 1.0)
   long = np.array([16.0, 30, 45, 60, 74, 86])

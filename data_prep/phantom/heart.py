@@ -120,26 +120,32 @@ def lv_radius(size: dict[str, Any]) -> tuple[float, float]:
   return inner, inner + size["wall_mm"]
 
 
+def _bullet(lv: shapes.Coordinates, middle, base, tip, radius) -> np.ndarray:
+  """Distance to two half ellipsoids that meet at `middle` on the long axis."""
+  long = lv[0] - np.float32(middle)
+  # Stretching the base's half keeps one ellipsoid's formula for both.
+  long = np.where(long < 0, long * np.float32(tip / base), long)
+  return shapes.ellipsoid((long, *lv[1:]), (0, 0, 0), (tip, radius, radius))
+
+
 def lv_outside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
   """Distance to the epicardial surface of the left ventricle."""
-  long, s, u = lv_coordinates(q)
-  outer = lv_radius(size)[1]
-  body = shapes.ellipsoid((long, s, u), (22, 0, 0), (69, outer, outer))
-  return shapes.meet(body, -3 - long, 5)
+  lv = lv_coordinates(q)
+  body = _bullet(lv, 22, 46, 69, lv_radius(size)[1])
+  return shapes.meet(body, -4 - lv[0], 6)
 
 
 def lv_inside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
   """Distance to the blood of the left ventricle, papillary muscles left out."""
-  long, s, u = lv_coordinates(q)
+  lv = lv_coordinates(q)
+  long, s, u = lv
   inner = lv_radius(size)[0]
   angle = np.arctan2(s, u)
   # Trabeculae: ridges along the wall, deeper toward the apex.
   ridge = np.sin(9 * angle + 0.12 * long) + np.sin(5 * angle - 0.2 * long)
-  depth = (
-    1.0 * np.clip(long / 50, 0, 1.4) * np.clip(np.hypot(s, u) / inner, 0, 1)
-  )
-  body = shapes.ellipsoid((long, s, u), (20, 0, 0), (61, inner, inner))
-  return shapes.meet(body + depth * ridge, 0.5 - long, 3)
+  depth = np.clip(long / 50, 0, 1.4) * np.clip(np.hypot(s, u) / inner, 0, 1)
+  body = _bullet(lv, 21, 31, 61, inner)
+  return shapes.meet(body + depth * ridge, -4 - long, 2)
 
 
 def papillary(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
@@ -191,7 +197,7 @@ def ra_inside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
 def la_inside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
   """Distance to the blood of the left atrium and its appendage."""
   k = size["la_scale"]
-  body = shapes.ellipsoid(q, (-8, 37, 15), (33 * k, 20 * k, 24 * k))
+  body = shapes.ellipsoid(q, (-8, 36, 13), (33 * k, 20.5 * k, 25 * k))
   ear = shapes.capsule(
     q, np.array([17.0, 30, 22]), np.array([32.0, 8, 30]), 9 * k, 7
   )
@@ -201,17 +207,45 @@ def la_inside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
   return shapes.union(shapes.union(body, ear, 6), tip, 3)
 
 
-def muscle(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chambers:
+  """Distances, in mm of the heart's frame, to the blood of the chambers.
+
+  Attributes:
+    lv_outside: the left ventricle's epicardial surface.
+    rv: right ventricle.
+    ra: right atrium.
+    la: left atrium.
+  """
+
+  lv_outside: np.ndarray
+  rv: np.ndarray
+  ra: np.ndarray
+  la: np.ndarray
+
+
+def chambers(q: shapes.Coordinates, size: dict[str, Any]) -> Chambers:
+  """Returns the distances to all chambers at points of the heart's frame."""
+  return Chambers(
+    lv_outside(q, size),
+    rv_inside(q, size),
+    ra_inside(q, size),
+    la_inside(q, size),
+  )
+
+
+def muscle(parts: Chambers) -> np.ndarray:
   """Distance to the outside of all chambers' walls; what coronaries lie on."""
-  wall = shapes.union(lv_outside(q, size), rv_inside(q, size) - 3.2, 2)
-  atria = np.minimum(ra_inside(q, size), la_inside(q, size)) - 2.0
-  return shapes.union(wall, atria, 2)
+  wall = shapes.union(parts.lv_outside, parts.rv - 3.2, 2)
+  return shapes.union(wall, np.minimum(parts.ra, parts.la) - 2.0, 2)
 
 
-def sac(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
+def sac(
+  q: shapes.Coordinates, parts: Chambers, size: dict[str, Any]
+) -> np.ndarray:
   """Distance to the pericardium: all chambers and the fat in their grooves."""
-  wall = shapes.union(lv_outside(q, size), rv_inside(q, size) - 3.2, 16)
-  atria = shapes.union(ra_inside(q, size), la_inside(q, size), 10)
+  wall = shapes.union(parts.lv_outside, parts.rv - 3.2, 16)
+  atria = shapes.union(parts.ra, parts.la, 10)
   whole = shapes.union(wall, atria - 2.0, 18)
   vessels = shapes.capsule(
     q, AORTIC_VALVE, AORTIC_VALVE + 52 * ROOT_WAY, 15, 15
@@ -248,16 +282,18 @@ def draw_heart(
     distance = lattice.to_voxels(distance) * heart.scale
     shapes.paint(canvas, points.box, distance, hu)
 
-  layer(sac(q, size) - 1.0, 20.0)
-  layer(sac(q, size), size["fat_hu"])
-  ra, la, rv = ra_inside(q, size), la_inside(q, size), rv_inside(q, size)
+  parts = chambers(q, size)
+  ra, la, rv = parts.ra, parts.la, parts.rv
+  around = sac(q, parts, size)
+  layer(around - 1.0, 20.0)
+  layer(around, size["fat_hu"])
   walls = shapes.union(shapes.union(ra, la, 2) - 2.0, rv - 3.2, 2)
   layer(walls, size["myocardium_hu"] - 15)
   in_ra = np.clip(right * (1.15 + 1.3 * mixing), 40, 1500)
   in_rv = np.clip(right * (1.0 + 0.7 * mixing), 40, 1200)
   layer(ra, in_ra)
   layer(shapes.meet(rv, ra * -1 - 1.2), in_rv)
-  layer(lv_outside(q, size), size["myocardium_hu"])
+  layer(parts.lv_outside, size["myocardium_hu"])
   layer(la, contrast * 1.02)
   fine = shapes.lattice(canvas.grid, low, high, 1.5)
   fine_q = heart.from_patient(fine.at)
@@ -268,8 +304,8 @@ def draw_heart(
 
 def _draw_valves(canvas: shapes.Canvas, heart: Heart) -> None:
   """Paints the outflow tract's blood-free leaflets of the mitral valve."""
-  ring = lv_point(0.0, np.array([50.0, 230.0]), 15.0)
-  edge = lv_point(16.0, np.array([50.0, 230.0]), 5.0)
+  ring = lv_point(-2.0, np.array([50.0, 230.0]), 15.0)
+  edge = lv_point(14.0, np.array([50.0, 230.0]), 6.0)
   for a, b in zip(ring, edge, strict=True):
     ends = heart.to_patient(np.stack([a, b]))
     shapes.paint_tube(canvas, ends, np.array([1.4, 1.0]), 120.0)

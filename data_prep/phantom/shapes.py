@@ -323,34 +323,39 @@ def paint_tube(
   paint(canvas, box, distance, hu)
 
 
-def thin_tube(
-  canvas: Canvas, points: np.ndarray, radii: np.ndarray, hu: float, below: float
+def thin_tubes(
+  canvas: Canvas, ends: np.ndarray, radii: np.ndarray, hu: float, below: float
 ) -> None:
-  """Paints a tube brighter than its surroundings (`below` HU) by maximum.
+  """Paints straight tubes brighter than what is around them, by maximum.
 
-  Its cross-section keeps the right integral where it is thinner than a voxel.
+  Their cross-section keeps its integral where they are thinner than a voxel.
+
+  Args:
+    canvas: changed in place.
+    ends: [N, 2, 3] LPS mm.
+    radii: [N, 2] mm, at both ends.
+    hu: of the tubes.
+    below: HU of what is around them.
   """
   w = canvas.edge_mm
-  for a, b, ra, rb in zip(
-    points[:-1], points[1:], radii[:-1], radii[1:], strict=True
-  ):
-    r = (ra + rb) / 2
-    if r < w / 2:
-      gain = 3 * r**2 * w / (r + w / 2) ** 3
-    else:
-      gain = r**2 / (r**2 + w**2 / 12)
-    reach = max(ra, rb) + w
+  r = radii.mean(1)
+  small = 3 * r**2 * w / (r + w / 2) ** 3
+  gain = np.where(r < w / 2, small, r**2 / (r**2 + w**2 / 12))
+  reach = radii.max(1) + w / 2
+  index = canvas.grid.to_index(ends)
+  pad = reach[:, None] / np.array(canvas.grid.spacing)
+  seen = (index.max(1) + pad > 0) & (index.min(1) - pad < canvas.hu.shape)
+  for k in np.flatnonzero(seen.all(1)):
+    (a, b), (ra, rb) = ends[k], radii[k]
     found = box_of(
-      canvas.grid, np.minimum(a, b) - reach, np.maximum(a, b) + reach
+      canvas.grid, np.minimum(a, b) - reach[k], np.maximum(a, b) + reach[k]
     )
     if found is not None:
       share = cover(capsule(found[1], a, b, ra, rb), w)
+      share *= np.float32(gain[k] * (hu - below))
+      share += np.float32(below)
       part = canvas.hu[found[0]]
-      np.maximum(
-        part,
-        np.float32(below) + share * np.float32(gain * (hu - below)),
-        out=part,
-      )
+      np.maximum(part, share, out=part)
 
 
 def spline(points: np.ndarray, step_mm: float) -> np.ndarray:

@@ -39,6 +39,12 @@ _HILA = [
   ((64, 72, -8), (0.5, 0.5, -0.7)),
   ((-60, 30, 20), (-0.6, -0.7, -0.4)),
   ((48, 50, 20), (0.8, 0.1, -0.3)),
+  ((-66, 44, 24), (-0.6, 0.2, -0.8)),
+  ((46, 66, 20), (0.4, 0.3, -0.9)),
+  ((-60, 36, 48), (-0.5, 0.5, 0.8)),
+  ((40, 50, 56), (0.4, -0.2, 0.9)),
+  ((50, 30, 50), (0.6, -0.8, 0.0)),
+  ((-68, 26, 40), (-0.7, -0.6, -0.1)),
 ]
 
 
@@ -134,9 +140,9 @@ def diaphragm(b: shapes.Coordinates, patient: dict[str, Any]) -> np.ndarray:
     u = ((x - np.float32(cx)) / rx) ** 2 + ((y - np.float32(cy)) / ry) ** 2
     return top + lift - 30 * u**1.3
 
-  right = dome(-95, 28, -24, 62, 80)
-  left = dome(52, 32, -36, 66, 80)
-  middle = dome(-15, 10, -50, 60, 60)
+  right = dome(-92, 24, -24, 66, 82)
+  left = dome(58, 30, -33, 68, 84)
+  middle = dome(-6, -4, -41, 72, 76)
   height = -shapes.union(-right, shapes.union(-left, -middle, 8), 8)
   return (z - height) * np.float32(0.8)
 
@@ -175,9 +181,8 @@ def mediastinum(
   for points, radii in outline:
     for k in range(0, len(points) - 1, 3):
       m = min(k + 3, len(points) - 1)
-      part = shapes.capsule(
-        at, points[k], points[m], radii[k] + 4, radii[m] + 4
-      )
+      ra, rb = (1.45 * radii[i] - 2.5 for i in (k, m))
+      part = shapes.capsule(at, points[k], points[m], ra, rb)
       whole = shapes.union(whole, part, 8)
   return whole
 
@@ -250,39 +255,43 @@ def _draw_abdomen(layer, b, above, inside, patient) -> None:
 
 def _draw_lungs(canvas, thorax, rng, scanner) -> None:
   """Paints trees of vessels from the hila to near the pleura."""
-  hu = 0.75 * scanner["contrast_hu"]
-  lung = thorax.patient["lung_hu"]
-  start = [
-    (np.array(p, float), np.array(v) / np.linalg.norm(v), 3.4) for p, v in _HILA
-  ]
-  for points, radii in _trees(start, rng):
-    shapes.thin_tube(
-      canvas, thorax.to_patient(points), radii * thorax.scale, hu, lung
-    )
+  ends, radii = _trees(rng)
+  shapes.thin_tubes(
+    canvas,
+    thorax.to_patient(ends),
+    radii * thorax.scale,
+    0.75 * scanner["contrast_hu"],
+    thorax.patient["lung_hu"],
+  )
 
 
-def _trees(start: list, rng: np.random.Generator) -> list:
-  """Grows branches that fork until they are thin or reach the pleura."""
-  point, way, radius = (np.array(column) for column in zip(*start, strict=True))
-  tubes = []
+def _trees(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Grows branches that fork until they are thin or reach the pleura.
+
+  Returns:
+    (ends [N, 2, 3], radii [N, 2]) of straight pieces, in average-adult mm.
+  """
+  point, way = (np.array(column, float) for column in zip(*_HILA, strict=True))
+  radius = np.full(len(point), 3.0)
+  ends, radii = [], []
   while len(point):
     point, way, radius = (np.repeat(a, 2, 0) for a in (point, way, radius))
-    turn = way + rng.normal(0, 0.55, way.shape)
+    turn = way / np.linalg.norm(way, axis=1, keepdims=True)
+    turn = turn + rng.normal(0, 0.42, way.shape)
     turn /= np.linalg.norm(turn, axis=1, keepdims=True)
-    length = rng.uniform(9, 15, len(way)) * radius**0.6
+    length = rng.uniform(9, 16, len(way)) * radius**0.45
     end = point + turn * length[:, None]
-    thin = radius * rng.uniform(0.66, 0.86, len(way))
-    inside = cavity(tuple(end.astype(np.float32).T)) < -4
-    for k in np.flatnonzero(inside):
-      line = np.stack([point[k], end[k]])
-      tubes.append((line, np.array([radius[k], thin[k]])))
-    grow = inside & (thin > 0.55)
+    thin = radius * rng.uniform(0.68, 0.86, len(way))
+    inside = cavity(tuple(end.astype(np.float32).T)) < -3
+    ends.append(np.stack([point, end], 1)[inside])
+    radii.append(np.stack([radius, thin], 1)[inside])
+    grow = inside & (thin > 0.5)
     point, way, radius = end[grow], turn[grow], thin[grow]
-  return tubes
+  return np.concatenate(ends), np.concatenate(radii)
 
 
 def _draw_bones(canvas: shapes.Canvas, thorax: Thorax) -> None:
-  bone, marrow = thorax.patient["bone_hu"], 0.3 * thorax.patient["bone_hu"] + 30
+  bone, marrow = thorax.patient["bone_hu"], 0.2 * thorax.patient["bone_hu"] + 50
   everything = tuple(slice(0, n) for n in canvas.grid.shape)
   margin = canvas.edge_mm + 1
   ribs, cartilage = rib_tubes(thorax)

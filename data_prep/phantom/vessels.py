@@ -5,7 +5,12 @@ from typing import Any
 import numpy as np
 
 from data_prep.phantom import shapes
-from data_prep.phantom.heart import AORTIC_VALVE, ROOT_WAY, Heart
+from data_prep.phantom.heart import (
+  AORTIC_VALVE,
+  PULMONARY_VALVE,
+  ROOT_WAY,
+  Heart,
+)
 
 # x, y, z, radius relative to the ascending aorta, share of the heart's turn.
 _AORTA = np.array(
@@ -89,7 +94,7 @@ def sinuses(heart: Heart) -> tuple[np.ndarray, np.ndarray]:
   """
   radius = heart.size["aorta_radius_mm"] * 0.66
   # Where each sinus faces, across the root's axis.
-  facing = np.array([[0.80, 0.52, 0.2], [-0.22, -0.97, 0.1], [-0.72, 0.66, 0]])
+  facing = np.array([[0.92, 0.34, 0.2], [-0.2, -0.97, 0.1], [-0.66, 0.72, 0]])
   facing -= np.outer(facing @ ROOT_WAY, ROOT_WAY)
   facing /= np.linalg.norm(facing, axis=1, keepdims=True)
   middle = AORTIC_VALVE + 10.0 * ROOT_WAY
@@ -161,6 +166,9 @@ def draw_arteries(
   for row in _PULMONARY.values():
     points, radii = _tube(heart, row)
     shapes.paint_tube(canvas, points, radii + 1.0, 40.0)
+  outlet = heart.to_patient(np.stack([[7.0, -25.0, 22.0], PULMONARY_VALVE]))
+  wide = 11.0 * heart.scale * heart.size["rv_scale"]
+  shapes.paint_tube(canvas, outlet, np.array([wide, wide]), lungs)
   for row in _PULMONARY.values():
     shapes.paint_tube(canvas, *_tube(heart, row), lungs)
   shapes.paint_tube(canvas, *_tube(heart, _SVC), cava)
