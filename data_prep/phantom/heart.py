@@ -271,7 +271,7 @@ def draw_heart(
   size, contrast = heart.size, scanner["contrast_hu"]
   reach = 112 * heart.scale * np.array([1, 0.85, 0.95])
   low, high = heart.center - reach, heart.center + reach
-  points = shapes.lattice(canvas.grid, low, high)
+  points = canvas.voxels.lattice(low, high)
   if points is None:
     return
   q = heart.from_patient(points.at)
@@ -295,7 +295,7 @@ def draw_heart(
   layer(shapes.meet(rv, ra * -1 - 1.2), in_rv)
   layer(parts.lv_outside, size["myocardium_hu"])
   layer(la, contrast * 1.02)
-  fine = shapes.lattice(canvas.grid, low, high, 1.5)
+  fine = canvas.voxels.lattice(low, high, 1.5)
   fine_q = heart.from_patient(fine.at)
   blood = shapes.meet(lv_inside(fine_q, size), -papillary(fine_q, size), 1)
   layer(blood, contrast, fine)

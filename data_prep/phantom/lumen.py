@@ -58,9 +58,9 @@ def draw_coronaries(
     each lesion in mm3). A structure gets as many voxels as its volume is
     worth, the fullest ones first, and a plaque at least one.
   """
-  offsets = _samples(canvas.grid)
-  mask = np.zeros(canvas.grid.shape, np.uint8)
-  segments = np.zeros(canvas.grid.shape, np.uint8)
+  offsets = _samples(canvas.voxels.grid)
+  mask = np.zeros(canvas.voxels.grid.shape, np.uint8)
+  segments = np.zeros(canvas.voxels.grid.shape, np.uint8)
   volumes = [0.0] * len(lesions)
   filled = []
   # Parents last, so that a plaque at a fork is not drawn over.
@@ -77,7 +77,7 @@ def draw_coronaries(
     _label_plaques(mask, segments, shares, SEGMENTS[name])
     for parts in (shares.stable, shares.unstable):
       for k, share in parts.items():
-        volumes[k] += float(share.sum() * np.prod(canvas.grid.spacing))
+        volumes[k] += float(share.sum() * np.prod(canvas.voxels.grid.spacing))
   return mask, segments, volumes
 
 
@@ -93,14 +93,15 @@ def _samples(grid: Grid) -> np.ndarray:
 
 
 def _near(
-  grid: Grid, vessel: Vessel, margin_mm: float
+  voxels: shapes.Voxels, vessel: Vessel, margin_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns flat indices [N] and LPS mm [N, 3] of voxels near a vessel."""
+  grid = voxels.grid
   coarse = np.unique(np.r_[0 : len(vessel.points) : 8, len(vessel.points) - 1])
   found = []
   for a, b in zip(coarse[:-1], coarse[1:], strict=True):
     part = vessel.points[a : b + 1]
-    box = shapes.region(grid, part.min(0) - margin_mm, part.max(0) + margin_mm)
+    box = voxels.region(part.min(0) - margin_mm, part.max(0) + margin_mm)
     if box is not None:
       d, h, w = (np.arange(s.start, s.stop) for s in box)
       flat = (d[:, None, None] * grid.shape[1] + h[:, None]) * grid.shape[2] + w
@@ -115,13 +116,13 @@ def _draw_vessel(
   canvas, vessel, lesions, contrast_hu, motion, blur_mm, offsets
 ):
   """Paints one vessel; returns its `Shares`, None where it misses the grid."""
-  grid = canvas.grid
+  grid = canvas.voxels.grid
   center, lumen_r, outer_r = diseased(vessel, list(lesions.values()))
   sub_mm = float(np.prod(grid.spacing) / len(offsets)) ** (1 / 3)
   edge = float(np.sqrt(sub_mm**2 + 12 * blur_mm**2))
   half = np.linalg.norm(np.array(grid.spacing)) / 2
   margin = float(outer_r.max() + edge / 2 + np.linalg.norm(motion) / 2)
-  voxel, middle = _near(grid, vessel, margin)
+  voxel, middle = _near(canvas.voxels, vessel, margin)
   distance, nearest = cKDTree(vessel.points).query(
     middle, distance_upper_bound=margin + half + 1.0
   )
@@ -209,8 +210,8 @@ def _plaque_hu(lesion, way, across, rho, r_lumen, r_outer, vessel, nearest):
   spots = np.cos(turn - lesion.angle) + np.sin(
     2 * np.pi * way / 7.0 + lesion.phase
   )
-  chalk = spots > 0
-  return np.where(chalk, lesion.hu, lesion.core_hu).astype(np.float32), chalk
+  chalk = np.clip(0.5 + 1.5 * spots, 0, 1).astype(np.float32)
+  return lesion.core_hu + chalk * (lesion.hu - lesion.core_hu), chalk > 0.5
 
 
 def _fullest(share: np.ndarray, free: np.ndarray, least: int) -> np.ndarray:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
+from data_prep.phantom.voxels import Box, Coordinates, Voxels
 from data_prep.volume import Grid
-
-Coordinates = tuple[np.ndarray, np.ndarray, np.ndarray]
-Box = tuple[slice, slice, slice]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,12 +22,12 @@ class Canvas:
 
   Attributes:
     hu: [D, H, W] float32, changed in place by the painters.
-    grid: where the voxels lie.
+    voxels: where they lie.
     edge_mm: width of an edge; about a voxel or the scanner's blur.
   """
 
   hu: np.ndarray
-  grid: Grid
+  voxels: Voxels
   edge_mm: float
 
 
@@ -44,62 +42,7 @@ def blank(grid: Grid, blur_mm: float, hu: float = -1000.0) -> Canvas:
   voxel_mm = float(np.prod(grid.spacing)) ** (1 / 3)
   # A ramp of width w blurs like a Gaussian of w / sqrt(12); so does a voxel.
   edge_mm = float(np.sqrt(voxel_mm**2 + 12 * blur_mm**2))
-  return Canvas(np.full(grid.shape, hu, np.float32), grid, edge_mm)
-
-
-def everywhere(grid: Grid) -> Coordinates:
-  """Returns x, y, z in mm of all voxels, broadcastable to [D, H, W]."""
-  return _coordinates(grid, tuple(slice(0, n) for n in grid.shape))
-
-
-def region(grid: Grid, low: np.ndarray, high: np.ndarray) -> Box | None:
-  """Returns the slices that hold the box from `low` to `high` in LPS mm.
-
-  Args:
-    grid: the voxels.
-    low: [3] x, y, z.
-    high: [3] x, y, z.
-
-  Returns:
-    Slices along D, H, W, or None where the box misses the grid.
-  """
-  middle, half = (low + high) / 2, (high - low) / 2
-  step = grid.direction / np.array(grid.spacing)
-  center = (middle - np.array(grid.origin)) @ step
-  reach = half @ np.abs(step)
-  start = np.maximum(np.floor(center - reach), 0).astype(int)
-  stop = np.minimum(np.ceil(center + reach) + 1, grid.shape).astype(int)
-  if (stop <= start).any():
-    return None
-  return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-
-
-def _coordinates(grid: Grid, box: Box) -> Coordinates:
-  return _at(grid, [np.arange(s.start, s.stop) for s in box])
-
-
-def _at(grid: Grid, index: list[np.ndarray]) -> Coordinates:
-  """Returns x, y, z in mm at the crossings of indices along D, H and W."""
-  affine = grid.affine
-  index = [
-    i.reshape([-1 if k == axis else 1 for k in range(3)])
-    for axis, i in enumerate(index)
-  ]
-  return tuple(
-    sum(
-      (affine[k, a] * index[a] for a in range(3) if abs(affine[k, a]) > 1e-9),
-      np.full((1, 1, 1), affine[k, 3]),
-    ).astype(np.float32)
-    for k in range(3)
-  )
-
-
-def box_of(
-  grid: Grid, low: np.ndarray, high: np.ndarray
-) -> tuple[Box, Coordinates] | None:
-  """Returns a box's slices and coordinates; None where it misses the grid."""
-  box = region(grid, np.asarray(low, float), np.asarray(high, float))
-  return None if box is None else (box, _coordinates(grid, box))
+  return Canvas(np.full(grid.shape, hu, np.float32), Voxels(grid), edge_mm)
 
 
 def cover(distance: np.ndarray, edge_mm: float) -> np.ndarray:
@@ -177,63 +120,6 @@ def meet(a: np.ndarray, b: np.ndarray, blend_mm: float = 0) -> np.ndarray:
   return -union(-a, -b, blend_mm)
 
 
-class Lattice:
-  """Points every few mm in a box of voxels, and the way back to the voxels.
-
-  Distances to large shapes are so smooth that it is enough to know them every
-  `step_mm` and to interpolate linearly: 3 mm on a sphere of 25 mm radius errs
-  by less than 0.05 mm.
-
-  Attributes:
-    box: slices along D, H, W.
-    at: x, y, z in mm of the points.
-  """
-
-  def __init__(self, grid: Grid, box: Box, step_mm: float):
-    self.box = box
-    length = [s.stop - s.start for s in box]
-    count = [
-      min(n, int(np.ceil(n * mm / max(step_mm, 1e-3))) + 1)
-      for n, mm in zip(length, grid.spacing, strict=True)
-    ]
-    index = [
-      np.linspace(s.start, s.stop - 1, n)
-      for s, n in zip(box, count, strict=True)
-    ]
-    self.at = _at(grid, index)
-    self._back = [
-      None if m == n else np.linspace(0, m - 1, n)
-      for m, n in zip(count, length, strict=True)
-    ]
-
-  def to_voxels(self, values: np.ndarray) -> np.ndarray:
-    """Interpolates values [the lattice] to float32 [the box]."""
-    out = np.asarray(values, np.float32)
-    # Along W first, while it is small; D last, where rows are contiguous.
-    for axis in (2, 1, 0):
-      back = self._back[axis]
-      if back is None or out.shape[axis] == 1:
-        continue
-      low = np.minimum(back.astype(int), out.shape[axis] - 2)
-      share = (back - low).astype(np.float32)
-      share = share.reshape([-1 if k == axis else 1 for k in range(3)])
-      first = out.take(low, axis)
-      rest = out.take(low + 1, axis)
-      rest -= first
-      rest *= share
-      first += rest
-      out = first
-    return out
-
-
-def lattice(
-  grid: Grid, low: np.ndarray, high: np.ndarray, step_mm: float = 3.0
-) -> Lattice | None:
-  """Returns a lattice over a box in LPS mm, None where it misses the grid."""
-  box = region(grid, np.asarray(low, float), np.asarray(high, float))
-  return None if box is None else Lattice(grid, box, step_mm)
-
-
 def draw(
   canvas: Canvas,
   low: np.ndarray,
@@ -246,8 +132,8 @@ def draw(
 ) -> None:
   """Paints a shape that lies between `low` and `high` (x, y, z in mm)."""
   margin = canvas.edge_mm
-  points = lattice(
-    canvas.grid, np.asarray(low) - margin, np.asarray(high) + margin, step_mm
+  points = canvas.voxels.lattice(
+    np.asarray(low) - margin, np.asarray(high) + margin, step_mm
   )
   if points is not None:
     distance = points.to_voxels(shape(points.at))
@@ -276,7 +162,7 @@ def blob(
 
 
 def tube_distance(
-  grid: Grid,
+  voxels: Voxels,
   tubes: Iterable[tuple[np.ndarray, np.ndarray]],
   margin_mm: float,
   out: np.ndarray | None = None,
@@ -284,7 +170,7 @@ def tube_distance(
   """Distance to a set of polylines with a radius at every point.
 
   Args:
-    grid: the voxels.
+    voxels: where.
     tubes: (points [N, 3] in LPS mm, radii [N] in mm) of each.
     margin_mm: how far from the surfaces it is exact.
     out: an earlier result to add to.
@@ -293,13 +179,13 @@ def tube_distance(
     [D, H, W] float32; 1e3 where no tube is near.
   """
   if out is None:
-    out = np.full(grid.shape, 1e3, np.float32)
+    out = np.full(voxels.shape, 1e3, np.float32)
   for points, radii in tubes:
     for a, b, ra, rb in zip(
       points[:-1], points[1:], radii[:-1], radii[1:], strict=True
     ):
       reach = max(ra, rb) + margin_mm
-      found = box_of(grid, np.minimum(a, b) - reach, np.maximum(a, b) + reach)
+      found = voxels.box(np.minimum(a, b) - reach, np.maximum(a, b) + reach)
       if found is not None:
         part = out[found[0]]
         np.minimum(part, capsule(found[1], a, b, ra, rb), out=part)
@@ -311,14 +197,11 @@ def paint_tube(
 ) -> None:
   """Paints one polyline as a tube; `radii` has one radius per point."""
   reach = float(np.max(radii)) + canvas.edge_mm
-  found = box_of(canvas.grid, points.min(0) - reach, points.max(0) + reach)
+  found = canvas.voxels.box(points.min(0) - reach, points.max(0) + reach)
   if found is None:
     return
   box, _ = found
-  corner = canvas.grid.to_mm([s.start for s in box])
-  inner = Grid(
-    canvas.hu[box].shape, canvas.grid.spacing, corner, canvas.grid.direction
-  )
+  inner = canvas.voxels.part(box)
   distance = tube_distance(inner, [(points, radii)], canvas.edge_mm)
   paint(canvas, box, distance, hu)
 
@@ -342,13 +225,14 @@ def thin_tubes(
   small = 3 * r**2 * w / (r + w / 2) ** 3
   gain = np.where(r < w / 2, small, r**2 / (r**2 + w**2 / 12))
   reach = radii.max(1) + w / 2
-  index = canvas.grid.to_index(ends)
-  pad = reach[:, None] / np.array(canvas.grid.spacing)
+  grid = canvas.voxels.grid
+  index = grid.to_index(ends)
+  pad = reach[:, None] / np.array(grid.spacing)
   seen = (index.max(1) + pad > 0) & (index.min(1) - pad < canvas.hu.shape)
   for k in np.flatnonzero(seen.all(1)):
     (a, b), (ra, rb) = ends[k], radii[k]
-    found = box_of(
-      canvas.grid, np.minimum(a, b) - reach[k], np.maximum(a, b) + reach[k]
+    found = canvas.voxels.box(
+      np.minimum(a, b) - reach[k], np.maximum(a, b) + reach[k]
     )
     if found is not None:
       share = cover(capsule(found[1], a, b, ra, rb), w)
@@ -369,21 +253,17 @@ def spline(points: np.ndarray, step_mm: float) -> np.ndarray:
     [M, K].
   """
   points = np.asarray(points, float)
-  knots = _arc(points)
+  knots = arc_length(points)
   curve = make_interp_spline(knots, points[:, :3], k=min(3, len(points) - 1))
   dense = np.linspace(0, knots[-1], max(int(knots[-1] / 0.5), 8))
-  arc = _arc(curve(dense))
+  arc = arc_length(curve(dense))
   count = max(int(round(arc[-1] / step_mm)), 1) + 1
   t = np.interp(np.linspace(0, arc[-1], count), arc, dense)
   rest = [np.interp(t, knots, column) for column in points[:, 3:].T]
   return np.column_stack([curve(t), *rest])
 
 
-def _arc(points: np.ndarray) -> np.ndarray:
-  steps = np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1)
-  return np.concatenate([[0.0], np.cumsum(steps)])
-
-
 def arc_length(points: np.ndarray) -> np.ndarray:
   """Returns the way in mm from the first of points [N, 3+] to each."""
-  return _arc(points)
+  steps = np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1)
+  return np.concatenate([[0.0], np.cumsum(steps)])

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_prep.phantom import shapes, vessels
 from data_prep.phantom.heart import Heart
+from data_prep.phantom.voxels import Lattice
 
 _MIDLINE = -24.0
 _SPINE_Y = 103.0
@@ -206,8 +207,8 @@ def draw_thorax(
     texture: smooth noise of x, y, z in mm, about standard normal.
   """
   patient = thorax.patient
-  everything = tuple(slice(0, n) for n in canvas.grid.shape)
-  points = shapes.Lattice(canvas.grid, everything, 4.0)
+  everything = canvas.voxels.everywhere
+  points = Lattice(canvas.voxels.grid, everything, 4.0)
   b = thorax.from_patient(points.at)
 
   def layer(distance, hu, opacity=1.0):
@@ -281,7 +282,7 @@ def _trees(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     turn /= np.linalg.norm(turn, axis=1, keepdims=True)
     length = rng.uniform(9, 16, len(way)) * radius**0.45
     end = point + turn * length[:, None]
-    thin = radius * rng.uniform(0.68, 0.86, len(way))
+    thin = radius * rng.uniform(0.7, 0.89, len(way))
     inside = cavity(tuple(end.astype(np.float32).T)) < -3
     ends.append(np.stack([point, end], 1)[inside])
     radii.append(np.stack([radius, thin], 1)[inside])
@@ -292,13 +293,13 @@ def _trees(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_bones(canvas: shapes.Canvas, thorax: Thorax) -> None:
   bone, marrow = thorax.patient["bone_hu"], 0.2 * thorax.patient["bone_hu"] + 50
-  everything = tuple(slice(0, n) for n in canvas.grid.shape)
+  everything = canvas.voxels.everywhere
   margin = canvas.edge_mm + 1
   ribs, cartilage = rib_tubes(thorax)
   spurs = _processes(thorax)
-  soft = shapes.tube_distance(canvas.grid, cartilage, margin)
+  soft = shapes.tube_distance(canvas.voxels, cartilage, margin)
   shapes.paint(canvas, everything, soft, 110.0)
-  hard = shapes.tube_distance(canvas.grid, ribs + spurs, margin)
+  hard = shapes.tube_distance(canvas.voxels, ribs + spurs, margin)
   shapes.paint(canvas, everything, hard, bone)
   shapes.paint(canvas, everything, hard + 1.6, marrow)
   _draw_spine(canvas, thorax, bone, marrow)
@@ -358,7 +359,7 @@ def _processes(thorax: Thorax) -> list:
 def _draw_spine(canvas, thorax, bone, marrow) -> None:
   low = thorax.to_patient([_MIDLINE - 24, _SPINE_Y - 24, -500])
   high = thorax.to_patient([_MIDLINE + 24, _SPINE_Y + 32, 500])
-  points = shapes.lattice(canvas.grid, low, high, 2.0)
+  points = canvas.voxels.lattice(low, high, 2.0)
   if points is None:
     return
   x, y, z = thorax.from_patient(points.at)
@@ -386,7 +387,7 @@ def _draw_spine(canvas, thorax, bone, marrow) -> None:
 def _draw_sternum(canvas, thorax, bone, marrow) -> None:
   low = thorax.to_patient([_MIDLINE - 40, -100, -60])
   high = thorax.to_patient([_MIDLINE + 40, -20, 160])
-  points = shapes.lattice(canvas.grid, low, high, 2.0)
+  points = canvas.voxels.lattice(low, high, 2.0)
   if points is None:
     return
   x, y, z = thorax.from_patient(points.at)

@@ -108,10 +108,12 @@ def aorta_line(heart: Heart) -> tuple[np.ndarray, np.ndarray]:
   return _tube(heart, rows)
 
 
-def aorta_distance(grid: Any, heart: Heart, margin_mm: float) -> np.ndarray:
+def aorta_distance(
+  voxels: shapes.Voxels, heart: Heart, margin_mm: float
+) -> np.ndarray:
   """Distance to the aorta's lumen from the valve on, [D, H, W]."""
   points, radii = aorta_line(heart)
-  distance = shapes.tube_distance(grid, [(points, radii)], margin_mm)
+  distance = shapes.tube_distance(voxels, [(points, radii)], margin_mm)
   centers, radius = sinuses(heart)
   centers = heart.to_patient(centers)
   root = heart.to_patient(
@@ -119,7 +121,7 @@ def aorta_distance(grid: Any, heart: Heart, margin_mm: float) -> np.ndarray:
   )
   wide = heart.size["aorta_radius_mm"]
   reach = radius * heart.scale + margin_mm + 14
-  found = shapes.box_of(grid, centers.min(0) - reach, centers.max(0) + reach)
+  found = voxels.box(centers.min(0) - reach, centers.max(0) + reach)
   if found is not None:
     box, at = found
     bulb = shapes.capsule(at, root[0], root[1], 0.72 * wide, 0.84 * wide)
@@ -173,10 +175,9 @@ def draw_arteries(
     shapes.paint_tube(canvas, *_tube(heart, row), lungs)
   shapes.paint_tube(canvas, *_tube(heart, _SVC), cava)
   margin = canvas.edge_mm + 3
-  distance = aorta_distance(canvas.grid, heart, margin)
-  everything = tuple(slice(0, n) for n in canvas.grid.shape)
-  near = shapes.region(canvas.grid, *_bounds(heart))
-  box = near or everything
+  distance = aorta_distance(canvas.voxels, heart, margin)
+  near = canvas.voxels.region(*_bounds(heart))
+  box = near or canvas.voxels.everywhere
   shapes.paint(canvas, box, distance[box] - 1.5, 45.0)
   outflow = heart.to_patient(
     np.stack([np.array([9.0, 3.0, -3.0]), AORTIC_VALVE])
