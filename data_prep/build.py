@@ -20,31 +20,43 @@ from data_prep.ctca.ctca_dataset_builder import Ctca, CtcaConfig, config_name
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
 
-OUT = flags.DEFINE_string("out", None, "Folder that gets ctca/NAME/1.0.0.")
-SEVERITY = flags.DEFINE_enum(
-  "severity", "clinical", ["clinical", "overt"], "Of the phantoms' disease."
-)
-GRID = flags.DEFINE_enum(
-  "grid",
-  "heart",
-  ["paper", "heart", "spacing"],
-  "Target grid: the whole field of view resized; a box around the heart; or"
-  " the field of view at a fixed spacing.",
-)
-SHAPE = flags.DEFINE_list(
-  "shape", ["256", "128", "128"], "Voxels D,H,W; not for --grid=spacing."
-)
-BOX_MM = flags.DEFINE_list(
-  "box_mm", None, "Box D,H,W in mm of --grid=heart; one number for a cube."
-)
-SPACING_MM = flags.DEFINE_list(
-  "spacing_mm", None, "D,H,W in mm of --grid=spacing; one number for a cube."
-)
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a data set.")
-SKIP_BAD = flags.DEFINE_bool(
-  "skip_bad", False, "Leave out unusable cases instead of stopping."
-)
-flags.adopt_module_key_flags(case_flags)
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines the flags; not at import, so that notebooks may import this."""
+  case_flags.define(values)
+  flags.adopt_module_key_flags(case_flags, values)
+  options = {"flag_values": values}
+  flags.DEFINE_string(
+    "out", None, "Folder that gets ctca/NAME/1.0.0.", **options
+  )
+  flags.DEFINE_enum(
+    "severity",
+    "clinical",
+    ["clinical", "overt"],
+    "Of the phantoms' disease.",
+    **options,
+  )
+  flags.DEFINE_enum(
+    "grid",
+    "heart",
+    ["paper", "heart", "spacing"],
+    "Target grid: the whole field of view resized; a box around the heart; or"
+    " the field of view at a fixed spacing.",
+    **options,
+  )
+  for name, default, text in (
+    ("shape", ["256", "128", "128"], "Voxels D,H,W; not for spacing."),
+    ("box_mm", None, "Box D,H,W of --grid=heart; one number for a cube."),
+    ("spacing_mm", None, "D,H,W of --grid=spacing; one number for a cube."),
+  ):
+    flags.DEFINE_list(name, default, text, **options)
+  flags.DEFINE_bool("overwrite", False, "Replace a data set.", **options)
+  flags.DEFINE_bool(
+    "skip_bad",
+    False,
+    "Leave out unusable cases instead of stopping.",
+    **options,
+  )
 
 
 def build(
@@ -126,59 +138,37 @@ def _old_aside(final: pathlib.Path, overwrite: bool) -> Iterator[None]:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def _numbers(name: str, texts: Sequence[str], kind: type) -> tuple:
-  """Returns three numbers; one stands for all three."""
-  try:
-    values = tuple(kind(text) for text in texts)
-  except ValueError as error:
-    raise UserError(f"--{name}={','.join(texts)}: not numbers") from error
-  if len(values) == 1:
-    values *= 3
-  if len(values) != 3:
-    raise UserError(f"--{name}={','.join(texts)}: needs three numbers")
-  return values
+def config_from_flags(args: flags.FlagValues) -> CtcaConfig:
+  """Returns what the flags ask to build.
 
-
-def grid_from_flags() -> GridSpec:
-  """Returns the target grid that the flags ask for."""
-  fields = {"shape": _numbers("shape", SHAPE.value, int)}
-  for flag in (BOX_MM, SPACING_MM):
-    if flag.value:
-      fields[flag.name] = _numbers(flag.name, flag.value, float)
-  return GridSpec(kind=GRID.value, **fields)
-
-
-def fractions_from_flags() -> tuple[float, ...]:
-  """Returns the shares of the splits that the flags ask for."""
-  texts = case_flags.FRACTIONS.value
-  if not texts:
-    return splits.PAPER_FRACTIONS
-  shares = _numbers("fractions", texts, float)
-  if sum(shares) <= 0:
-    raise UserError("--fractions: the shares add up to nothing")
-  return tuple(share / sum(shares) for share in shares)
-
-
-def config_from_flags() -> CtcaConfig:
-  """Returns what the flags ask to build."""
-  cases, options = case_flags.find()
-  source, grid = case_flags.SOURCE.value, grid_from_flags()
+  Raises:
+    UserError: a flag is missing or wrong, or no cases can be found.
+  """
+  if args.out is None:
+    raise UserError("--out is missing: the folder to build in")
+  cases, options = case_flags.find(args)
+  fields = {
+    name: case_flags.three(name, args[name].value, kind)
+    for name, kind in (("shape", int), ("box_mm", float), ("spacing_mm", float))
+    if args[name].value
+  }
+  grid = GridSpec(kind=args.grid, **fields)
   return CtcaConfig(
-    name=config_name(source, grid),
-    source=source,
+    name=config_name(args.source, grid),
+    source=args.source,
     grid=grid,
-    input=case_flags.INPUT.value,
+    input=args.input,
     options=options,
-    cases=case_flags.CASES.value,
-    severity=SEVERITY.value,
-    seed=case_flags.SEED.value,
-    fractions=fractions_from_flags(),
-    num_folds=case_flags.FOLDS.value,
+    cases=args.cases,
+    severity=args.severity,
+    seed=args.seed,
+    fractions=case_flags.fractions(args),
+    num_folds=args.folds,
     has_mask=any(
       "seed" in case.extra or case.mask or case.aorta_mask for case in cases
     ),
-    workers=case_flags.WORKERS.value,
-    skip_bad=SKIP_BAD.value,
+    workers=args.workers,
+    skip_bad=args.skip_bad,
   )
 
 
@@ -202,13 +192,12 @@ def summary(builder: Ctca) -> str:
 def main(argv: Sequence[str]) -> None:
   """Builds what the flags ask for."""
   del argv
-  if OUT.value is None:
-    raise UserError("--out is missing: the folder to build in")
-  config = config_from_flags()
+  args = flags.FLAGS
+  config = config_from_flags(args)
   # So that a polite kill cleans up as Ctrl-C does.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    builder = build(config, OUT.value, overwrite=OVERWRITE.value)
+    builder = build(config, args.out, overwrite=args.overwrite)
   except KeyboardInterrupt:
     print("stopped; nothing was built", file=sys.stderr)
     sys.exit(130)
@@ -216,4 +205,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+  define_flags()
   errors.run(main)

@@ -15,7 +15,6 @@ import tqdm
 from absl import flags
 
 from data_prep import (
-  build,
   case_flags,
   errors,
   geometry,
@@ -27,9 +26,6 @@ from data_prep import (
 from data_prep.ctca import records
 from data_prep.errors import UserError
 from data_prep.volume import Volume, read_volume
-
-JSON = flags.DEFINE_string("json", None, "File for the same as JSON.")
-flags.adopt_module_key_flags(case_flags)
 
 COLUMNS = ("case", "usable", "label", "shape", "spacing mm", "HU", "mask")
 
@@ -126,26 +122,33 @@ def _row(report: dict[str, Any]) -> tuple[str, ...]:
   )
 
 
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines the flags; not at import, so that notebooks may import this."""
+  case_flags.define(values)
+  flags.adopt_module_key_flags(case_flags, values)
+  flags.DEFINE_string(
+    "json", None, "File for the same as JSON.", flag_values=values
+  )
+
+
 def main(argv: Sequence[str]) -> None:
   """Checks what the flags ask for."""
   del argv
-  if case_flags.SOURCE.value == "phantom":
+  args = flags.FLAGS
+  if args.source == "phantom":
     raise UserError("phantoms are drawn, there is nothing to check")
-  cases, _ = case_flags.find()
-  reports = check(
-    cases, num_workers=case_flags.WORKERS.value or workers.available_cores()
-  )
+  cases, _ = case_flags.find(args)
+  reports = check(cases, num_workers=args.workers or workers.available_cores())
   print(table(reports))
-  if JSON.value:
-    pathlib.Path(JSON.value).write_text(json.dumps(reports, indent=2) + "\n")
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps(reports, indent=2) + "\n")
   records.plan(
-    cases,
-    fractions=build.fractions_from_flags(),
-    num_folds=case_flags.FOLDS.value,
+    cases, fractions=case_flags.fractions(args), num_folds=args.folds
   )
   if not all(report["usable"] for report in reports):
     sys.exit(2)
 
 
 if __name__ == "__main__":
+  define_flags()
   errors.run(main)

@@ -7,8 +7,10 @@ manifest.csv with which the folder is a `--source=manifest`.
 import csv
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import tqdm
 from absl import flags
@@ -16,19 +18,6 @@ from absl import flags
 from data_prep import errors, geometry, phantom, sources, splits, workers
 from data_prep.errors import UserError
 from data_prep.volume import write_nifti
-
-OUT = flags.DEFINE_string("out", None, "Folder for the files.")
-CASES = flags.DEFINE_integer("cases", 2, "How many; half of them with CAD.", 1)
-SEED = flags.DEFINE_integer(
-  "seed", 1, "Sets of different seeds share no phantom; build takes 0.", 0
-)
-SEVERITY = flags.DEFINE_enum(
-  "severity", "clinical", ["clinical", "overt"], "Of the disease."
-)
-SPACING_MM = flags.DEFINE_float(
-  "spacing_mm", None, "Voxel size; the scanner's own 512x512 if not given.", 0.1
-)
-WORKERS = flags.DEFINE_integer("workers", 1, "Processes.", 1)
 
 
 def export_case(
@@ -71,22 +60,38 @@ def export_case(
   return row
 
 
-def main(argv: Sequence[str]) -> None:
-  """Writes what the flags ask for."""
-  del argv
-  if OUT.value is None:
-    raise UserError("--out is missing: the folder for the files")
-  out = pathlib.Path(OUT.value)
+def export(
+  cases: Sequence[sources.Case],
+  out: str | os.PathLike,
+  *,
+  num_workers: int = 1,
+  **options: Any,
+) -> list[dict[str, str]]:
+  """Writes phantoms and, last, their manifest.csv.
+
+  Args:
+    cases: of `sources.phantom`.
+    out: folder, made as needed.
+    num_workers: processes.
+    **options: see `export_case`.
+
+  Returns:
+    The rows of the manifest.
+
+  Raises:
+    UserError: the folder cannot be written to.
+  """
+  out = pathlib.Path(out)
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"{out}: cannot write there: {error}") from error
-  cases = sources.phantom(CASES.value, seed=SEED.value)
-  export = functools.partial(
-    export_case, out=out, severity=SEVERITY.value, spacing_mm=SPACING_MM.value
+  results = workers.ordered_map(
+    functools.partial(export_case, out=out, **options),
+    cases,
+    workers=num_workers,
   )
   rows = []
-  results = workers.ordered_map(export, cases, workers=WORKERS.value)
   for row in tqdm.tqdm(results, total=len(cases), unit="case"):
     if isinstance(row, UserError):
       raise row
@@ -95,9 +100,42 @@ def main(argv: Sequence[str]) -> None:
     writer = csv.DictWriter(file, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
+  return rows
+
+
+def define_flags() -> None:
+  """Defines the flags; not at import, so that notebooks may import this."""
+  flags.DEFINE_string("out", None, "Folder for the files.")
+  flags.DEFINE_integer("cases", 2, "How many; every other with CAD.", 1)
+  flags.DEFINE_integer(
+    "seed", 1, "Sets of different seeds share no phantom; build takes 0.", 0
+  )
+  flags.DEFINE_enum(
+    "severity", "clinical", ["clinical", "overt"], "Of the disease."
+  )
+  flags.DEFINE_float(
+    "spacing_mm", None, "Voxel size; the scanner's own if not given.", 0.1
+  )
+  flags.DEFINE_integer("workers", 1, "Processes.", 1)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes what the flags ask for."""
+  del argv
+  args = flags.FLAGS
+  if args.out is None:
+    raise UserError("--out is missing: the folder for the files")
+  rows = export(
+    sources.phantom(args.cases, seed=args.seed),
+    args.out,
+    num_workers=args.workers,
+    severity=args.severity,
+    spacing_mm=args.spacing_mm,
+  )
   for row in rows:
-    print(f"{row['label']:>6}  {out / row['image']}")
+    print(f"{row['label']:>6}  {pathlib.Path(args.out, row['image'])}")
 
 
 if __name__ == "__main__":
+  define_flags()
   errors.run(main)

@@ -1,0 +1,269 @@
+"""build: parallel, all or nothing, one line for each mistake."""
+
+import csv
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl import flags
+
+from data_prep import build
+from data_prep.errors import UserError
+from data_prep.volume import Grid, write_nifti
+
+SHAPE = (10, 20, 30)
+GRID = Grid(SHAPE, (1.5, 1.0, 0.5), (3.0, -7.0, 11.0), np.eye(3)[:, ::-1])
+COUNT = 12
+NAME = "manifest_paper_5x7x6"
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("scans")
+  rows = ["case_id,patient_id,image,label,mask"]
+  for i in range(COUNT):
+    rng = np.random.default_rng(i)
+    hu = rng.integers(-900, 900, SHAPE, np.int16)
+    write_nifti(folder / f"{i}.nii.gz", hu, GRID)
+    write_nifti(folder / f"{i}_m.nii", (hu > 700).astype(np.uint8), GRID)
+    rows.append(f"c{i},p{i},{i}.nii.gz,{i % 2},{i}_m.nii")
+  (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+  return folder
+
+
+def command(table, out, *flags):
+  return [
+    *(sys.executable, "-m", "data_prep.build", "--source=manifest"),
+    *(f"--input={table}", f"--out={out}", "--grid=paper", "--shape=5,7,6"),
+    *flags,
+  ]
+
+
+def run(table, out, *flags):
+  return subprocess.run(
+    command(table, out, *flags), capture_output=True, text=True, timeout=120
+  )
+
+
+def final(out):
+  return pathlib.Path(out) / "ctca" / NAME / "1.0.0"
+
+
+def records(path):
+  builder = tfds.builder_from_directory(path)
+  return {s: list(builder.as_data_source(s)) for s in builder.info.splits}
+
+
+def rows_of(path):
+  with open(path / "cases.csv", newline="") as file:
+    return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def built(scans, tmp_path_factory):
+  out = tmp_path_factory.mktemp("built")
+  done = run(scans, out, "--workers=2")
+  assert done.returncode == 0, done.stderr
+  return out, done
+
+
+def test_summary_and_folder(built):
+  out, done = built
+  assert done.stdout.splitlines() == [
+    "train: 4 normal, 4 cad",
+    "validation: 1 normal, 1 cad",
+    "test: 1 normal, 1 cad",
+    str(final(out)),
+  ]
+  assert "100%" in done.stderr
+  found = {p.name for p in out.iterdir()}
+  assert found == {"ctca"}
+  assert {p.name for p in final(out).parent.iterdir()} == {"1.0.0", ".lock"}
+
+
+def test_workers_do_not_change_the_records(built, scans, tmp_path):
+  out, _ = built
+  done = run(scans, tmp_path, "--workers=1")
+  assert done.returncode == 0, done.stderr
+  np.testing.assert_equal(records(final(out)), records(final(tmp_path)))
+  assert rows_of(final(out)) == rows_of(final(tmp_path))
+
+
+def test_a_finished_set_is_kept_unless_overwritten(scans, tmp_path):
+  assert run(scans, tmp_path, "--workers=1").returncode == 0
+  first = rows_of(final(tmp_path))
+  again = run(scans, tmp_path, "--workers=1", "--seed=1")
+  assert again.returncode == 2
+  assert again.stderr.count("\n") == 1
+  assert "exists already; give --overwrite" in again.stderr
+  assert rows_of(final(tmp_path)) == first
+  # A build that fails leaves the old set where it was.
+  table = scans / "broken.csv"
+  lines = (scans / "manifest.csv").read_text().splitlines()
+  lines[3] = lines[3].replace("2_m.nii", "manifest.csv")
+  table.write_text("\n".join(lines))
+  failed = run(table, tmp_path, "--workers=1", "--overwrite")
+  assert failed.returncode == 2
+  assert rows_of(final(tmp_path)) == first
+  assert len(records(final(tmp_path))["train"]) == 8
+  other = run(scans, tmp_path, "--workers=1", "--seed=1", "--overwrite")
+  assert other.returncode == 0, other.stderr
+  assert rows_of(final(tmp_path)) != first
+  assert {p.name for p in final(tmp_path).parent.iterdir()} == {
+    "1.0.0",
+    ".lock",
+  }
+
+
+def test_bad_cases_stop_the_build_or_are_left_out(scans, tmp_path):
+  lines = (scans / "manifest.csv").read_text().splitlines()
+  moved = Grid(SHAPE, GRID.spacing, (0, 0, 0), GRID.direction)
+  write_nifti(scans / "moved_m.nii", np.ones(SHAPE, np.uint8), moved)
+  lines[2] = lines[2].replace("1_m.nii", "moved_m.nii")
+  table = scans / "moved.csv"
+  table.write_text("\n".join(lines))
+  stopped = run(table, tmp_path, "--workers=2")
+  assert stopped.returncode == 2
+  error = stopped.stderr.splitlines()[-1]
+  assert error.startswith("error: ")
+  assert "moved_m.nii: not on the grid of" in error
+  assert "Traceback" not in stopped.stderr
+  assert not list(tmp_path.rglob("dataset_info.json"))
+  done = run(table, tmp_path, "--workers=2", "--skip_bad")
+  assert done.returncode == 0, done.stderr
+  assert "left out c1: " in done.stdout
+  names = {row["case_id"] for row in rows_of(final(tmp_path))}
+  assert names == {f"c{i}" for i in range(COUNT)} - {"c1"}
+  for split, found in records(final(tmp_path)).items():
+    rows = [r for r in rows_of(final(tmp_path)) if r["split"] == split]
+    assert [r["case_id"].decode() for r in found] == [
+      r["case_id"] for r in rows
+    ]
+    assert [int(r["index"]) for r in rows] == list(range(len(rows)))
+
+
+def slow_table(scans):
+  """The same scans many times over: long enough to be stopped half-way."""
+  lines = ["case_id,patient_id,image,label,mask"]
+  lines += [
+    f"c{i},p{i},{i % COUNT}.nii.gz,{i % 2},{i % COUNT}_m.nii"
+    for i in range(4000)
+  ]
+  table = scans / "slow.csv"
+  table.write_text("\n".join(lines))
+  return table
+
+
+def start(table, out, *flags):
+  """Starts a build and waits until records are being written."""
+  process = subprocess.Popen(
+    command(table, out, *flags),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    start_new_session=True,
+  )
+  limit = time.monotonic() + 100
+  while not list(pathlib.Path(out).rglob("*.array_record*")):
+    assert process.poll() is None, process.stderr.read().decode()
+    assert time.monotonic() < limit
+    time.sleep(0.05)
+  return process
+
+
+def group_is_gone(process):
+  """Waits for the workers, which share the session of their parent."""
+  for _ in range(200):
+    try:
+      os.killpg(process.pid, 0)
+    except ProcessLookupError:
+      return True
+    time.sleep(0.1)
+  return False
+
+
+def test_killed_build_leaves_nothing_finished_and_can_be_repeated(
+  scans, tmp_path
+):
+  with start(slow_table(scans), tmp_path, "--workers=2") as process:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert group_is_gone(process)
+  assert not final(tmp_path).exists()
+  assert not list(tmp_path.rglob("cases.csv"))
+  assert not list(tmp_path.rglob("dataset_info.json"))
+  assert list(final(tmp_path).parent.glob("incomplete.*_1.0.0"))
+  done = run(scans, tmp_path, "--workers=1")
+  assert done.returncode == 0, done.stderr
+  assert sum(map(len, records(final(tmp_path)).values())) == COUNT
+  assert not list(final(tmp_path).parent.glob("incomplete.*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_build_leaves_nothing(scans, tmp_path, number):
+  with start(slow_table(scans), tmp_path, "--workers=2") as process:
+    if number == signal.SIGINT:
+      # As Ctrl-C does: to the workers as well.
+      os.killpg(process.pid, number)
+    else:
+      process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.decode().splitlines()[-1] == "stopped; nothing was built"
+    assert "Traceback" not in errors.decode()
+    assert group_is_gone(process)
+  assert {p.name for p in final(tmp_path).parent.iterdir()} == {".lock"}
+
+
+def test_killed_overwrite_gives_the_old_set_back(scans, tmp_path):
+  assert run(scans, tmp_path, "--workers=1").returncode == 0
+  first = rows_of(final(tmp_path))
+  aside = final(tmp_path).with_name("incomplete.old_1.0.0")
+  final(tmp_path).rename(aside)  # What a kill during --overwrite leaves.
+  again = run(scans, tmp_path, "--workers=1")
+  assert again.returncode == 2
+  assert "exists already" in again.stderr
+  assert rows_of(final(tmp_path)) == first
+  assert not aside.exists()
+
+
+def test_two_builds_in_one_folder_do_not_mix(scans, tmp_path):
+  with start(slow_table(scans), tmp_path, "--workers=1") as process:
+    second = run(scans, tmp_path, "--workers=1")
+    process.terminate()
+    process.communicate(timeout=60)
+  assert second.returncode == 2
+  assert "another build is writing here" in second.stderr
+
+
+MISTAKES = {
+  "--source=asoca": "--input is missing",
+  "--source=asoca --input=nowhere": "nowhere: no such folder",
+  "--source=phantom --cases=4": r"class normal has 2 patient\(s\), too few",
+  "--source=phantom --shape=1,2": "--shape=1,2: needs three numbers",
+  "--source=phantom --shape=a": "--shape=a: not numbers",
+  "--source=phantom --shape=0": "grid shape: needs three positive numbers",
+  "--source=phantom --fractions=0,0,0": "shares add up to nothing",
+  "--cases=3": "--source is missing",
+}
+
+
+@pytest.mark.parametrize("given", MISTAKES)
+def test_mistakes_are_one_message(given, tmp_path):
+  values = flags.FlagValues()
+  build.define_flags(values)
+  values(["build", f"--out={tmp_path}", *given.split()])
+  with pytest.raises(UserError, match=MISTAKES[given]):
+    build.build(build.config_from_flags(values), tmp_path)
+
+
+def test_a_wrong_flag_is_one_line(tmp_path):
+  done = run("x", tmp_path, "--grid=hart")
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: ")
+  assert done.stderr.count("\n") == 1
