@@ -51,6 +51,15 @@ def run(table, out, *flags):
   )
 
 
+def make(table, out, *given):
+  """Builds in this process, which is faster than starting the program."""
+  values = flags.FlagValues()
+  build.define_flags(values)
+  values(command(table, out, "--workers=1", *given)[2:])
+  config = build.config_from_flags(values)
+  return build.build(config, out, overwrite=values.overwrite)
+
+
 def final(out):
   return pathlib.Path(out) / "ctca" / NAME / "1.0.0"
 
@@ -89,36 +98,30 @@ def test_summary_and_folder(built):
 
 def test_workers_do_not_change_the_records(built, scans, tmp_path):
   out, _ = built
-  done = run(scans, tmp_path, "--workers=1")
-  assert done.returncode == 0, done.stderr
+  make(scans, tmp_path)
   np.testing.assert_equal(records(final(out)), records(final(tmp_path)))
   assert rows_of(final(out)) == rows_of(final(tmp_path))
 
 
 def test_a_finished_set_is_kept_unless_overwritten(scans, tmp_path):
-  assert run(scans, tmp_path, "--workers=1").returncode == 0
+  make(scans, tmp_path)
   first = rows_of(final(tmp_path))
-  again = run(scans, tmp_path, "--workers=1", "--seed=1")
-  assert again.returncode == 2
-  assert again.stderr.count("\n") == 1
-  assert "exists already; give --overwrite" in again.stderr
+  with pytest.raises(UserError, match="exists already; give --overwrite"):
+    make(scans, tmp_path, "--seed=1")
   assert rows_of(final(tmp_path)) == first
   # A build that fails leaves the old set where it was.
   table = scans / "broken.csv"
   lines = (scans / "manifest.csv").read_text().splitlines()
   lines[3] = lines[3].replace("2_m.nii", "manifest.csv")
   table.write_text("\n".join(lines))
-  failed = run(table, tmp_path, "--workers=1", "--overwrite")
-  assert failed.returncode == 2
+  with pytest.raises(UserError, match=r"manifest.csv: unknown format"):
+    make(table, tmp_path, "--overwrite")
   assert rows_of(final(tmp_path)) == first
   assert len(records(final(tmp_path))["train"]) == 8
-  other = run(scans, tmp_path, "--workers=1", "--seed=1", "--overwrite")
-  assert other.returncode == 0, other.stderr
+  make(scans, tmp_path, "--seed=1", "--overwrite")
   assert rows_of(final(tmp_path)) != first
-  assert {p.name for p in final(tmp_path).parent.iterdir()} == {
-    "1.0.0",
-    ".lock",
-  }
+  left = {p.name for p in final(tmp_path).parent.iterdir()}
+  assert left == {"1.0.0", ".lock"}
 
 
 def test_bad_cases_stop_the_build_or_are_left_out(scans, tmp_path):
@@ -135,17 +138,32 @@ def test_bad_cases_stop_the_build_or_are_left_out(scans, tmp_path):
   assert "moved_m.nii: not on the grid of" in error
   assert "Traceback" not in stopped.stderr
   assert not list(tmp_path.rglob("dataset_info.json"))
-  done = run(table, tmp_path, "--workers=2", "--skip_bad")
-  assert done.returncode == 0, done.stderr
-  assert "left out c1: " in done.stdout
+  builder = make(table, tmp_path, "--skip_bad")
+  (line,) = builder.skipped
+  assert line.startswith("c1: ")
+  assert f"left out {line}" in build.summary(builder)
   names = {row["case_id"] for row in rows_of(final(tmp_path))}
   assert names == {f"c{i}" for i in range(COUNT)} - {"c1"}
   for split, found in records(final(tmp_path)).items():
     rows = [r for r in rows_of(final(tmp_path)) if r["split"] == split]
-    assert [r["case_id"].decode() for r in found] == [
-      r["case_id"] for r in rows
-    ]
+    ids = [r["case_id"].decode() for r in found]
+    assert ids == [r["case_id"] for r in rows]
     assert [int(r["index"]) for r in rows] == list(range(len(rows)))
+
+
+def test_a_split_that_loses_all_its_cases_is_told(scans, tmp_path):
+  lines = (scans / "manifest.csv").read_text().splitlines()
+  places = [*["train"] * 8, *["validation"] * 2, *["test"] * 2]
+  lines = [f"{lines[0]},split"] + [
+    f"{line},{place}" for line, place in zip(lines[1:], places, strict=True)
+  ]
+  lines[-1] = lines[-1].replace("11.nii.gz", "manifest.csv")
+  lines[-2] = lines[-2].replace("10.nii.gz", "gone.nii.gz")
+  table = scans / "split.csv"
+  table.write_text("\n".join(lines))
+  with pytest.raises(UserError, match="no usable case is left .* test"):
+    make(table, tmp_path, "--skip_bad")
+  assert not final(tmp_path).exists()
 
 
 def slow_table(scans):
@@ -198,8 +216,7 @@ def test_killed_build_leaves_nothing_finished_and_can_be_repeated(
   assert not list(tmp_path.rglob("cases.csv"))
   assert not list(tmp_path.rglob("dataset_info.json"))
   assert list(final(tmp_path).parent.glob("incomplete.*_1.0.0"))
-  done = run(scans, tmp_path, "--workers=1")
-  assert done.returncode == 0, done.stderr
+  make(scans, tmp_path)
   assert sum(map(len, records(final(tmp_path)).values())) == COUNT
   assert not list(final(tmp_path).parent.glob("incomplete.*"))
 
@@ -221,24 +238,22 @@ def test_stopped_build_leaves_nothing(scans, tmp_path, number):
 
 
 def test_killed_overwrite_gives_the_old_set_back(scans, tmp_path):
-  assert run(scans, tmp_path, "--workers=1").returncode == 0
+  make(scans, tmp_path)
   first = rows_of(final(tmp_path))
   aside = final(tmp_path).with_name("incomplete.old_1.0.0")
   final(tmp_path).rename(aside)  # What a kill during --overwrite leaves.
-  again = run(scans, tmp_path, "--workers=1")
-  assert again.returncode == 2
-  assert "exists already" in again.stderr
+  with pytest.raises(UserError, match="exists already"):
+    make(scans, tmp_path)
   assert rows_of(final(tmp_path)) == first
   assert not aside.exists()
 
 
 def test_two_builds_in_one_folder_do_not_mix(scans, tmp_path):
   with start(slow_table(scans), tmp_path, "--workers=1") as process:
-    second = run(scans, tmp_path, "--workers=1")
+    with pytest.raises(UserError, match="another build is writing here"):
+      make(scans, tmp_path)
     process.terminate()
     process.communicate(timeout=60)
-  assert second.returncode == 2
-  assert "another build is writing here" in second.stderr
 
 
 MISTAKES = {
