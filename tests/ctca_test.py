@@ -245,6 +245,21 @@ def test_one_source_of_every_name_has_a_config():
   assert Ctca.name == "ctca"
 
 
+def test_tfds_finds_the_builder_by_name(scans, tmp_path):
+  builder = tfds.builder(
+    "ctca/manifest_paper_256x128x128",
+    data_dir=tmp_path,
+    file_format="array_record",
+  )
+  manual = tfds.download.DownloadConfig(manual_dir=scans)
+  builder.download_and_prepare(
+    download_config=manual, download_dir=tmp_path / "downloads"
+  )
+  assert sum(s.num_examples for s in builder.info.splits.values()) == 12
+  image = builder.as_data_source("test")[0]["image"]
+  assert image.shape == (256, 128, 128)
+
+
 def test_a_missing_file_stops_before_any_work(scans, tmp_path):
   table = (scans / "manifest.csv").read_text()
   broken = scans / "broken.csv"
