@@ -124,7 +124,7 @@ def test_a_share_of_zero_leaves_a_split_empty():
 
 
 def test_diseased_in_one_scan_is_a_diseased_patient():
-  assert splits.patient_labels(["b", "a", "b"], [0, -1, 1]) == {
+  assert splits.patient_labels(["b", "a", "b"], [1, -1, 0]) == {
     "a": -1,
     "b": 1,
   }
