@@ -67,7 +67,8 @@ def ordered_map(
     waiting: collections.deque = collections.deque()
     try:
       for item in items:
-        waiting.append(pool.submit(attempt, item))
+        with _deaf_to_interrupts():
+          waiting.append(pool.submit(attempt, item))
         if len(waiting) >= 2 * workers:
           yield waiting.popleft().result()
       while waiting:
@@ -103,10 +104,22 @@ def _one_thread_each() -> Iterator[None]:
         os.environ[name] = value
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+  """Starts processes that Ctrl-C does not reach; the parent gets it late.
+
+  Ctrl-C goes to the whole group, and only the parent is to act on it. Workers
+  inherit the mask, and so are deaf from their first moment.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
   sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-  # Ctrl-C reaches the whole group; the parent alone decides what to do.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -25,6 +25,10 @@ def threads_and_pid(_):
   )
 
 
+def hears_interrupts(_):
+  return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def die(x):
   if x == 3:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -62,6 +66,11 @@ def test_workers_run_on_one_thread_each():
   assert {(omp, itk) for omp, itk, _ in found} == {("1", 1)}
   assert os.getpid() not in {pid for *_, pid in found}
   assert dict(os.environ) == before
+
+
+def test_interrupts_reach_the_parent_alone():
+  assert not any(workers.ordered_map(hears_interrupts, range(4), workers=2))
+  assert hears_interrupts(0)
 
 
 def test_a_killed_worker_is_one_message():
