@@ -256,10 +256,8 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
     by_split = _by_fold(rows, config.fold, path)
   _check_patients(by_split, path)
   builder = tfds.builder_from_directory(path)
-  wanted = tfds.decode.PartialDecoding({"image": True})
   sources = {
-    split: builder.as_data_source(split, decoders=wanted)
-    for split in builder.info.splits
+    split: builder.as_data_source(split) for split in builder.info.splits
   }
   digest = hashlib.sha256()
   for name in ("dataset_info.json", "cases.csv"):

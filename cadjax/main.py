@@ -15,7 +15,7 @@ from cadjax import names, train
 from data_prep import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A config file, such as configs/resnet3d.py.", True
+  "config", None, "A config file, such as configs/resnet3d.py."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints and logs.", required=True

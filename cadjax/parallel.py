@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -87,6 +88,31 @@ class Parallel:
     is_volume = self.mode == "mesh" and value.ndim >= 4
     return P("data", "space") if is_volume else P("data")
 
+  def _pinned(self, step: Callable) -> Callable:
+    """Fixes how the maps of a network [B, D, H, W, C] lie on the mesh.
+
+    Left to itself the compiler shards maps of one plane per device in ways
+    whose gradients come out multiplied by the data axis (jax 0.10.2, seen on
+    8 CPU devices); such small maps are kept whole here.
+    """
+    if self.space_size == 1:
+      return step
+
+    def pin(next_fn, args, kwargs, context):
+      del context
+      y = next_fn(*args, **kwargs)
+      if not (isinstance(y, jax.Array) and y.ndim == 5):
+        return y
+      planes, left = divmod(y.shape[1], self.space_size)
+      spec = P("data", "space") if planes > 1 and not left else P("data")
+      return jax.lax.with_sharding_constraint(y, NamedSharding(self.mesh, spec))
+
+    def pinned(*args):
+      with nn.intercept_methods(pin):
+        return step(*args)
+
+    return pinned
+
   def train_step(self, step: Callable) -> Callable:
     """Compiles `step(state, batch) -> (state, metrics)`; donates the state."""
     if self.mode == "pmap":
@@ -99,7 +125,9 @@ class Parallel:
         devices=self.mesh.devices.ravel().tolist(),
       )
     replicated = NamedSharding(self.mesh, P())
-    return jax.jit(step, donate_argnums=(0,), out_shardings=replicated)
+    return jax.jit(
+      self._pinned(step), donate_argnums=(0,), out_shardings=replicated
+    )
 
   def eval_step(self, step: Callable) -> Callable:
     """Compiles `step(variables, batch) -> array [B, ...]`, back on the host."""
@@ -113,7 +141,7 @@ class Parallel:
       return lambda variables, batch: np.concatenate(
         list(np.asarray(mapped(variables, batch)))
       )
-    jitted = jax.jit(step)
+    jitted = jax.jit(self._pinned(step))
     return lambda variables, batch: np.asarray(jitted(variables, batch))
 
   def prefetch(

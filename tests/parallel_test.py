@@ -1,0 +1,153 @@
+"""One device and eight must take the same steps."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cadjax import losses, models, names, parallel, steps
+
+SHAPE = (16, 24, 32)
+BATCH = 8
+
+
+def jitter(key, image, mask):
+  """A stand-in whose draw shows up in every voxel."""
+  return image + 0.1 * jax.random.normal(key, image.shape[:-1])[..., None], mask
+
+
+def make_batch(rng, ndim):
+  depth = 8 if ndim == 2 else SHAPE[0]
+  image = rng.integers(-300, 1200, (BATCH, depth, *SHAPE[1:], 1))
+  return {
+    "image": image.astype(np.int16),
+    "label": rng.integers(0, 2, BATCH).astype(np.int32),
+    "valid": np.ones(BATCH, np.float32),
+    "index": np.arange(BATCH, dtype=np.int32),
+  }
+
+
+def three_steps(devices, *, ndim, batches=None, augment=jitter):
+  batches = batches or [
+    make_batch(np.random.default_rng(i), ndim) for i in range(3)
+  ]
+  config = {"ndim": ndim, "depth": 10, "width": 4, "norm": "batch"}
+  model = models.get_model(config, axis_name=devices.axis_name)
+  tx = optax.sgd(1e-2)
+  prepare = steps.make_prepare(
+    ndim=ndim, window_hu=(-200.0, 1000.0), augment=augment
+  )
+  step = devices.train_step(
+    steps.make_train_step(
+      model,
+      tx,
+      functools.partial(losses.focal, gamma=2.0),
+      prepare,
+      seed=3,
+      schedule=optax.constant_schedule(1e-2),
+      ema_decay=0.9,
+      axis_name=devices.axis_name,
+    )
+  )
+  shape = (*(SHAPE[1:] if ndim == 2 else SHAPE), 1)
+  init_model = models.get_model(config)
+  state = steps.create_state(init_model, tx, jax.random.key(0), shape, ema=True)
+  state = devices.put_replicated(state)
+  history = []
+  for batch in batches:
+    state, values = step(state, devices.put_batch(batch))
+    history.append({k: float(v) for k, v in values.items()})
+  eval_step = devices.eval_step(
+    steps.make_eval_step(init_model, ndim=ndim, window_hu=(-200.0, 1000.0))
+  )
+  logits = eval_step(state.eval_variables(), devices.put_batch(batches[0]))
+  return jax.device_get(state), history, logits
+
+
+@functools.cache
+def on_one_device(ndim):
+  one = parallel.make_parallel("pmap", devices=jax.devices()[:1])
+  return three_steps(one, ndim=ndim)
+
+
+MODES = {
+  "pmap": {"mode": "pmap"},
+  "mesh": {"mode": "mesh"},
+  "mesh_space": {"mode": "mesh", "data": 2, "space": 4},
+}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_devices_equal_one(mode, ndim):
+  assert len(jax.devices()) == 8
+  many = parallel.make_parallel(**MODES[mode])
+  assert many.data_size * many.space_size == 8
+  want, want_history, want_logits = on_one_device(ndim)
+  got, got_history, got_logits = three_steps(many, ndim=ndim)
+  for a, b in zip(want_history, got_history, strict=True):
+    assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+  assert want_logits.shape == (BATCH, 8 if ndim == 2 else 1, 2)
+  np.testing.assert_allclose(got_logits, want_logits, rtol=1e-5, atol=1e-5)
+  flat_want, tree_want = jax.tree.flatten(want)
+  flat_got, tree_got = jax.tree.flatten(got)
+  assert tree_want == tree_got
+  for a, b in zip(flat_want, flat_got, strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_augmentation_does_not_depend_on_the_device():
+  """Without it the histories differ, so the test above covers it."""
+  batches = [make_batch(np.random.default_rng(0), 3)]
+  one = parallel.make_parallel("pmap", devices=jax.devices()[:1])
+  _, with_noise, _ = three_steps(one, ndim=3, batches=batches)
+  _, without, _ = three_steps(one, ndim=3, batches=batches, augment=None)
+  assert abs(with_noise[0]["loss"] - without[0]["loss"]) > 1e-4
+
+
+def test_batch_that_does_not_divide_names_sizes_that_do():
+  devices = parallel.make_parallel("pmap")
+  with pytest.raises(names.ConfigError, match="use 8 or 16"):
+    devices.check_batch(12)
+  with pytest.raises(names.ConfigError, match="use 8"):
+    devices.check_batch(4)
+  devices.check_batch(16)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"mode": "pmpa"}, "pmpa"),
+    ({"mode": "pmap", "space": 2}, "parallel=mesh"),
+    ({"mode": "mesh", "space": 3}, "does not divide"),
+    ({"mode": "mesh", "data": 16}, "there are 8"),
+  ],
+)
+def test_layouts_that_do_not_exist(options, message):
+  with pytest.raises(names.ConfigError, match=message):
+    parallel.make_parallel(**options)
+
+
+def test_depth_must_divide_by_space():
+  devices = parallel.make_parallel("mesh", data=2, space=4)
+  with pytest.raises(names.ConfigError, match="depth of 10"):
+    devices.check_batch(2, 10)
+
+
+def test_prefetch_keeps_order_and_stays_ahead():
+  devices = parallel.make_parallel("pmap", devices=jax.devices()[:1])
+  drawn = []
+
+  def source():
+    for i in range(5):
+      drawn.append(i)
+      yield {"x": np.full((1, 2), i)}, f"row {i}"
+
+  ahead = devices.prefetch(source(), size=2)
+  first, extra = next(ahead)
+  assert int(first["x"].ravel()[0]) == 0
+  assert extra == "row 0"
+  assert drawn == [0, 1, 2]
+  assert [extra for _, extra in ahead] == [f"row {i}" for i in range(1, 5)]
