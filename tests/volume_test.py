@@ -253,7 +253,7 @@ def test_a_nrrd_in_ras_is_turned(tmp_path):
   np.testing.assert_allclose(volume.grid.to_mm(found), expected, atol=1e-6)
 
 
-def test_not_identifying_fields_reach_an_output(tmp_path):
+def test_no_identifying_field_reaches_an_output(tmp_path):
   series = make_series(make_hu(), SeriesDescription="secret text")
   folder = save_series(tmp_path / "s", series)
   volume = read_volume(folder)
