@@ -27,7 +27,7 @@ setuptools.setup(
     include=["cadjax*", "configs*", "data_prep*"]
   ),
   package_data={
-    "data_prep.ctca": ["*.md", "*.txt"],
+    "data_prep.ctca": ["*.md", "*.txt", "*.bib"],
     "cadjax": ["templates/*"],
   },
   install_requires=[

@@ -1,0 +1,31 @@
+"""A small 3D ResNet on overt phantoms: minutes on 2 cores, for `make demo`.
+
+Command (`make demo` runs it with its data):
+
+  python -m data_prep.build --source=phantom --severity=overt --cases=320 \
+    --grid=heart --shape=64,64,64 --out=demo/data
+  python -m cadjax.main --config=configs/demo.py --workdir=demo/classifier
+
+The phantoms of severity `overt` carry more and denser plaque than patients
+do: this shows that the chain works and is no evidence about patients.
+"""
+
+import ml_collections
+
+from configs import resnet3d
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns `configs/resnet3d.py`, made small; `arg` is not used."""
+  config = resnet3d.get_config(arg)
+  with config.unlocked():
+    config.data.path = "demo/data"
+    config.data.batch_size = 8
+    config.model.depth = 10
+    config.model.width = 16
+    config.model.output_stride = 8  # Lesions are a few voxels long.
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 20
+    config.epochs = 12
+    config.patience = 6
+  return config
