@@ -1,0 +1,308 @@
+import csv
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from cadjax import (
+  checkpoint,
+  evaluate,
+  input_pipeline,
+  metrics,
+  models,
+  results,
+  workdir,
+)
+from configs import resnet3d
+from data_prep import build
+from data_prep.ctca.ctca_dataset_builder import CtcaConfig
+from data_prep.errors import UserError
+from data_prep.geometry import GridSpec
+
+SHAPE = (6, 10, 14)
+PATIENTS = 30
+
+
+def make_scans(folder, seed, shift_hu=0):
+  """Tiny noise scans; CAD is brighter. Every fifth patient has two scans."""
+  folder.mkdir()
+  rng = np.random.default_rng(seed)
+  lines = ["case_id,patient_id,image,label"]
+  for i in range(PATIENTS):
+    label = i % 2
+    for scan in range(1 + (i % 5 == 0)):
+      name = f"{i:02}-{scan}.nii.gz"
+      mean = shift_hu + rng.normal(0, 40) + 60 * label
+      voxels = rng.normal(mean, 200, (14, 10, 6)).astype(np.int16)
+      nib.Nifti1Image(voxels, np.diag([-2, -3, 4, 1])).to_filename(
+        folder / name
+      )
+      lines.append(f"c{i:02}-{scan},p{i:02},{name},{label}")
+  (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+
+def make_data(root, name, *, shape=SHAPE, **options):
+  make_scans(root / f"{name}_scans", **options)
+  config = CtcaConfig(
+    name="tiny",
+    source="manifest",
+    grid=GridSpec(kind="paper", shape=shape),
+    input=str(root / f"{name}_scans"),
+    fractions=(0.3, 0.3, 0.4),
+    has_mask=False,
+    workers=1,
+  )
+  build.build(config, root / name)
+  return root / name
+
+
+def make_workdir(path, data, *, ndim=3, seed=0, spoil=False):
+  """A workdir whose model has random parameters: evaluation trains nothing."""
+  config = resnet3d.get_config()
+  config.data.path = str(data)
+  config.data.eval_batch_size = 4
+  with config.model.unlocked():
+    config.model.update(ndim=ndim, depth=10, width=4, norm="group")
+  workdir.prepare(path, config, input_pipeline.open_dataset(config.data))
+  shape = SHAPE[1:] if ndim == 2 else SHAPE
+  init = functools.partial(models.get_model(config.model).init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), np.zeros((1, *shape, 1)))
+  rng = np.random.default_rng(seed)
+  variables = jax.tree.map(
+    lambda x: (
+      np.nan * np.ones(x.shape, x.dtype)
+      if spoil
+      else rng.normal(0.1, 0.3, x.shape).astype(x.dtype)
+    ),
+    shapes,
+  )
+  kept = {"params": variables["params"], "batch_stats": {}}
+  saved = checkpoint.Checkpoints(path)
+  saved.save_best(7, kept)
+  saved.close()
+  return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def data(root):
+  return make_data(root, "data", seed=0)
+
+
+@pytest.fixture(scope="module")
+def other_data(root):
+  return make_data(root, "other", seed=1, shift_hu=300)
+
+
+@pytest.fixture(scope="module")
+def trained(root, data):
+  return make_workdir(root / "w3", data)
+
+
+@pytest.fixture(scope="module")
+def result(trained):
+  return evaluate.evaluate(trained, bootstrap=100)
+
+
+def read_rows(path):
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  with path.with_suffix(".csv").open(newline="") as f:
+    return rows, list(csv.DictReader(f))
+
+
+def test_evaluation_leaves_rows_figures_and_strict_json(trained, result):
+  folder = trained / "eval"
+  assert {p.name for p in folder.iterdir()} == {
+    "metrics.json",
+    *(f"{x}.png" for x in ("roc", "pr", "calibration", "confusion")),
+    *(f"validation_cases.{x}" for x in ("csv", "jsonl")),
+    *(f"test_cases.{x}" for x in ("csv", "jsonl")),
+    *(f"test_patients.{x}" for x in ("csv", "jsonl")),
+  }
+  text = (folder / "metrics.json").read_text()
+  assert json.loads(text, parse_constant=pytest.fail) == result
+  assert "not a medical device" in result["disclaimer"]
+  for path in folder.glob("*.png"):
+    with Image.open(path) as image:
+      assert min(image.size) > 500
+
+
+def test_every_case_of_the_split_counts_once(trained, data, result):
+  config = resnet3d.get_config().data
+  config.path = str(data)
+  dataset = input_pipeline.open_dataset(config)
+  for split in ("validation", "test"):
+    rows, table = read_rows(trained / "eval" / f"{split}_cases.jsonl")
+    ids = [row["case_id"] for row in dataset.rows[split]]
+    assert [row["case_id"] for row in rows] == ids
+    assert [row["case_id"] for row in table] == ids
+  assert result["n_scans"] == len(ids)
+  assert result["n_patients"] == len({r["patient_id"] for r in rows})
+  assert result["n_scans"] > result["n_patients"]
+  # More cases than a batch, and a padded last batch.
+  assert len(ids) > 4
+  assert len(ids) % 4
+
+
+def test_rows_hold_the_logits_of_single_cases(trained, data):
+  loaded = workdir.load_trained(trained)
+  dataset = input_pipeline.open_dataset(loaded.config.data)
+  rows, table = read_rows(trained / "eval" / "test_cases.jsonl")
+  for i in (0, len(rows) - 1):
+    image = dataset.read(dataset.rows["test"][i])["image"]
+    logits = loaded.logits(image[None, ..., None])[0]
+    odds = logits[:, 1] - logits[:, 0]
+    np.testing.assert_allclose(rows[i]["log_odds"], odds, atol=1e-5)
+    assert float(table[i]["probability"]) == rows[i]["probability"]
+
+
+def test_metrics_follow_from_the_stored_rows(trained, result):
+  validation, _ = read_rows(trained / "eval" / "validation_cases.jsonl")
+  test, _ = read_rows(trained / "eval" / "test_cases.jsonl")
+  again = results.strict(results.evaluate_rows(validation, test, draws=100))
+  for name in ("patient", "threshold", "temperature", "confusion"):
+    assert again[name] == result[name], name
+  patients, _ = read_rows(trained / "eval" / "test_patients.jsonl")
+  labels, probs = zip(
+    *((row["label"], row["probability"]) for row in patients), strict=True
+  )
+  direct = metrics.binary_metrics(labels, probs, result["threshold"])
+  for name, value in direct.items():
+    found = result["patient"][name]["value"]
+    assert found == pytest.approx(value, abs=1e-12), name
+
+
+def test_two_dimensional_model_reports_slices_and_poolings(root, data):
+  path = make_workdir(root / "w2", data, ndim=2)
+  result = evaluate.evaluate(path, bootstrap=100)
+  rows, table = read_rows(path / "eval" / "test_cases.jsonl")
+  assert all(len(row["log_odds"]) == SHAPE[0] for row in rows)
+  assert "log_odds" not in table[0]
+  assert set(result["poolings"]) == {"mean", "vote", "max", "topk"}
+  assert result["slice_setting"]["n_slices"] == len(rows) * SHAPE[0]
+  assert result["slice"]["accuracy"]["method"] == "bootstrap over patients"
+  assert {"uncalibrated_vote", "uncalibrated_max"} <= set(table[0])
+
+
+def test_comparison_with_another_workdir(root, data, trained, result):
+  other = make_workdir(root / "again", data, seed=1)
+  with pytest.raises(UserError, match="holds no evaluation; run python -m"):
+    evaluate.evaluate(trained, against=str(other))
+  theirs = evaluate.evaluate(other, bootstrap=100)
+  ours = evaluate.evaluate(trained, against=str(other), bootstrap=100)
+  difference = ours["against"]["difference"]["accuracy"]["difference"]
+  assert difference == pytest.approx(
+    ours["patient"]["accuracy"]["value"]
+    - theirs["patient"]["accuracy"]["value"]
+  )
+  assert ours["patient"] == result["patient"]
+  assert "McNemar" in results.table(ours)
+
+
+def test_own_data_that_changed_is_refused(root, data, trained):
+  moved = make_workdir(root / "moved", data)
+  found = json.loads((moved / "dataset.json").read_text())
+  found["fingerprint"] = "0123456789abcdef"
+  (moved / "dataset.json").write_text(json.dumps(found))
+  with pytest.raises(UserError, match="is not the data that .* add --data="):
+    evaluate.evaluate(moved)
+
+
+def test_external_data_keeps_the_settings_of_the_workdir(
+  trained, other_data, result
+):
+  found = evaluate.evaluate(trained, data=str(other_data), bootstrap=100)
+  assert found["data"]["external"]
+  assert found["data"]["fingerprint"] != result["data"]["fingerprint"]
+  for name in ("temperature", "threshold", "threshold_origin"):
+    assert found[name] == result[name], name
+  assert any("external validation" in note for note in found["notes"])
+  folder = trained / "eval" / f"external_{found['data']['fingerprint'][:8]}"
+  assert (folder / "metrics.json").exists()
+  # The workdir's own evaluation stays as it is.
+  own = json.loads((trained / "eval" / "metrics.json").read_text())
+  assert own["data"] == result["data"]
+  every = evaluate.evaluate(
+    trained, data=str(other_data), split="all", bootstrap=100
+  )
+  assert every["n_patients"] == PATIENTS
+
+
+def test_data_at_another_place_is_the_same_data(root, trained, data, result):
+  found = evaluate.evaluate(
+    trained, data=str(next(data.rglob("cases.csv")).parent), bootstrap=100
+  )
+  assert not found["data"]["external"]
+  assert found["patient"] == result["patient"]
+
+
+def test_external_data_on_another_grid_is_refused(root, trained):
+  small = make_data(root, "small", shape=(6, 10, 12), seed=2)
+  with pytest.raises(UserError, match="was trained on .* build the data on"):
+    evaluate.evaluate(trained, data=str(small))
+
+
+def test_other_splits_have_their_own_folder_and_a_warning(trained, result):
+  found = evaluate.evaluate(trained, split="validation", bootstrap=100)
+  assert found["threshold"] == result["threshold"]
+  assert any("optimistic" in note for note in found["notes"])
+  assert (trained / "eval" / "validation" / "metrics.json").exists()
+  own = json.loads((trained / "eval" / "metrics.json").read_text())
+  assert own["split"] == "test"
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"split": "tset"}, "--split=tset is none of test"),
+    ({"threshold": "best"}, "--threshold: .* youden, f1"),
+    ({"bootstrap": 5}, "use at least 100"),
+    ({"batch_size": 0}, "--batch_size=0"),
+  ],
+)
+def test_bad_settings_are_refused(trained, options, message):
+  with pytest.raises(UserError, match=message):
+    evaluate.evaluate(trained, **options)
+
+
+def test_a_model_of_nan_is_refused_and_leaves_no_metrics(root, data):
+  path = make_workdir(root / "nan", data, spoil=True)
+  with pytest.raises(UserError, match="logits of case .* not finite"):
+    evaluate.evaluate(path)
+  assert not (path / "eval" / "metrics.json").exists()
+
+
+def run(*flags):
+  return subprocess.run(
+    [sys.executable, "-m", "cadjax.evaluate", *flags],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_program_prints_the_table(trained, result):
+  done = run(f"--workdir={trained}", "--bootstrap=100")
+  assert done.returncode == 0, done.stderr
+  assert results.table(result) in done.stdout
+  assert "not a medical device" in done.stdout
+
+
+def test_program_ends_in_one_line_without_a_workdir(tmp_path):
+  done = run(f"--workdir={tmp_path / 'absent'}")
+  assert done.returncode == 2
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1
+  assert lines[0].startswith("error: ")
+  assert "absent" in lines[0]
