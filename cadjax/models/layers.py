@@ -78,8 +78,9 @@ def max_pool(x: jax.Array, size: int = 3, strides: int = 2) -> jax.Array:
 
 
 def global_mean(x: jax.Array) -> jax.Array:
-  """Averages [B, *space, C] over space in float32, to [B, C]."""
-  return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
+  """Averages [B, *space, C] over space, in float32 or better, to [B, C]."""
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
 
 
 def kaiming_normal(

@@ -1,0 +1,179 @@
+"""The same weights give MONAI's logits and gradients; needs `[bench]`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadjax import models
+from cadjax.models import resnet
+
+torch = pytest.importorskip("torch")
+
+# (3D) no power of two, no cube: even and odd sizes at the strided layers.
+SPACE = {2: (70, 57), 3: (34, 45, 60)}
+CLASSES = 2
+
+
+@pytest.fixture(scope="module")
+def monai_nets():
+  import warnings
+
+  with warnings.catch_warnings():
+    # MONAI's own imports warn of deprecated names in other packages.
+    warnings.simplefilter("ignore")
+    return pytest.importorskip("monai.networks.nets")
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+  """Float64 decides; float32 shows what rounding at the ReLUs makes of it."""
+  before = jax.config.jax_enable_x64
+  jax.config.update("jax_enable_x64", request.param == "float64")
+  yield request.param
+  jax.config.update("jax_enable_x64", before)
+
+
+# Largest relative differences allowed of logits, and of the whole gradient.
+TOLERANCES = {"float32": (1e-4, 0.1), "float64": (1e-9, 1e-7)}
+
+
+def make_torch(nets, ndim, depth):
+  """MONAI's network with norms and statistics away from 0 and 1."""
+  torch.manual_seed(0)
+  net = getattr(nets, f"resnet{depth}")(
+    spatial_dims=ndim,
+    n_input_channels=1,
+    num_classes=CLASSES,
+    conv1_t_stride=2,
+    bias_downsample=False,
+  )
+  with torch.no_grad():
+    for module in net.modules():
+      if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        module.weight.uniform_(0.5, 1.0)
+        module.bias.uniform_(-0.2, 0.2)
+        module.running_mean.uniform_(-0.2, 0.2)
+        module.running_var.uniform_(0.5, 1.5)
+  return net
+
+
+def torch_name(path):
+  """The name in MONAI of a parameter in cadjax: ("conv_stem", "kernel")."""
+  *block, layer, leaf = path
+  if layer == "head":
+    prefix = "fc"
+  elif layer.endswith("_stem"):
+    prefix = {"conv_stem": "conv1", "norm_stem": "bn1"}[layer]
+  else:
+    stage, number = block[0].removeprefix("stage").split("_block")
+    names = {"conv_skip": "downsample.0", "norm_skip": "downsample.1"}
+    inner = names.get(layer, layer.replace("norm", "bn"))
+    prefix = f"layer{stage}.{int(number) - 1}.{inner}"
+  leaves = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+  }
+  return f"{prefix}.{leaves.get(leaf, leaf)}"
+
+
+def to_flax(tensors, like):
+  """Torch tensors by name -> a tree of the shapes of `like`."""
+
+  def convert(path, leaf):
+    keys = [each.key for each in path]
+    value = tensors[torch_name(keys)].detach().numpy()
+    if keys[-1] == "kernel":  # [out, in, *size] -> [*size, in, out]
+      value = np.moveaxis(value, (0, 1), (-1, -2))
+    assert value.shape == leaf.shape, keys
+    return value
+
+  return jax.tree_util.tree_map_with_path(convert, like)
+
+
+def relative(a, b):
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def ravel(tree):
+  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def flat(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize(
+  ("ndim", "depth"), [(2, 18), (2, 50), (3, 10), (3, 50)]
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_logits_and_gradients_are_monais(monai_nets, ndim, depth, train):
+  net = make_torch(monai_nets, ndim, depth).train(train)
+  net = net.to(getattr(torch, dtype))
+  model = models.get_model({"ndim": ndim, "depth": depth})
+  model = model.clone(dtype=jnp.dtype(dtype))
+  rng = np.random.default_rng(1)
+  x = rng.random((2, *SPACE[ndim], 1), np.float32).astype(dtype)
+  labels = np.array([0, 1])
+
+  like = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+  tensors = dict(net.named_parameters()) | dict(net.named_buffers())
+  params = to_flax(tensors, like["params"])
+  stats = to_flax(tensors, like["batch_stats"])
+  count = sum(p.numel() for p in net.parameters())
+  assert count == sum(p.size for p in jax.tree.leaves(params))
+
+  given = torch.tensor(np.moveaxis(x, -1, 1).copy())
+  theirs = net(given)
+  torch.nn.functional.cross_entropy(theirs, torch.tensor(labels)).backward()
+
+  @jax.jit
+  def ours(params, x):
+    def loss(params, x):
+      (logits, _), changed = model.apply(
+        {"params": params, "batch_stats": stats},
+        x,
+        train=train,
+        mutable=["batch_stats"],
+      )
+      log_p = jax.nn.log_softmax(logits)
+      picked = jnp.take_along_axis(log_p, labels[:, None], axis=1)
+      return -jnp.mean(picked), (logits, changed["batch_stats"])
+
+    return jax.grad(loss, has_aux=True)(params, x)
+
+  gradients, (logits, changed) = ours(params, x)
+  expected = to_flax(
+    {name: p.grad for name, p in net.named_parameters()}, like["params"]
+  )
+  wrong_logits = relative(logits, theirs.detach().numpy())
+  wrong_gradient = relative(ravel(gradients), ravel(expected))
+  print(
+    f"\n{ndim}D ResNet-{depth} {dtype} train={train}: relative differences"
+    f" {wrong_logits:.1e} of the logits, {wrong_gradient:.1e} of the gradient"
+  )
+  assert wrong_logits < TOLERANCES[dtype][0]
+  assert wrong_gradient < TOLERANCES[dtype][1]
+  if train:  # The running variance of torch is n / (n - 1) times ours.
+    running = to_flax(dict(net.named_buffers()), like["batch_stats"])
+    means = {k: v for k, v in flat(running).items() if k.endswith("mean']")}
+    ours = flat(changed)
+    for name, mean in means.items():
+      assert relative(ours[name], mean) < 10 * TOLERANCES[dtype][0], name
+
+
+def test_widths_and_depths_have_monais_counts(monai_nets):
+  for depth in resnet.DEPTHS:
+    net = make_torch(monai_nets, 3, depth)
+    model = models.get_model({"depth": depth})
+    like = jax.eval_shape(
+      lambda model=model: model.init(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 32, 1)), train=False
+      )
+    )
+    count = sum(p.numel() for p in net.parameters())
+    assert count == sum(p.size for p in jax.tree.leaves(like["params"]))
