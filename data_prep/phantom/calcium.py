@@ -39,7 +39,9 @@ def draw_calcium(
       volume = 4.19 * float(np.prod(radii))
       radii = radii * min(1.0, left / volume) ** (1 / 3)
       left -= min(volume, left)
-      shapes.blob(canvas, point, radii, float(rng.uniform(550, 1300)))
+      shapes.blob(
+        canvas, point, radii, amount["calcium_hu"] * rng.uniform(0.8, 1.2)
+      )
 
 
 def _on_aorta(aorta, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +50,7 @@ def _on_aorta(aorta, rng) -> tuple[np.ndarray, np.ndarray]:
   way = points[k + 1] - points[k - 1]
   across = np.cross(way, rng.normal(size=3))
   across /= np.linalg.norm(across)
-  return points[k] + across * (radii[k] + 0.5), rng.uniform(1.0, 3.2, 3)
+  return points[k] + across * (radii[k] + 0.5), rng.uniform(1.2, 4.5, 3)
 
 
 def _on_valve(heart: Heart, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -57,14 +59,14 @@ def _on_valve(heart: Heart, rng) -> tuple[np.ndarray, np.ndarray]:
   leaflet = centers[rng.integers(3)] - 4 * heart_lib.ROOT_WAY
   point = middle + (leaflet - middle) * rng.uniform(0.2, 1.0)
   point = point + rng.normal(0, 1.5, 3)
-  return heart.to_patient(point[None])[0], rng.uniform(0.8, 2.2, 3)
+  return heart.to_patient(point[None])[0], rng.uniform(1.0, 2.8, 3)
 
 
 def _on_annulus(heart: Heart, rng) -> tuple[np.ndarray, np.ndarray]:
   angle = rng.normal(-160, 45)
   radius = heart_lib.lv_radius(heart.size)[0]
   point = heart_lib.lv_point(rng.uniform(-3, 1), angle, radius * 0.95)
-  return heart.to_patient(point[None])[0], rng.uniform(1.2, 3.5, 3)
+  return heart.to_patient(point[None])[0], rng.uniform(1.5, 4.5, 3)
 
 
 def _in_cartilage(cartilages, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -73,10 +75,10 @@ def _in_cartilage(cartilages, rng) -> tuple[np.ndarray, np.ndarray]:
   point = points[k] + rng.random() * (points[k + 1] - points[k])
   way = rng.normal(size=3)
   way *= 0.75 * radii[k] / np.linalg.norm(way)
-  return point + way, rng.uniform(1.2, 3.0, 3)
+  return point + way, rng.uniform(1.4, 4.0, 3)
 
 
 def _in_node(chest: Thorax, rng) -> tuple[np.ndarray, np.ndarray]:
   hila = np.array([[-55.0, 40, 45], [30, 52, 45], [-22, 50, 66], [-15, 58, 40]])
   point = hila[rng.integers(4)] + rng.normal(0, 5, 3)
-  return chest.to_patient(point), rng.uniform(1.5, 4.5, 3)
+  return chest.to_patient(point), rng.uniform(2.0, 5.5, 3)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from data_prep.errors import UserError
 from data_prep.phantom import heart as heart_lib
 from data_prep.phantom import shapes, vessels
 from data_prep.phantom.heart import Heart
@@ -86,6 +87,9 @@ def make_tree(
 
   Returns:
     (segments by name, what was drawn).
+
+  Raises:
+    UserError: the dominance is unknown.
   """
   drawn = str(rng.choice(["right", "left", "co"], p=[0.83, 0.1, 0.07]))
   has = {
@@ -95,6 +99,8 @@ def make_tree(
     "other": bool(rng.random() < 0.8),
   }
   dominance = dominance or drawn
+  if dominance not in ("right", "left", "co"):
+    raise UserError(f"dominance {dominance!r}: must be right, left or co")
   grow = _Grower(heart, rng)
   _grow_left(grow, has, dominance)
   _grow_right(grow, has, dominance)

@@ -16,6 +16,7 @@ from data_prep.phantom.plaques import Lesion, diseased
 from data_prep.volume import Grid
 
 AORTA, LUMEN, STABLE, UNSTABLE = 1, 2, 3, 4
+_STRETCH_MM = 10.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,12 +25,14 @@ class Shares:
 
   Attributes:
     voxel: [N] flat indices into the grid.
+    way_mm: [N] how far along the vessel.
     lumen: [N] 0 to 1.
     stable: lesion number -> [N] share of calcified plaque.
     unstable: lesion number -> [N] share of non-calcified plaque.
   """
 
   voxel: np.ndarray
+  way_mm: np.ndarray
   lumen: np.ndarray
   stable: dict[int, np.ndarray]
   unstable: dict[int, np.ndarray]
@@ -179,7 +182,7 @@ def _draw_vessel(
   added = (in_lumen * hu_lumen + (in_vessel - in_lumen) * hu_wall).mean(1)
   flat = canvas.hu.reshape(-1)
   flat[voxel] = flat[voxel] * (1 - share) + added
-  return Shares(voxel, inside.mean(1), stable, unstable)
+  return Shares(voxel, STEP_MM * nearest, inside.mean(1), stable, unstable)
 
 
 def _soft(rho, radius, edge):
@@ -214,20 +217,27 @@ def _plaque_hu(lesion, way, across, rho, r_lumen, r_outer, vessel, nearest):
   return lesion.core_hu + chalk * (lesion.hu - lesion.core_hu), chalk > 0.5
 
 
-def _fullest(share: np.ndarray, free: np.ndarray, least: int) -> np.ndarray:
-  """Returns which voxels to label so that their number fits the volume."""
-  count = max(int(round(float(share.sum()))), least)
+def _fullest(share: np.ndarray, free: np.ndarray, count: int) -> np.ndarray:
+  """Returns the `count` free voxels with the greatest share, if above 0."""
   order = np.argsort(-np.where(free, share, -1), kind="stable")[:count]
   return order[(share[order] > 0) & free[order]]
 
 
 def _label(mask, segments, shares: Shares, number: int) -> None:
+  """Labels a vessel; every stretch of it keeps its own volume."""
   mask, segments = mask.reshape(-1), segments.reshape(-1)
   plaque = sum((*shares.stable.values(), *shares.unstable.values()))
   whole = shares.lumen + plaque
-  free = mask[shares.voxel] == 0
-  chosen = shares.voxel[_fullest(whole, free, 0)]
-  mask[chosen], segments[chosen] = LUMEN, number
+  stretch = (shares.way_mm / _STRETCH_MM).astype(int)
+  due = 0.0
+  for k in range(stretch.max() + 1):
+    here = np.flatnonzero(stretch == k)
+    free = mask[shares.voxel[here]] == 0
+    due += float(whole[here].sum())
+    count = max(int(round(due)), 0)
+    due -= count
+    chosen = shares.voxel[here][_fullest(whole[here], free, count)]
+    mask[chosen], segments[chosen] = LUMEN, number
 
 
 def _label_plaques(mask, segments, shares: Shares, number: int) -> None:
@@ -235,6 +245,6 @@ def _label_plaques(mask, segments, shares: Shares, number: int) -> None:
   for label, parts in ((STABLE, shares.stable), (UNSTABLE, shares.unstable)):
     for share in parts.values():
       other = np.isin(mask[shares.voxel], (STABLE, UNSTABLE))
-      least = 1 if share.max(initial=0) > 0 else 0
-      chosen = shares.voxel[_fullest(share, ~other, least)]
+      count = max(int(round(float(share.sum()))), 1)
+      chosen = shares.voxel[_fullest(share, ~other, count)]
       mask[chosen], segments[chosen] = label, number

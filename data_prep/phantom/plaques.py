@@ -130,7 +130,7 @@ def _place(rng, tree, others, grade: int, overt: bool) -> Lesion | None:
 def _make(rng, name, middle, length, grade, overt) -> Lesion:
   odds = (0.5, 0.15, 0.35) if overt else (0.4, 0.3, 0.3)
   kind = str(rng.choice(["calcified", "noncalcified", "mixed"], p=odds))
-  calcium = rng.uniform(850, 1300) if overt else rng.uniform(550, 1250)
+  calcium = rng.uniform(700, 1250) if overt else rng.uniform(550, 1250)
   return Lesion(
     segment=name,
     middle_mm=middle,

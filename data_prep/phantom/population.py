@@ -54,11 +54,12 @@ def draw_patient(
     "bone_hu": float(rng.uniform(480, 900)),
     # Calcium outside the coronaries, mm3; so wide that the coronaries' own
     # calcium disappears in it.
-    "aortic_calcium_mm3": _calcium(rng, 350, 0.75),
-    "valve_calcium_mm3": _calcium(rng, 160, 0.45),
-    "annulus_calcium_mm3": _calcium(rng, 400, 0.4),
-    "cartilage_calcium_mm3": _calcium(rng, 900, 0.7),
-    "node_calcium_mm3": _calcium(rng, 250, 0.3),
+    "aortic_calcium_mm3": _calcium(rng, 900, 0.85),
+    "valve_calcium_mm3": _calcium(rng, 250, 0.6),
+    "annulus_calcium_mm3": _calcium(rng, 700, 0.5),
+    "cartilage_calcium_mm3": _calcium(rng, 1200, 0.8),
+    "node_calcium_mm3": _calcium(rng, 700, 0.5),
+    "calcium_hu": float(rng.uniform(600, 1350)),
   }
   return _with(drawn, overrides, "population")
 
@@ -82,7 +83,7 @@ def draw_scanner(
   drawn = {
     "contrast_hu": contrast,
     "right_heart": float(rng.uniform(0.35, 1.15)),
-    "cava": float(rng.uniform(0.6, 2.6)),
+    "cava": float(rng.uniform(0.6, 3.4)),
     "mixing": float(rng.uniform(0.05, 0.45)),
     "fov_mm": float(rng.uniform(170, 225)),
     "length_mm": float(rng.uniform(122, 158)),
