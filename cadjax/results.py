@@ -338,6 +338,11 @@ def table(result: Mapping[str, Any]) -> str:
     cells = [f"{_cell(column[name]):<31}" for column in columns.values()]
     lines.append("".join([f"{name:<19}", *cells]))
   lines = [line.rstrip() for line in lines]
+  draws = result["bootstrap"]["draws"]
+  lines.append(
+    "95 % intervals: Wilson for k/n by patient, else a stratified bootstrap"
+    f" over patients ({draws} draws)"
+  )
   lines.append(
     f"threshold {result['threshold']:.4f}: {result['threshold_origin']}"
   )

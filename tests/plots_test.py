@@ -79,7 +79,7 @@ def test_roc_and_pr_lines_have_the_area_of_sklearn():
 
 
 def test_roc_marks_the_operating_point():
-  data = sample()
+  data = sample(threshold=0.6)
   called = data.probs >= data.threshold
   mark = plots.roc_figure([data]).axes[0].lines[2]
   assert mark.get_xdata() == [called[data.labels == 0].mean()]

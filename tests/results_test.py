@@ -152,6 +152,8 @@ def test_headline_is_the_pooling_asked_for():
     result = evaluate(validation, test, ndim=2, pooling=pooling)
     one = result["poolings"][pooling]
     assert result["pooling"] == pooling
+    # The slices of one patient are not independent.
+    assert result["slice"]["accuracy"]["method"] == "bootstrap over patients"
     assert result["threshold"] == one["threshold"]
     assert values(result["patient"]) == pytest.approx(values(one["patient"]))
 
