@@ -25,7 +25,11 @@ def scan_probs(
     calibration.aggregate_slices(scipy.special.expit(row["log_odds"]), pooling)
     for row in rows
   ]
-  return calibration.calibrate(np.array(pooled, np.float64), temperature)
+  probs = np.array(pooled, np.float64)
+  # A vote of exactly 0 or 1 stays so where nothing is scaled.
+  return (
+    probs if temperature == 1 else calibration.calibrate(probs, temperature)
+  )
 
 
 def by_patient(

@@ -69,21 +69,22 @@ def make_workdir(path, data, *, ndim=3, seed=0, spoil=False):
   config.data.path = str(data)
   config.data.eval_batch_size = 4
   with config.model.unlocked():
-    config.model.update(ndim=ndim, depth=10, width=4, norm="group")
+    config.model.update(ndim=ndim, depth=10, width=4)
   workdir.prepare(path, config, input_pipeline.open_dataset(config.data))
   shape = SHAPE[1:] if ndim == 2 else SHAPE
   init = functools.partial(models.get_model(config.model).init, train=False)
   shapes = jax.eval_shape(init, jax.random.key(0), np.zeros((1, *shape, 1)))
   rng = np.random.default_rng(seed)
-  variables = jax.tree.map(
-    lambda x: (
-      np.nan * np.ones(x.shape, x.dtype)
-      if spoil
-      else rng.normal(0.1, 0.3, x.shape).astype(x.dtype)
-    ),
-    shapes,
-  )
-  kept = {"params": variables["params"], "batch_stats": {}}
+
+  def draw(keys, x):
+    constant = {"mean": 0, "bias": 0, "var": 1, "scale": 1}.get(keys[-1].key)
+    if spoil or constant is not None:
+      return np.full(x.shape, np.nan if spoil else constant, x.dtype)
+    fan_in = np.prod(x.shape[:-1])
+    return rng.normal(0, np.sqrt(2 / fan_in), x.shape).astype(x.dtype)
+
+  variables = jax.tree_util.tree_map_with_path(draw, shapes)
+  kept = {name: variables[name] for name in ("params", "batch_stats")}
   saved = checkpoint.Checkpoints(path)
   saved.save_best(7, kept)
   saved.close()
@@ -159,6 +160,7 @@ def test_rows_hold_the_logits_of_single_cases(trained, data):
   loaded = workdir.load_trained(trained)
   dataset = input_pipeline.open_dataset(loaded.config.data)
   rows, table = read_rows(trained / "eval" / "test_cases.jsonl")
+  assert len({row["log_odds"][0] for row in rows}) == len(rows)
   for i in (0, len(rows) - 1):
     image = dataset.read(dataset.rows["test"][i])["image"]
     logits = loaded.logits(image[None, ..., None])[0]
