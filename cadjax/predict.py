@@ -26,6 +26,8 @@ from data_prep import errors, geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
 
+NO_HEART = "no heart was found: the middle of the scan"
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -170,7 +172,7 @@ def _heart(
   try:
     center_mm, _ = geometry.find_heart(scan)
   except UserError:
-    return scan.grid.center_mm, "no heart was found: the middle of the scan"
+    return scan.grid.center_mm, NO_HEART
   return center_mm, "found in the image"
 
 
@@ -236,6 +238,9 @@ def predict_scan(
   features, concerns = find_concerns(
     scan, model_input, trained.dataset.get("reference") or {}
   )
+  heart_mm, heart_origin = _heart(scan, model_input, mask, spec.kind)
+  if heart_origin == NO_HEART:
+    concerns.append("no heart was found in the image")
   logits, probs = score(trained, model_input.hu)
   slices = None
   if trained.config.model.ndim == 2:
@@ -245,7 +250,6 @@ def predict_scan(
       "probability": probs.tolist(),
       "offset_mm": [i * step_mm for i in range(len(probs))],
     }
-  heart_mm, heart_origin = _heart(scan, model_input, mask, spec.kind)
   now = datetime.datetime.now(datetime.UTC)
   return report.CaseResult(
     case=case or inputs.case_name(path),

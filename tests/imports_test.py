@@ -17,8 +17,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A new file in cadjax must be placed here, on purpose.
 LAYERS = {
   1: (
-    "augment calibration explain intervals losses metrics models models.layers"
-    " models.resnet models.unet names optimizer parallel"
+    "augment calibration explain intervals losses metrics models"
+    " models.conv_cpu models.layers models.resnet models.unet names optimizer"
+    " parallel"
   ),
   2: "checkpoint input_pipeline inputs log results steps workdir",
   3: "bench evaluate planes plots predict report train",

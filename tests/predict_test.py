@@ -277,7 +277,7 @@ def test_a_2d_model_pools_its_slices(tmp_path, scan):
     assert slices["pooling"] == pooling
     # 12 slices of 9 mm, resized to 24.
     np.testing.assert_allclose(np.diff(slices["offset_mm"]), 4.5)
-    assert result.warnings == []
+    assert report.PHANTOM_WARNING not in result.warnings
   assert np.ptp(probs) > 1e-3
 
 
@@ -306,6 +306,30 @@ def test_concerns_are_of_the_scan_and_of_the_training_range(
   assert report.CONCERN_WARNING in result.warnings
 
 
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    (lambda hu: hu, None),
+    (lambda hu: np.minimum(hu, 60), "no contrast in the heart"),
+    (lambda hu: hu + 1024, "may not be HU"),
+    (lambda hu: np.maximum(hu, -100), "may not be HU"),
+  ],
+)
+def test_an_unusual_scan_is_flagged_in_words(
+  trained, real_ct, tmp_path, change, said
+):
+  image = nib.load(real_ct / "ct.nii.gz")
+  hu = change(np.asarray(image.dataobj)).astype(np.int16)
+  path = tmp_path / "scan.nii"
+  nib.save(nib.Nifti1Image(hu, image.affine), path)
+  result = predict.predict_scan(trained, path)
+  if said is None:
+    assert result.concerns == ()
+  else:
+    assert said in " ".join(result.concerns)
+  assert (report.CONCERN_WARNING in result.warnings) == (said is not None)
+
+
 def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
   mask = np.zeros((12, 20, 30), np.uint8)
   mask[2:5, 4:7, 20:23] = 3
@@ -321,6 +345,18 @@ def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
     predict.predict_scan(
       trained, scan, heart_mask=str(tmp_path / "empty.nii.gz")
     )
+
+
+def test_a_scan_without_a_heart_is_scored_but_flagged(
+  trained, scan, monkeypatch
+):
+  def no_heart(_):
+    raise UserError("there is no body in the scan")
+
+  monkeypatch.setattr(geometry, "find_heart", no_heart)
+  result = predict.predict_scan(trained, scan)
+  assert "no heart was found in the image" in result.concerns
+  np.testing.assert_allclose(result.heart_mm, result.scan.grid.center_mm)
 
 
 def test_running_out_of_memory_is_one_line(trained, monkeypatch):
