@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from cadjax import names
+from cadjax.models import conv_cpu
 
 NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
@@ -49,14 +50,25 @@ def conv(
     (d * (size - 1) // 2,) * 2
     for d, size in zip(dilation, kernel.shape[:ndim], strict=True)
   ]
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    strides,
-    padding,
-    rhs_dilation=dilation,
-    dimension_numbers=LAYOUTS[ndim],
-  )
+
+  def native(x, kernel):
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      strides,
+      padding,
+      rhs_dilation=dilation,
+      dimension_numbers=LAYOUTS[ndim],
+    )
+
+  if ndim == 2:
+    return native(x, kernel)
+
+  def on_cpu(x, kernel):
+    return conv_cpu.conv3d(x, kernel, strides, dilation, padding)
+
+  # The choice is made where the program is compiled, for each platform.
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
 
 
 def max_pool(x: jax.Array, size: int = 3, strides: int = 2) -> jax.Array:
