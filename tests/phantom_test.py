@@ -3,6 +3,11 @@ import json
 import numpy as np
 import pytest
 from scipy import ndimage
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec, target_grid
@@ -11,6 +16,7 @@ from data_prep.phantom.plaques import cad_rads
 from data_prep.volume import Grid, Volume
 
 SMALL = GridSpec("heart", (40, 36, 44), (150.0, 150.0, 150.0))
+TINY = GridSpec("heart", (6, 5, 7), (150.0, 150.0, 150.0))
 UPRIGHT = np.eye(3)[:, ::-1]
 # An average heart, upright, in the middle of the world.
 AVERAGE = {
@@ -144,18 +150,27 @@ def test_plaque_hu(diseased):
 
 
 def test_noncalcified_plaque_has_a_dark_core():
-  spec = GridSpec("heart", (220, 225, 230), (132.0, 135.0, 138.0))
-  for seed in range(40):
-    phantom = make_phantom(seed, label=1, severity="overt", grid=SMALL)
-    if any(
-      r["plaque"] == "noncalcified" and r["segment"] in ("LAD", "RCA")
-      for r in phantom.lesions
-    ):
+  for seed in range(60):
+    rows = make_phantom(seed, label=1, severity="overt", grid=TINY).lesions
+    soft = [
+      r
+      for r in rows
+      if r["plaque"] == "noncalcified" and r["segment"] in ("LAD", "RCA")
+    ]
+    if soft:
       break
+  origin = np.array(soft[0]["position_mm"]) - 15
+  grid = Grid((60, 60, 60), (0.5, 0.5, 0.5), origin, UPRIGHT)
   phantom = make_phantom(
-    seed, label=1, severity="overt", grid=spec, scanner=QUIET
+    seed,
+    label=1,
+    severity="overt",
+    grid=grid,
+    scanner=QUIET,
+    population={"aortic_calcium_mm3": 0.0, "annulus_calcium_mm3": 0.0},
   )
   values = phantom.volume.hu[ndimage.binary_erosion(phantom.mask == 4)]
+  assert soft[0]["core_hu"] < 30 < soft[0]["hu"] <= 120
   assert 0 < np.median(values) < 200
   assert values.min() < 60
 
@@ -324,13 +339,11 @@ def test_heart_grid_is_near_the_heart():
 
 def test_noise_is_that_of_the_scanner():
   scanner = {"noise_hu": 30.0, "shape": [64, 512, 512], "length_mm": 32.0}
-  probe = make_phantom(1, label=0, grid=SMALL, population=AVERAGE)
   spacing = (0.5, 0.4, 0.4)
   grid = Grid((24, 26, 28), spacing, (-22.0, -6.0, 48.0), UPRIGHT)
   phantom = make_phantom(
     1, label=0, grid=grid, scanner=scanner, population=AVERAGE
   )
-  assert probe.label == 0
   blood = phantom.volume.hu[ndimage.binary_erosion(phantom.mask == 1)]
   assert 20 < blood.std() < 33
 
@@ -354,6 +367,84 @@ def test_real_ct_has_the_same_hu(real_ct):
   air = lambda hu: np.percentile(hu[(hu < -600) & (hu > -1000)], 50)  # noqa: E731
   assert abs(air(scan.hu) - air(phantom.volume.hu)) < 90
   assert 0.5 < heart.sum() * 1.5**3 / 1e6 < 0.9
+
+
+def statistics_of(hu):
+  """What global intensities tell of a volume: percentiles, moments, counts."""
+  hu = hu.astype(np.float32)
+  shares = [0.1, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100]
+  counts = [np.log1p((hu > t).sum()) for t in range(-800, 1400, 100)]
+  return [*np.percentile(hu, shares), hu.mean(), hu.std(), *counts]
+
+
+def shortcut_auc(rows, labels, patients):
+  """AUC of a regression on global statistics, no patient in two folds."""
+  model = make_pipeline(
+    StandardScaler(), LogisticRegression(C=0.3, max_iter=5000)
+  )
+  scores = cross_val_predict(
+    model,
+    np.array(rows),
+    labels,
+    groups=patients,
+    cv=StratifiedGroupKFold(10, shuffle=True, random_state=0),
+    method="decision_function",
+  )
+  return roc_auc_score(labels, scores)
+
+
+def chance_error(cases):
+  """Hanley and McNeil's (1982) error of an AUC of 0.5, classes even."""
+  half = cases / 2
+  return np.sqrt((0.25 + 2 * (half - 1) * (1 / 3 - 0.25)) / half**2)
+
+
+def test_no_shortcut_between_twins():
+  """The same 20 patients without and with disease: nothing else can differ."""
+  grid = GridSpec("heart", (24, 22, 26), (150.0, 150.0, 150.0))
+  patients = np.arange(20)
+  rows = {
+    name: [
+      statistics_of(
+        make_phantom(
+          int(k), label=label, severity=severity, grid=grid
+        ).volume.hu
+      )
+      for k in patients
+    ]
+    for name, label, severity in (
+      ("normal", 0, "overt"),
+      ("clinical", 1, "clinical"),
+      ("overt", 1, "overt"),
+    )
+  }
+  labels = np.repeat([0, 1], len(patients))
+  for severity in ("clinical", "overt"):
+    both = rows["normal"] + rows[severity]
+    auc = shortcut_auc(both, labels, np.tile(patients, 2))
+    assert abs(auc - 0.5) < 1.96 * chance_error(len(labels))
+    sick, normal = np.array(rows[severity]), np.array(rows["normal"])
+    effect = (sick - normal).mean(0) / (normal.std(0) + 1e-6)
+    assert np.abs(effect).max() < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("severity", ["clinical", "overt"])
+@pytest.mark.parametrize("kind", ["heart", "paper"])
+def test_no_shortcut(severity, kind):
+  grid = GridSpec(kind, (64, 56, 60))
+  patients = np.arange(200)
+  labels = patients % 2
+  rows = [
+    statistics_of(
+      make_phantom(
+        1000 + int(k), label=int(k % 2), severity=severity, grid=grid
+      ).volume.hu
+    )
+    for k in patients
+  ]
+  auc = shortcut_auc(rows, labels, patients)
+  assert abs(auc - 0.5) < 1.96 * chance_error(len(labels))
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def draw_arteries(
     Signed distance in mm to the aorta's lumen, [D, H, W].
   """
   contrast = scanner["contrast_hu"]
-  lungs = contrast * np.clip(0.9 * scanner["right_heart"], 0.4, 1.2)
+  lungs = contrast * np.clip(scanner["right_heart"], 0.35, 1.2)
   cava = np.clip(contrast * scanner["cava"], 120, 1500)
   for row in _PULMONARY.values():
     points, radii = _tube(heart, row)
