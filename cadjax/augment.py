@@ -59,7 +59,8 @@ def spatial(
     translation: largest shift as a fraction of each axis.
     elastic_probability: of the elastic deformation.
     elastic_mm: standard deviation of the displacement of a control point
-      along each axis, in the units of `spacing_mm`.
+      along each axis, in the units of `spacing_mm`; above about a tenth of
+      the distance between control points the image may fold.
     elastic_cells: control points along each axis, cubically interpolated.
     spacing_mm: size of a voxel in mm along each axis, so that rotations and
       shears stay rigid on an anisotropic grid.

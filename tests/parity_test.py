@@ -111,7 +111,7 @@ def flat(tree):
   ("ndim", "depth"), [(2, 18), (2, 50), (3, 10), (3, 50)]
 )
 @pytest.mark.parametrize("train", [False, True])
-def test_logits_and_gradients_are_monais(monai_nets, ndim, depth, train):
+def test_logits_and_gradients_are_monais(monai_nets, ndim, depth, train, dtype):
   net = make_torch(monai_nets, ndim, depth).train(train)
   net = net.to(getattr(torch, dtype))
   model = models.get_model({"ndim": ndim, "depth": depth})
