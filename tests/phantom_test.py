@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec, target_grid
-from data_prep.phantom import SEGMENTS, make_phantom
+from data_prep.phantom import SEGMENTS, heart, make_phantom
 from data_prep.phantom.plaques import cad_rads
 from data_prep.volume import Grid, Volume
 
@@ -229,6 +229,21 @@ def test_volumes_are_plausible(average):
   assert 2 < coronary_ml < 9
 
 
+def test_heart_is_of_a_plausible_size(average):
+  patient = average.params["patient"]
+  beat = heart.make_heart(patient)
+  axis = np.arange(-100, 101, 2.5, dtype=np.float32)
+  q = beat.from_patient(
+    (axis[None, None], axis[None, :, None], axis[:, None, None])
+  )
+  parts = heart.chambers(q, patient)
+  ml = lambda inside: inside.sum() * 2.5**3 / 1000  # noqa: E731
+  assert 500 < ml(heart.muscle(parts) < 0) < 900
+  assert 80 < ml(heart.lv_inside(q, patient) < 0) < 160
+  assert 50 < ml((parts.la < 0) & (parts.lv_outside > 0)) < 120
+  assert (heart.sac(q, parts, patient) < 0)[heart.muscle(parts) < 0].all()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_vessels_taper_and_lie_outside_the_chambers(seed):
   phantom = make_phantom(seed, label=0, grid=SMALL, scanner=QUIET)
@@ -334,7 +349,7 @@ def test_paper_grid_is_the_resized_field_of_view():
 def test_heart_grid_is_near_the_heart():
   phantom = make_phantom(7, grid=SMALL)
   middle = np.array(phantom.params["patient"]["heart_center_mm"])
-  assert np.linalg.norm(phantom.volume.grid.center_mm - middle) < 15
+  assert np.linalg.norm(phantom.volume.grid.center_mm - middle) < 30
 
 
 def test_noise_is_that_of_the_scanner():
