@@ -34,9 +34,10 @@ def _config() -> ml_collections.ConfigDict:
 
 def main(_: Sequence[str]) -> None:
   """Parses flags and makes one call."""
-  logging.set_verbosity(logging.INFO)
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file.
   config = _config()
-  logging.info("devices: %s", jax.devices())
+  devices = jax.devices()
+  print(f"{len(devices)} device(s): {devices[0].device_kind}")
   train.train_and_evaluate(config, _WORKDIR.value)
 
 

@@ -5,13 +5,12 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from cadjax import (
@@ -203,7 +202,7 @@ def train_and_evaluate(
   start = int(state.step)
   log = RunLog(path, start)
   if start:
-    logging.info("resuming %s at step %d of %d", path, start, total_steps)
+    tqdm.write(f"resuming {path} at step {start} of {total_steps}")
 
   def validate(state: steps.TrainState) -> dict[str, float]:
     variables = state.eval_variables()
@@ -244,7 +243,12 @@ def train_and_evaluate(
   )
   pending = None
   interrupted = False
-  with _sigterm_as_flag() as sigterm:
+  with (
+    closing(checkpoints),
+    closing(log),
+    progress,
+    _sigterm_as_flag() as sigterm,
+  ):
     for step, (batch, rows) in enumerate(batches, start + 1):
       if step == 1:
         log.pictures(batch, prepare, devices)
@@ -272,22 +276,16 @@ def train_and_evaluate(
       checkpoints.save(step, state, meta)
       if meta["stopped"] or interrupted:
         break
-  progress.close()
-  checkpoints.close()
-  log.close()
   if interrupted:
-    logging.warning(
-      "stopped by SIGTERM at step %d of %d; the same command goes on from here",
-      int(state.step),
-      total_steps,
+    tqdm.write(
+      f"stopped by SIGTERM at step {int(state.step)} of {total_steps}; the same"
+      " command goes on from here"
     )
   else:
-    logging.info(
-      "done: best validation %s %.4f at step %d, in %s",
-      config.monitor,
-      meta["best"],
-      meta["best_step"],
-      path,
+    value = "undefined" if meta["best"] is None else f"{meta['best']:.4f}"
+    tqdm.write(
+      f"done: best validation {config.monitor} {value} at step"
+      f" {meta['best_step']}, in {path}"
     )
   return state
 

@@ -19,3 +19,58 @@ def real_ct() -> pathlib.Path:
   if not (REAL_CT / "ct.nii.gz").exists():
     pytest.skip("no real CT angiogram beside the checkout")
   return REAL_CT
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> pathlib.Path:
+  """A built data set of 32 overt phantoms on a small non-cubic grid."""
+  from data_prep import build
+  from data_prep.ctca.ctca_dataset_builder import (
+    CtcaConfig,
+    config_name,
+  )
+  from data_prep.geometry import GridSpec
+
+  out = tmp_path_factory.mktemp("data")
+  grid = GridSpec(kind="heart", shape=(16, 24, 32))
+  config = CtcaConfig(
+    name=config_name("phantom", grid),
+    source="phantom",
+    cases=32,
+    severity="overt",
+    grid=grid,
+    fractions=(0.5, 0.25, 0.25),
+    workers=1,
+  )
+  return pathlib.Path(build.build(config, out).data_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data):
+  """The config of a model small enough for a test."""
+  from configs import resnet3d
+
+  config = resnet3d.get_config()
+  config.data.path = str(tiny_data)
+  config.data.batch_size = 4
+  config.data.eval_batch_size = 3  # Leaves a remainder.
+  config.model.depth = 10
+  config.model.width = 4
+  config.optimizer.warmup_steps = 2
+  config.epochs = 2
+  config.checkpoint_every = 3  # Inside an epoch of 4 steps.
+  config.log_every = 1
+  # One device: what eight do is the business of parallel_test.
+  config.parallel = "mesh"
+  config.mesh.data = 1
+  return config
+
+
+@pytest.fixture(scope="session")
+def tiny_workdir(tiny_config, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a finished training on `tiny_data`."""
+  from cadjax import train
+
+  workdir = tmp_path_factory.mktemp("run") / "classifier"
+  train.train_and_evaluate(tiny_config, workdir)
+  return workdir

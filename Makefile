@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+DEMO := demo
+
+.PHONY: help env demo test test-slow lint clean
+
+help:
+	@echo "make demo       environment, phantoms, training, evaluation, a scored case"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
+	@echo "make lint       ruff"
+	@echo "make clean      removes demo/"
+
+env: $(READY)
+
+$(READY): setup.py pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+$(DEMO)/data: | $(READY)
+	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=320 \
+	  --grid=heart --shape=64,64,64 --out=$@
+
+demo: $(READY) | $(DEMO)/data
+	$(PY) -m cadjax.main --config=configs/demo.py --workdir=$(DEMO)/classifier
+	$(PY) -m cadjax.evaluate --workdir=$(DEMO)/classifier
+	test -d $(DEMO)/scans || $(PY) -m data_prep.export --out=$(DEMO)/scans \
+	  --cases=2 --severity=overt --spacing_mm=1
+	$(PY) -m cadjax.predict --classifier=$(DEMO)/classifier --overwrite \
+	  --input=$(DEMO)/scans/phantom_1000001.nii.gz --out=$(DEMO)/case
+	@echo "open $(DEMO)/case/case.html"
+
+test: $(READY)
+	$(PY) -m pytest -q --durations=15
+
+test-slow: $(READY)
+	$(PY) -m pytest -q -m slow --durations=15
+
+lint: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(DEMO)

@@ -1,0 +1,229 @@
+"""The training loop on tiny phantoms: resume, refusal, early stopping."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cadjax import checkpoint, input_pipeline, steps, train, workdir
+from data_prep.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def best(path):
+  return checkpoint.restore_best(path)[1]
+
+
+def assert_same(a, b):
+  flat_a, tree_a = jax.tree.flatten(jax.device_get(a))
+  flat_b, tree_b = jax.tree.flatten(jax.device_get(b))
+  assert tree_a == tree_b
+  for x, y in zip(flat_a, flat_b, strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def lines(path):
+  text = (path / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_run_leaves_what_the_other_programs_read(tiny_workdir):
+  for name in ("config.json", "dataset.json", "versions.json"):
+    assert json.loads((tiny_workdir / name).read_text())
+  assert list((tiny_workdir / "tensorboard").iterdir())
+  rows = lines(tiny_workdir)
+  assert [r["step"] for r in rows if "train/loss" in r] == list(range(1, 9))
+  assert [r["step"] for r in rows if "validation/loss" in r] == [4, 8]
+  trained = workdir.load_trained(tiny_workdir)
+  assert trained.step in (4, 8)
+  reference = trained.dataset["reference"]
+  assert all(low <= high for low, high in reference.values())
+
+
+def test_loaded_model_repeats_the_validation_loss(tiny_workdir, tiny_config):
+  """Batches of 3 with a padded remainder give the logged mean over cases."""
+  trained = workdir.load_trained(tiny_workdir)
+  dataset = input_pipeline.open_dataset(tiny_config.data)
+  rows, logits = train.evaluate_split(
+    dataset, "validation", lambda b: trained.logits(b["image"]), 3
+  )
+  assert len({row["case_id"] for row in rows}) == len(rows) == 8
+  assert logits.shape == (8, 1, 2)
+  labels = np.array([int(row["label"]) for row in rows])
+  p = np.exp(logits[:, 0] - logits[:, 0].max(-1, keepdims=True))
+  p = (p / p.sum(-1, keepdims=True))[np.arange(8), labels]
+  focal = -((1 - p) ** 2) * np.log(p)
+  logged = {r["step"]: r for r in lines(tiny_workdir) if "validation/loss" in r}
+  assert logged[trained.step]["validation/loss"] == pytest.approx(
+    focal.mean(), rel=1e-4
+  )
+
+
+def test_resumed_inside_an_epoch_ends_bit_identical(
+  tiny_workdir, tiny_config, tmp_path, monkeypatch
+):
+  """Stops at step 6 by SIGTERM, in the second epoch, and goes on."""
+  calls = {"n": 0}
+  original = steps.make_train_step
+
+  def counting(*args, **kwargs):
+    made = original(*args, **kwargs)
+
+    def step(state, batch):
+      jax.debug.callback(count)
+      return made(state, batch)
+
+    return step
+
+  def count():
+    calls["n"] += 1
+    if calls["n"] == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(steps, "make_train_step", counting)
+    stopped = train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert 5 <= int(stopped.step) < 8
+  resumed = train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert int(resumed.step) == 8
+  assert_same(best(tmp_path / "run"), best(tiny_workdir))
+  assert lines(tmp_path / "run") == lines(tiny_workdir)
+  again = train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert_same(again, resumed)
+
+
+def test_truncated_newest_checkpoint_falls_back(
+  tiny_workdir, tiny_config, tmp_path, caplog
+):
+  copy = tmp_path / "run"
+  shutil.copytree(tiny_workdir, copy)
+  newest = max((copy / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  for path in (newest / "state").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:10])
+  with caplog.at_level("WARNING", logger="absl"):
+    train.train_and_evaluate(tiny_config, copy)
+  assert "trying the one before" in caplog.text
+  assert_same(best(copy), best(tiny_workdir))
+  assert lines(copy) == lines(tiny_workdir)
+
+
+def test_another_config_is_refused_with_the_difference(
+  tiny_workdir, tiny_config
+):
+  config = tiny_config.copy_and_resolve_references()
+  config.optimizer.learning_rate = 0.5
+  with pytest.raises(UserError, match="learning_rate: 0.0001 there, 0.5 now"):
+    train.train_and_evaluate(config, tiny_workdir)
+
+
+def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
+  config = tiny_config.copy_and_resolve_references()
+  config.optimizer.name = "sgd"
+  config.optimizer.clip_norm = 0.0
+  config.optimizer.warmup_steps = 0
+  config.optimizer.learning_rate = 1e38
+  with pytest.raises(train.NonFiniteLossError, match=r"step \d.*phantom_00"):
+    train.train_and_evaluate(config, tmp_path / "run")
+  with pytest.raises(UserError, match="no trained model"):
+    workdir.load_trained(tmp_path / "run")
+
+
+def test_early_stopping_counts_epochs_without_improvement():
+  class Config:
+    monitor, patience = "loss", 2
+
+  meta = {"best": None, "best_step": 0, "stale_epochs": 0, "stopped": False}
+  values = [3.0, 2.0, 2.5, 1.0, float("nan"), 1.0]
+  seen = []
+  for step, value in enumerate(values, 1):
+    train._judge(meta, value, step, Config)
+    seen.append((meta["best_step"], meta["stopped"]))
+  assert seen == [
+    (1, False), (2, False), (2, False), (4, False), (4, False), (4, True),
+  ]  # fmt: skip
+
+
+def test_two_dimensional_baseline_trains(tiny_config, tmp_path):
+  config = tiny_config.copy_and_resolve_references()
+  config.model.ndim = 2
+  config.data.slices_per_volume = 3
+  config.epochs = 1
+  train.train_and_evaluate(config, tmp_path / "run")
+  trained = workdir.load_trained(tmp_path / "run")
+  logits = trained.logits(np.zeros((2, 16, 24, 32, 1), np.int16))
+  assert logits.shape == (2, 16, 2)
+
+
+def run_main(*args, **kwargs):
+  command = [sys.executable, "-m", "cadjax.main", *args]
+  return subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, **kwargs
+  )
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (["--config.model.dpth=3"], 'Did you mean "depth"'),
+    (["--config.epochs=many"], "many"),
+    (["--config.data.path=nowhere"], "data_prep.build"),
+    (["--config.optimizer.name=adma"], "adam"),
+    (["--config.monitor=aux"], "roc_auc"),
+  ],
+)
+def test_bad_flags_end_in_one_line(args, message, tiny_data, tmp_path):
+  done = run_main(
+    "--config=configs/resnet3d.py",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.path={tiny_data}",
+    *args,
+  )
+  assert done.returncode == 2
+  errors = [x for x in done.stderr.splitlines() if x.startswith("error:")]
+  assert len(errors) == 1
+  assert message in errors[0]
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_bit_identical(tiny_data, tmp_path):
+  """kill -9 at random moments, from the start of Python to the last save."""
+
+  def command(path):
+    return [
+      sys.executable, "-m", "cadjax.main", "--config=configs/resnet3d.py",
+      f"--workdir={path}", f"--config.data.path={tiny_data}",
+      "--config.data.batch_size=4", "--config.model.depth=10",
+      "--config.model.width=4", "--config.epochs=40", "--config.patience=40",
+      "--config.checkpoint_every=3", "--config.optimizer.warmup_steps=2",
+    ]  # fmt: skip
+
+  environment = os.environ | {"XLA_FLAGS": ""}
+  quiet = {"cwd": ROOT, "env": environment, "stderr": subprocess.DEVNULL}
+  subprocess.run(command(tmp_path / "whole"), check=True, **quiet)
+  rng, kills = random.Random(0), 0
+  while kills < 20:
+    process = subprocess.Popen(command(tmp_path / "killed"), **quiet)
+    time.sleep(rng.uniform(8, 25))
+    if process.poll() is not None:
+      break
+    process.kill()
+    process.wait()
+    kills += 1
+  subprocess.run(command(tmp_path / "killed"), check=True, **quiet)
+  assert kills >= 5
+  print(f"{kills} kills")
+  assert_same(best(tmp_path / "killed"), best(tmp_path / "whole"))
+  assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
