@@ -10,8 +10,8 @@ from cadjax.models import resnet
 
 torch = pytest.importorskip("torch")
 
-# (3D) no power of two, no cube: even and odd sizes at the strided layers.
-SPACE = {2: (70, 57), 3: (34, 45, 60)}
+# Neither powers of two nor cubes: even and odd sizes at the strided layers.
+SPACE = {2: (70, 57), 3: (18, 33, 40)}
 CLASSES = 2
 
 
@@ -35,7 +35,7 @@ def dtype(request):
 
 
 # Largest relative differences allowed of logits, and of the whole gradient.
-TOLERANCES = {"float32": (1e-4, 0.1), "float64": (1e-9, 1e-7)}
+TOLERANCES = {"float32": (1e-3, 0.1), "float64": (1e-9, 1e-7)}
 
 
 def make_torch(nets, ndim, depth):
@@ -84,7 +84,8 @@ def to_flax(tensors, like):
 
   def convert(path, leaf):
     keys = [each.key for each in path]
-    value = tensors[torch_name(keys)].detach().numpy()
+    # A copy: torch updates its running statistics in place.
+    value = tensors[torch_name(keys)].detach().numpy().copy()
     if keys[-1] == "kernel":  # [out, in, *size] -> [*size, in, out]
       value = np.moveaxis(value, (0, 1), (-1, -2))
     assert value.shape == leaf.shape, keys
@@ -108,7 +109,8 @@ def flat(tree):
 
 
 @pytest.mark.parametrize(
-  ("ndim", "depth"), [(2, 18), (2, 50), (3, 10), (3, 50)]
+  ("ndim", "depth"),
+  [(2, 18), (2, 50), (3, 10), pytest.param(3, 50, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("train", [False, True])
 def test_logits_and_gradients_are_monais(monai_nets, ndim, depth, train, dtype):
