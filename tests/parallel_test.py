@@ -79,7 +79,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("ndim", [pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_eight_devices_equal_one(mode, ndim):
   assert len(jax.devices()) == 8
