@@ -24,7 +24,7 @@ $(READY): setup.py pyproject.toml
 
 $(DEMO)/data: | $(READY)
 	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=320 \
-	  --grid=heart --shape=64,64,64 --out=$@
+	  --grid=heart --shape=64,64,64 --box_mm=128,128,128 --out=$@
 
 demo: $(READY) | $(DEMO)/data
 	$(PY) -m cadjax.main --config=configs/demo.py --workdir=$(DEMO)/classifier

@@ -3,7 +3,7 @@
 Command (`make demo` runs it with its data):
 
   python -m data_prep.build --source=phantom --severity=overt --cases=320 \
-    --grid=heart --shape=64,64,64 --out=demo/data
+    --grid=heart --shape=64,64,64 --box_mm=128,128,128 --out=demo/data
   python -m cadjax.main --config=configs/demo.py --workdir=demo/classifier
 
 The phantoms of severity `overt` carry more and denser plaque than patients
@@ -23,9 +23,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data.batch_size = 8
     config.model.depth = 10
     config.model.width = 16
-    config.model.output_stride = 8  # Lesions are a few voxels long.
+    config.model.output_stride = 16  # Lesions are a few voxels long.
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 20
-    config.epochs = 12
-    config.patience = 6
+    config.epochs = 10
+    config.patience = 4
+    config.monitor = "loss"  # The AUC of 51 cases is soon 1 and then ties.
   return config

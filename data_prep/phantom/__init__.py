@@ -102,7 +102,7 @@ def make_phantom(
   streams = _streams(seed)
   overrides = dict(population or {})
   dominance = overrides.pop("dominance", None)
-  patient = draw_patient(streams["patient"], overrides)
+  patient = draw_patient(streams["patient"], overrides, severity)
   scan = draw_scanner(streams["scanner"], scanner)
   drawn = int(streams["label"].random() < 0.5)
   label = drawn if label is None else int(label)

@@ -111,7 +111,7 @@ def _place(rng, tree, others, grade: int, overt: bool) -> Lesion | None:
     name = str(rng.choice(names, p=odds / odds.sum()))
     _, first, last = _SITES[name]
     whole = STEP_MM * (len(tree[name].points) - 1)
-    length = rng.uniform(14, 30) if overt else rng.uniform(4, 12 + 4 * grade)
+    length = rng.uniform(16, 30) if overt else rng.uniform(4, 12 + 4 * grade)
     length = min(length, 0.6 * whole)
     middle = whole * rng.uniform(first, last)
     middle = float(np.clip(middle, length / 2 + 3, whole - length / 2 - 4))
@@ -128,9 +128,9 @@ def _place(rng, tree, others, grade: int, overt: bool) -> Lesion | None:
 
 
 def _make(rng, name, middle, length, grade, overt) -> Lesion:
-  odds = (0.5, 0.15, 0.35) if overt else (0.4, 0.3, 0.3)
+  odds = (0.7, 0.1, 0.2) if overt else (0.4, 0.3, 0.3)
   kind = str(rng.choice(["calcified", "noncalcified", "mixed"], p=odds))
-  calcium = rng.uniform(700, 1250) if overt else rng.uniform(550, 1250)
+  calcium = rng.uniform(650, 1100) if overt else rng.uniform(550, 1250)
   return Lesion(
     segment=name,
     middle_mm=middle,
@@ -139,7 +139,7 @@ def _make(rng, name, middle, length, grade, overt) -> Lesion:
     kind=kind,
     angle=float(rng.uniform(0, 2 * np.pi)),
     remodelling=float(
-      rng.uniform(1.35, 1.75) if overt else rng.uniform(1.1, 1.5)
+      rng.uniform(1.5, 1.9) if overt else rng.uniform(1.1, 1.5)
     ),
     eccentricity=float(rng.uniform(0.3, 0.95)),
     hu=float(rng.uniform(40, 115) if kind == "noncalcified" else calcium),

@@ -6,9 +6,15 @@ import numpy as np
 
 from data_prep.errors import UserError
 
+# Factor of the calcium outside the coronaries, healthy or not: the plaques of
+# `overt` would show in the histogram of an average patient.
+_CALCIUM = {"clinical": 1.0, "overt": 3.0}
+
 
 def draw_patient(
-  rng: np.random.Generator, overrides: dict[str, Any] | None = None
+  rng: np.random.Generator,
+  overrides: dict[str, Any] | None = None,
+  severity: str = "clinical",
 ) -> dict[str, Any]:
   """Draws a patient's anatomy, without a look at the label.
 
@@ -17,6 +23,7 @@ def draw_patient(
   Args:
     rng: source of randomness.
     overrides: values that replace drawn ones, by name.
+    severity: of the data set; "overt" has more calcium everywhere.
 
   Returns:
     The parameters by name.
@@ -63,6 +70,8 @@ def draw_patient(
     "node_calcium_mm3": _calcium(rng, 700, 0.5),
     "calcium_hu": float(rng.uniform(600, 1350)),
   }
+  for name in (key for key in drawn if key.endswith("_calcium_mm3")):
+    drawn[name] *= _CALCIUM[severity]
   return _with(drawn, overrides, "population")
 
 
