@@ -13,9 +13,17 @@ from data_prep.errors import UserError
 PyTree = Any
 
 
-def _manager(path: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-  return ocp.CheckpointManager(path.absolute(), options=options)
+def _manager(path: pathlib.Path, keep: int, **options) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    path.absolute(),
+    options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+    **options,
+  )
+
+
+def _best_manager(workdir: pathlib.Path) -> ocp.CheckpointManager:
+  handler = ocp.StandardCheckpointHandler()
+  return _manager(workdir / "best", 1, item_handlers=handler)
 
 
 class Checkpoints:
@@ -29,7 +37,7 @@ class Checkpoints:
 
   def __init__(self, workdir: pathlib.Path, keep: int = 2):
     self._latest = _manager(workdir / "checkpoints", keep)
-    self._best = _manager(workdir / "best", 1)
+    self._best = _best_manager(workdir)
 
   def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     """Saves the train state and `meta` (JSON) as the newest checkpoint."""
@@ -117,19 +125,18 @@ def restore_best(workdir: pathlib.Path) -> tuple[int, PyTree]:
       f"{workdir} holds no trained model (no best/ checkpoint); train one with"
       f" python -m cadjax.main --workdir={workdir}"
     )
-  newest = max(steps, key=lambda p: int(p.name))
+  step = max(int(p.name) for p in steps)
   try:
-    with ocp.StandardCheckpointer() as reader:
-      item = (newest / "default").absolute()
-      tree = reader.metadata(item).item_metadata.tree
+    with _best_manager(workdir) as manager:
       like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_host()), tree
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_host()),
+        manager.item_metadata(step),
       )
-      return int(newest.name), reader.restore(item, like)
-  except (OSError, ValueError, KeyError) as error:
-    reason = str(error).splitlines()[0][:200]
+      return step, manager.restore(step, args=ocp.args.StandardRestore(like))
+  except Exception as error:  # Orbax raises many kinds.
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error)
     raise UserError(
-      f"{newest} cannot be read ({reason}); train again"
+      f"{root / str(step)} cannot be read ({reason}); train again"
     ) from error
 
 

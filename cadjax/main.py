@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from cadjax import names, train
@@ -34,7 +34,6 @@ def _config() -> ml_collections.ConfigDict:
 
 def main(_: Sequence[str]) -> None:
   """Parses flags and makes one call."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file.
   config = _config()
   devices = jax.devices()
   print(f"{len(devices)} device(s): {devices[0].device_kind}")

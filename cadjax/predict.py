@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from cadjax import calibration, inputs, report, workdir
@@ -355,8 +355,6 @@ def define_flags() -> None:
 
 def main(_: Sequence[str]) -> int:
   """Scores all scans; returns the exit code."""
-  # Orbax and absl tell of every file they open.
-  logging.set_verbosity(logging.ERROR)
   args = flags.FLAGS
   jobs = inputs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask

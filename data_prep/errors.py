@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class UserError(ValueError):
@@ -37,6 +37,8 @@ def run(
       sys.exit(2)
 
   def guarded(argv: Sequence[str]) -> Any:
+    # Orbax and TFDS tell of every file that they open.
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
       print(
         f"error: unexpected argument {argv[1]!r}; options look like"

@@ -1,0 +1,152 @@
+"""Records to batches: every case once, the same order again, honest splits."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+
+from cadjax import input_pipeline
+from configs import resnet3d
+from data_prep.errors import UserError
+
+
+def config_of(path, **fields):
+  config = resnet3d.get_config().data
+  config.path = str(path)
+  for name, value in fields.items():
+    config[name] = value
+  return config
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_data):
+  return input_pipeline.open_dataset(config_of(tiny_data))
+
+
+def ids(rows):
+  return [row["case_id"] for row in rows]
+
+
+def epoch(dataset, start, stop, **options):
+  options = {"batch_size": 4, "seed": 5} | options
+  return list(dataset.train_batches(start=start, stop=stop, **options))
+
+
+def test_a_row_of_cases_csv_is_the_record_it_names(dataset):
+  for split in input_pipeline.SPLITS:
+    for row in dataset.rows[split]:
+      record = dataset.read(row)
+      assert record["case_id"].decode() == row["case_id"]
+      assert str(record["label"]) == row["label"]
+
+
+def test_eval_batches_give_every_case_once_and_pad(dataset):
+  seen, sizes = [], []
+  for batch, rows in dataset.eval_batches("validation", 3):
+    assert batch["image"].shape == (3, 16, 24, 32, 1)
+    assert batch["image"].dtype == np.int16
+    assert batch["valid"].tolist() == [1.0] * len(rows) + [0.0] * (
+      3 - len(rows)
+    )
+    for i, row in enumerate(rows):
+      np.testing.assert_array_equal(
+        batch["image"][i, ..., 0], dataset.read(row)["image"]
+      )
+      assert batch["label"][i] == int(row["label"])
+    seen += ids(rows)
+    sizes.append(len(rows))
+  assert seen == ids(dataset.rows["validation"])
+  assert sizes == [3, 3, 2]
+
+
+def test_an_epoch_is_a_permutation_and_the_next_another(dataset):
+  batches = epoch(dataset, 0, 8)
+  first = sum((ids(rows) for _, rows in batches[:4]), [])
+  second = sum((ids(rows) for _, rows in batches[4:]), [])
+  assert sorted(first) == sorted(second) == sorted(ids(dataset.rows["train"]))
+  assert first != second
+  other = sum((ids(r) for _, r in epoch(dataset, 0, 4, seed=6)), [])
+  assert other != first
+
+
+def test_to_resume_is_to_skip(dataset):
+  whole, rest = epoch(dataset, 0, 8), epoch(dataset, 3, 8)
+  assert len(rest) == 5
+  for (want, want_rows), (got, got_rows) in zip(whole[3:], rest, strict=True):
+    assert ids(want_rows) == ids(got_rows)
+    for name in want:
+      np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_slices_are_drawn_from_their_volume_without_repeats(dataset):
+  for batch, rows in epoch(dataset, 0, 2, slices_per_volume=5):
+    assert batch["image"].shape == (4, 5, 24, 32, 1)
+    for i, row in enumerate(rows):
+      volume = dataset.read(row)["image"]
+      found = [
+        [d for d in range(16) if np.array_equal(volume[d], plane)]
+        for plane in batch["image"][i, ..., 0]
+      ]
+      assert all(found)
+      picked = [d[0] for d in found]
+      assert picked == sorted(picked)
+      assert len(set(picked)) == 5
+
+
+def test_folds_test_every_case_once(tiny_data):
+  tested, folds = [], range(5)
+  for fold in folds:
+    data = input_pipeline.open_dataset(config_of(tiny_data, fold=fold))
+    parts = [set(ids(data.rows[s])) for s in input_pipeline.SPLITS]
+    assert len(set.union(*parts)) == 32 == sum(map(len, parts))
+    row = data.rows["test"][0]
+    assert data.read(row)["case_id"].decode() == row["case_id"]
+    tested += ids(data.rows["test"])
+  assert len(tested) == len(set(tested)) == 32
+  with pytest.raises(UserError, match="config.data.fold = 9"):
+    input_pipeline.open_dataset(config_of(tiny_data, fold=9))
+
+
+def test_a_batch_larger_than_the_split(dataset):
+  with pytest.raises(UserError, match="lower config.data.batch_size"):
+    dataset.steps_per_epoch(17)
+
+
+def test_no_data_set(tmp_path):
+  with pytest.raises(UserError, match="data_prep.build"):
+    input_pipeline.open_dataset(config_of(tmp_path / "nowhere"))
+
+
+def test_two_data_sets_to_choose_from(tiny_data, tmp_path):
+  for name in "ab":
+    shutil.copytree(tiny_data, tmp_path / name)
+  with pytest.raises(UserError, match="several data sets"):
+    input_pipeline.open_dataset(config_of(tmp_path))
+  assert input_pipeline.find_dataset(tmp_path / "a") == tmp_path / "a"
+
+
+def test_a_patient_in_two_splits_is_refused(tiny_data, tmp_path):
+  copy = tmp_path / "data"
+  shutil.copytree(tiny_data, copy)
+  with (copy / "cases.csv").open(newline="") as f:
+    rows = list(csv.DictReader(f))
+  in_test = next(row for row in rows if row["split"] == "test")
+  rows[0]["patient_id"] = in_test["patient_id"]
+  with (copy / "cases.csv").open("w", newline="") as f:
+    writer = csv.DictWriter(f, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  with pytest.raises(UserError, match=in_test["patient_id"]):
+    input_pipeline.open_dataset(config_of(copy))
+
+
+def test_the_fingerprint_is_of_the_contents(tiny_data, tmp_path, dataset):
+  copy = tmp_path / "data"
+  shutil.copytree(tiny_data, copy)
+  again = input_pipeline.open_dataset(config_of(copy))
+  assert again.fingerprint == dataset.fingerprint
+  with (copy / "cases.csv").open("a") as f:
+    f.write("\n")
+  changed = input_pipeline.open_dataset(config_of(copy))
+  assert changed.fingerprint != dataset.fingerprint

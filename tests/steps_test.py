@@ -1,0 +1,156 @@
+"""The steps against numbers worked out by hand or by numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from cadjax import losses, steps
+
+
+class Mean(nn.Module):
+  """Logits that are a linear function of the mean intensity."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    del train
+    mean = x.mean(axis=tuple(range(1, x.ndim)))[:, None]
+    return nn.Dense(2)(mean), {}
+
+
+def batch_of(image, label, valid=None):
+  n = len(label)
+  return {
+    "image": jnp.asarray(image, jnp.int16),
+    "label": jnp.asarray(label, jnp.int32),
+    "valid": jnp.ones(n) if valid is None else jnp.asarray(valid, jnp.float32),
+    "index": jnp.arange(n, dtype=jnp.int32),
+  }
+
+
+def images(n, shape=(4, 3, 5), seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(-400, 1400, (n, *shape, 1))
+
+
+def make(prepare_options=None, *, tx=None, ema_decay=0.0):
+  options = {"ndim": 3, "window_hu": (-200.0, 1000.0), "augment": None}
+  prepare = steps.make_prepare(**options | (prepare_options or {}))
+  tx = tx or optax.sgd(0.1)
+  model = Mean()
+  state = steps.create_state(
+    model, tx, jax.random.key(0), (4, 3, 5, 1), ema=ema_decay > 0
+  )
+  step = steps.make_train_step(
+    model,
+    tx,
+    losses.cross_entropy,
+    prepare,
+    seed=0,
+    schedule=optax.constant_schedule(0.1),
+    ema_decay=ema_decay,
+  )
+  return state, jax.jit(step)
+
+
+def test_window_is_linear_and_clipped():
+  hu = np.array([-1024, -200, 400, 1000, 3000], np.int16)
+  got = steps.window(jnp.asarray(hu), (-200.0, 1000.0))
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, [0, 0, 0.5, 1, 1], atol=1e-7)
+
+
+def test_train_step_is_gradient_descent_on_the_mean_loss():
+  """Against softmax regression written out in numpy."""
+  state, step = make()
+  image, label = images(3), np.array([0, 1, 1])
+  dense = jax.device_get(state.params["Dense_0"])
+  x = np.clip((image + 200.0) / 1200.0, 0, 1).mean((1, 2, 3, 4))
+  logits = x[:, None] * dense["kernel"] + dense["bias"]
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  loss = -np.log(p[np.arange(3), label]).mean()
+  error = (p - np.eye(2)[label]) / 3
+  state, values = step(state, batch_of(image, label))
+  got = jax.device_get(state.params["Dense_0"])
+  np.testing.assert_allclose(values["loss"], loss, rtol=1e-5)
+  np.testing.assert_allclose(
+    got["bias"], dense["bias"] - 0.1 * error.sum(0), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    got["kernel"], dense["kernel"] - 0.1 * (x @ error)[None], rtol=1e-5
+  )
+  assert int(state.step) == 1
+
+
+def test_invalid_examples_count_for_nothing():
+  state, step = make()
+  image, label = images(4), np.array([0, 1, 1, 0])
+  padded = batch_of(image, label, valid=[1, 1, 0, 0])
+  want, want_values = step(state, batch_of(image[:2], label[:2]))
+  got, got_values = step(state, padded)
+  for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  assert float(got_values["accuracy"]) == float(want_values["accuracy"])
+
+
+def test_moving_average_follows_its_formula():
+  state, step = make(ema_decay=0.9)
+  average = jax.device_get(state.ema_params)
+  for t in range(3):
+    state, _ = step(state, batch_of(images(2, seed=t), [0, 1]))
+    decay = min(0.9, (1 + t) / (10 + t))
+    average = jax.tree.map(
+      lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p),
+      average,
+      state.params,
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    average,
+    state.ema_params,
+  )
+  assert state.eval_variables()["params"] is state.ema_params
+
+
+def shift(key, image, mask):
+  return image + jax.random.uniform(key), mask
+
+
+def test_augmentation_is_drawn_by_step_and_index():
+  prepare = steps.make_prepare(ndim=3, window_hu=(0.0, 1.0), augment=shift)
+  zero = batch_of(np.zeros((3, 4, 3, 5, 1)), [0, 1, 0])
+  key = jax.random.key(1)
+  image, _, _ = prepare(key, zero)
+  assert len(np.unique(image)) == 3
+  # The same example in another place of the batch gets the same draw.
+  turned = {name: value[::-1] for name, value in zero.items()}
+  np.testing.assert_array_equal(prepare(key, turned)[0], image[::-1])
+  assert not np.allclose(prepare(jax.random.key(2), zero)[0], image)
+
+
+def test_slices_of_a_2d_model_are_examples_with_draws_of_their_own():
+  prepare = steps.make_prepare(ndim=2, window_hu=(0.0, 1.0), augment=shift)
+  batch = batch_of(np.zeros((2, 4, 3, 5, 1)), [0, 1], valid=[1, 0])
+  image, label, valid = prepare(jax.random.key(0), batch)
+  assert image.shape == (8, 3, 5, 1)
+  assert len(np.unique(image)) == 8
+  assert label.tolist() == [0] * 4 + [1] * 4
+  assert valid.tolist() == [1] * 4 + [0] * 4
+
+
+@pytest.mark.parametrize(("ndim", "slices"), [(2, 4), (3, 1)])
+def test_eval_step_gives_logits_by_volume_and_slice(ndim, slices):
+  model = Mean()
+  shape = (3, 5, 1) if ndim == 2 else (4, 3, 5, 1)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)
+  step = steps.make_eval_step(model, ndim=ndim, window_hu=(-200.0, 1000.0))
+  image = images(2)
+  logits = step(variables, {"image": jnp.asarray(image, jnp.int16)})
+  assert logits.shape == (2, slices, 2)
+  window = np.clip((image + 200.0) / 1200.0, 0, 1)
+  mean = window.mean((2, 3, 4)) if ndim == 2 else window.mean((1, 2, 3))
+  dense = variables["params"]["Dense_0"]
+  want = mean.reshape(2, slices, 1) * dense["kernel"] + dense["bias"]
+  np.testing.assert_allclose(logits, want, rtol=1e-5)
