@@ -1,0 +1,34 @@
+"""Every shipped config trains, made small in size and in nothing else."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from cadjax import train, workdir
+
+CONFIGS = sorted(
+  path.stem
+  for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+  if path.stem != "__init__"
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_trains(name, tiny_data, tmp_path):
+  module = importlib.import_module(f"configs.{name}")
+  assert f"--config=configs/{name}.py" in module.__doc__
+  config = module.get_config()
+  assert config.is_locked
+  config.data.path = str(tiny_data)
+  config.data.batch_size = 8
+  config.data.slices_per_volume = 4
+  config.model.width = 4
+  config.optimizer.warmup_steps = 1
+  config.epochs = 1
+  config.mesh.data = 1
+  config.parallel = "mesh"
+  state = train.train_and_evaluate(config, tmp_path / "run")
+  assert int(state.step) == 2
+  trained = workdir.load_trained(tmp_path / "run")
+  assert trained.config.model.depth == config.model.depth
