@@ -109,13 +109,25 @@ def _deaf_to_interrupts() -> Iterator[None]:
   """Starts processes that Ctrl-C does not reach; the parent gets it late.
 
   Ctrl-C goes to the whole group, and only the parent is to act on it. Workers
-  inherit the mask, and so are deaf from their first moment.
+  inherit the mask, and so are deaf from their first moment. The mask alone
+  does not keep the parent from being interrupted half way through a start:
+  another of its threads can take the signal, and Python then raises here.
   """
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  late: list[int] = []
+  handlers = {}
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM):
+      handlers[number] = signal.getsignal(number)
+      signal.signal(number, lambda number, _: late.append(number))
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   try:
     yield
   finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    if late:
+      signal.raise_signal(late[0])
 
 
 def _start_worker() -> None:
