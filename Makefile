@@ -23,7 +23,7 @@ $(READY): setup.py pyproject.toml
 	touch $@
 
 $(DEMO)/data: | $(READY)
-	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=320 \
+	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=400 \
 	  --grid=heart --shape=64,64,64 --box_mm=128,128,128 --out=$@
 
 demo: $(READY) | $(DEMO)/data
