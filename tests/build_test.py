@@ -185,6 +185,8 @@ def start(table, out, *flags):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     start_new_session=True,
+    # A shell's background job ignores Ctrl-C, and so would its children.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   limit = time.monotonic() + 100
   while not list(pathlib.Path(out).rglob("*.array_record*")):
