@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cadjax import names
-from cadjax.models import resnet
+from cadjax.models import layers, resnet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STEMS = ("conv7",)
@@ -24,6 +24,7 @@ RESNET_DEFAULTS = {
   "remat": False,
   "zero_init": False,
   "dtype": "float32",
+  "conv": "auto",
   "stem": "conv7",
 }
 
@@ -56,6 +57,7 @@ def _resnet(options: dict[str, Any], axis_name: str | None) -> resnet.ResNet:
   names.check_known(options, RESNET_DEFAULTS, "field of config.model")
   options = RESNET_DEFAULTS | options
   names.check_known([options.pop("stem")], STEMS, "stem")
+  names.check_known([options["conv"]], layers.MODES, "config.model.conv")
   options["dtype"] = names.look_up(DTYPES, options["dtype"], "dtype")
   resnet.check(
     **{

@@ -6,6 +6,7 @@ be replaced without touching a model, a parameter or a checkpoint.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from cadjax.models import conv_cpu
 NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 NUM_GROUPS = 32
+MODES = ("auto", "exact", "lax")  # Of `conv`; config.model.conv.
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
@@ -28,8 +30,12 @@ def conv(
   strides: int | Sequence[int] = 1,
   *,
   dilation: int | Sequence[int] = 1,
+  mode: str = "auto",
 ) -> jax.Array:
   """Convolves `x` with `kernel`, zero-padded alike on both sides.
+
+  On TPU and GPU this is XLA's own convolution; on a CPU it is the lowering
+  that `conv_cpu.choose` takes for its shape.
 
   The padding is `dilation * (size - 1) // 2` on each side, which is
   PyTorch's usual choice; XLA's "SAME" would pad a strided convolution of an
@@ -40,6 +46,8 @@ def conv(
     kernel: [*size, C, features], of odd sizes and of the type of `x`.
     strides: steps in voxels, one for all axes or one per axis.
     dilation: distance between the taps of the kernel, likewise.
+    mode: one of `MODES`. "exact" leaves out Winograd, which rounds more
+      coarsely; "lax" is XLA's own convolution on a CPU, too.
 
   Returns:
     [B, *ceil(space / strides), features], of the type of `x`.
@@ -61,32 +69,69 @@ def conv(
       dimension_numbers=LAYOUTS[ndim],
     )
 
-  if ndim == 2:
+  if mode == "lax":
     return native(x, kernel)
+  window = _window(ndim, kernel.shape[:ndim], strides, dilation)
 
   def on_cpu(x, kernel):
-    return conv_cpu.conv3d(x, kernel, strides, dilation, padding)
+    if ndim == 3:
+      return conv_cpu.conv3d(x, kernel, window, exact=mode == "exact")
+    y = conv_cpu.conv3d(x[:, None], kernel[None], window, exact=mode == "exact")
+    return y[:, 0]
 
   # The choice is made where the program is compiled, for each platform.
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
 
 
-def max_pool(x: jax.Array, size: int = 3, strides: int = 2) -> jax.Array:
+def _window(
+  ndim: int,
+  size: Sequence[int],
+  strides: Sequence[int],
+  dilation: Sequence[int],
+) -> conv_cpu.Window:
+  """The window of a kernel padded by half its reach; 2D is one plane."""
+  padding = [d * (k - 1) // 2 for d, k in zip(dilation, size, strict=True)]
+  flat = 3 - ndim
+  return conv_cpu.Window(
+    (1,) * flat + tuple(size),
+    (1,) * flat + tuple(strides),
+    (1,) * flat + tuple(dilation),
+    (0,) * flat + tuple(padding),
+  )
+
+
+def max_pool(
+  x: jax.Array, size: int = 3, strides: int = 2, *, mode: str = "auto"
+) -> jax.Array:
   """Takes the maximum over windows, padded by `(size - 1) // 2` on each side.
 
   Args:
     x: [B, *space, C].
     size: edge of the window in voxels, odd.
     strides: step in voxels.
+    mode: "lax" is XLA's own pooling on a CPU, too; see `conv`.
 
   Returns:
     [B, *ceil(space / strides), C].
   """
   ndim = x.ndim - 2
-  padding = ((size - 1) // 2,) * 2
-  return nn.max_pool(
-    x, (size,) * ndim, strides=(strides,) * ndim, padding=(padding,) * ndim
-  )
+
+  def native(x):
+    padding = ((size - 1) // 2,) * 2
+    return nn.max_pool(
+      x, (size,) * ndim, strides=(strides,) * ndim, padding=(padding,) * ndim
+    )
+
+  if mode == "lax":
+    return native(x)
+  window = _window(ndim, (size,) * ndim, (strides,) * ndim, (1,) * ndim)
+
+  def on_cpu(x):
+    if ndim == 3:
+      return conv_cpu.max_pool(x, window)
+    return conv_cpu.max_pool(x[:, None], window)[:, 0]
+
+  return lax.platform_dependent(x, cpu=on_cpu, default=native)
 
 
 def global_mean(x: jax.Array) -> jax.Array:
@@ -124,6 +169,7 @@ class Conv(nn.Module):
     strides: step in voxels.
     dilation: distance between the taps of the kernel.
     dtype: type to compute in and to return.
+    mode: see `conv`.
   """
 
   features: int
@@ -131,6 +177,7 @@ class Conv(nn.Module):
   strides: int = 1
   dilation: int = 1
   dtype: Any = jnp.float32
+  mode: str = "auto"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -142,6 +189,7 @@ class Conv(nn.Module):
       kernel.astype(self.dtype),
       self.strides,
       dilation=self.dilation,
+      mode=self.mode,
     )
 
 
@@ -150,11 +198,12 @@ def norm(
   channels: int,
   *,
   train: bool,
+  relu: bool = False,
   axis_name: str | None = None,
   dtype: Any = jnp.float32,
   scale_init: Callable[..., jax.Array] = nn.initializers.ones,
   name: str | None = None,
-) -> nn.Module:
+) -> Callable[[jax.Array], jax.Array]:
   """Makes a normalisation layer with a scale and a bias per channel.
 
   Statistics and parameters are float32 whatever `dtype` is.
@@ -165,54 +214,160 @@ def norm(
     channels: channels of the input.
     train: whether BatchNorm takes the batch's statistics (and updates the
       running ones, in the collection "batch_stats"); the others ignore it.
+    relu: whether a ReLU follows.
     axis_name: the mapped axis over whose devices BatchNorm takes means.
     dtype: type to return.
     scale_init: initialiser of the scale.
     name: the layer's name in the parameter tree.
 
   Returns:
-    A module that maps [B, *space, C] to the same shape.
+    A function that maps [B, *space, C] to the same shape.
   """
-  common = {
-    "epsilon": NORM_EPSILON,
-    "dtype": dtype,
-    "scale_init": scale_init,
-    "name": name,
-  }
+  common = {"dtype": dtype, "scale_init": scale_init, "name": name}
   make = names.look_up(NORMS, kind, "norm")
-  return make(channels, train, axis_name, common)
+  return make(channels, train, relu, axis_name, common)
 
 
-def _batch_norm(
-  channels: int, train: bool, axis_name: str | None, common: dict[str, Any]
-) -> nn.Module:
-  del channels
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=BATCH_NORM_MOMENTUM,
-    axis_name=axis_name,
-    **common,
+class BatchNorm(nn.Module):
+  """Batch normalisation, and the ReLU after it, with one gradient for both.
+
+  Parameters and "batch_stats" are those of `flax.linen.BatchNorm`. Autodiff
+  would keep and read several maps more for its gradient.
+
+  Attributes:
+    train: whether to take the statistics of the batch and update the running
+      ones; else the running ones are used.
+    relu: whether a ReLU follows.
+    axis_name: the mapped axis over whose devices means are taken.
+    dtype: type to return; all else is float32 or better.
+    scale_init: initialiser of the scale.
+  """
+
+  train: bool
+  relu: bool = False
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+  scale_init: Callable[..., jax.Array] = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, *space, C] to the same shape."""
+    shape = (x.shape[-1],)
+    kind = jnp.float32
+    mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kind)
+    var = self.variable("batch_stats", "var", jnp.ones, shape, kind)
+    scale = self.param("scale", self.scale_init, shape, kind)
+    bias = self.param("bias", nn.initializers.zeros, shape, kind)
+    if not self.train:
+      a = scale * lax.rsqrt(var.value + NORM_EPSILON)
+      return _affine(x, a, bias - mean.value * a, self.relu, self.dtype)
+    # Devices have no name while parameters are made.
+    axis_name = None if self.is_initializing() else self.axis_name
+    y, batch_mean, batch_var = _batch_norm(
+      x, scale, bias, axis_name, self.relu, self.dtype
+    )
+    if not self.is_initializing():
+      for old, new in ((mean, batch_mean), (var, batch_var)):
+        old.value = BATCH_NORM_MOMENTUM * old.value + (
+          1 - BATCH_NORM_MOMENTUM
+        ) * lax.stop_gradient(new)
+    return y
+
+
+def _affine(x, a, b, relu, dtype):
+  y = x.astype(jnp.promote_types(x.dtype, a.dtype))
+  y = y * _spread(a, x.ndim) + _spread(b, x.ndim)
+  return (jax.nn.relu(y) if relu else y).astype(dtype)
+
+
+def _spread(per_channel: jax.Array, ndim: int) -> jax.Array:
+  return per_channel.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def _mean_over(x: jax.Array, axis_name: str | None) -> jax.Array:
+  mean = jnp.mean(x, axis=tuple(range(x.ndim - 1)))
+  return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _batch_norm(x, scale, bias, axis_name, relu, dtype):
+  """Returns the normalised map and the mean and variance of its channels.
+
+  The gradient does not pass through the mean and variance returned.
+  """
+  return _batch_norm_save(x, scale, bias, axis_name, relu, dtype)[0]
+
+
+def _batch_norm_save(x, scale, bias, axis_name, relu, dtype):
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  mean = _mean_over(wide, axis_name)
+  var = jnp.maximum(_mean_over(wide * wide, axis_name) - mean * mean, 0)
+  rate = lax.rsqrt(var + NORM_EPSILON)
+  a = scale * rate
+  y = _affine(x, a, bias - mean * a, relu, dtype)
+  return (y, mean, var), (x, scale, bias, mean, rate)
+
+
+def _batch_norm_pull(axis_name, relu, dtype, saved, cotangents):
+  """Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3."""
+  del dtype
+  x, scale, bias, mean, rate = saved
+  dy = cotangents[0].astype(mean.dtype)
+  wide = x.astype(mean.dtype)
+  a = scale * rate
+  if relu:
+    y = _affine(x, a, bias - mean * a, False, mean.dtype)
+    dy = jnp.where(y > 0, dy, 0)
+  count = math.prod(x.shape[:-1])
+  # Of the whole batch; what goes to scale and bias is this device's part.
+  local_dy, local_dyx = _mean_over(dy, None), _mean_over(dy * wide, None)
+  dscale = count * rate * (local_dyx - mean * local_dy)
+  mean_dy, mean_dyx = local_dy, local_dyx
+  if axis_name is not None:
+    mean_dy, mean_dyx = lax.pmean((local_dy, local_dyx), axis_name)
+  # dx = a (dy - mean(dy) - z mean(dy z)) with z = (x - mean) rate, as one
+  # affine function of dy and x.
+  slope = rate * rate * (mean_dyx - mean * mean_dy)
+  ndim = x.ndim
+  dx = _spread(a, ndim) * (
+    dy - wide * _spread(slope, ndim) + _spread(slope * mean - mean_dy, ndim)
+  )
+  return (
+    dx.astype(x.dtype),
+    dscale.astype(scale.dtype),
+    (count * local_dy).astype(bias.dtype),
   )
 
 
-def _group_norm(
-  channels: int, train: bool, axis_name: str | None, common: dict[str, Any]
-) -> nn.Module:
+_batch_norm.defvjp(_batch_norm_save, _batch_norm_pull)
+
+
+def _make_batch_norm(channels, train, relu, axis_name, common):
+  del channels
+  return BatchNorm(train=train, relu=relu, axis_name=axis_name, **common)
+
+
+def _make_group_norm(channels, train, relu, axis_name, common):
   del train, axis_name
-  return nn.GroupNorm(num_groups=math.gcd(NUM_GROUPS, channels), **common)
+  groups = math.gcd(NUM_GROUPS, channels)
+  layer = nn.GroupNorm(num_groups=groups, epsilon=NORM_EPSILON, **common)
+  return _then_relu(layer) if relu else layer
 
 
-def _instance_norm(
-  channels: int, train: bool, axis_name: str | None, common: dict[str, Any]
-) -> nn.Module:
+def _make_instance_norm(channels, train, relu, axis_name, common):
   del channels, train, axis_name
-  return nn.InstanceNorm(**common)
+  layer = nn.InstanceNorm(epsilon=NORM_EPSILON, **common)
+  return _then_relu(layer) if relu else layer
+
+
+def _then_relu(layer: nn.Module) -> Callable[[jax.Array], jax.Array]:
+  return lambda x: nn.relu(layer(x))
 
 
 NORMS = {
-  "batch": _batch_norm,
-  "group": _group_norm,
-  "instance": _instance_norm,
+  "batch": _make_batch_norm,
+  "group": _make_group_norm,
+  "instance": _make_instance_norm,
 }
 
 

@@ -39,6 +39,7 @@ class Block(nn.Module):
     zero_init: whether the last scale starts at zero.
     axis_name: see `layers.norm`.
     dtype: type to compute in.
+    conv: the mode of `layers.conv`.
   """
 
   features: int
@@ -49,6 +50,7 @@ class Block(nn.Module):
   zero_init: bool = False
   axis_name: str | None = None
   dtype: Any = jnp.float32
+  conv: str = "auto"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -61,20 +63,16 @@ class Block(nn.Module):
       axis_name=self.axis_name,
       dtype=self.dtype,
     )
+    conv = partial(layers.Conv, dtype=self.dtype, mode=self.conv)
     y = x
     for i, (features, size, strides, dilation) in enumerate(steps, 1):
-      y = layers.Conv(
-        features, size, strides, dilation, self.dtype, name=f"conv{i}"
-      )(y)
+      y = conv(features, size, strides, dilation, name=f"conv{i}")(y)
       last = i == len(steps)
       init = nn.initializers.zeros if last and self.zero_init else None
       scale = {"scale_init": init} if init else {}
-      y = norm(features, name=f"norm{i}", **scale)(y)
-      y = y if last else nn.relu(y)
+      y = norm(features, relu=not last, name=f"norm{i}", **scale)(y)
     if self.strides != 1 or x.shape[-1] != y.shape[-1]:
-      x = layers.Conv(
-        y.shape[-1], 1, self.strides, dtype=self.dtype, name="conv_skip"
-      )(x)
+      x = conv(y.shape[-1], 1, self.strides, name="conv_skip")(x)
       x = norm(y.shape[-1], name="norm_skip")(x)
     return nn.relu(x + y)
 
@@ -115,6 +113,7 @@ class ResNet(nn.Module):
       last normalisation is zero, Goyal et al. 2017). MONAI does not.
     axis_name: the mapped axis over whose devices BatchNorm takes means.
     dtype: type to compute in; parameters, statistics and logits are float32.
+    conv: the mode of `layers.conv`: "auto", "exact" or "lax".
   """
 
   ndim: int
@@ -127,6 +126,7 @@ class ResNet(nn.Module):
   zero_init: bool = False
   axis_name: str | None = None
   dtype: Any = jnp.float32
+  conv: str = "auto"
 
   @nn.compact
   def __call__(
@@ -152,17 +152,20 @@ class ResNet(nn.Module):
         f" channels); the image has shape {image.shape}"
       )
     features = {}
-    x = layers.Conv(self.width, 7, 2, dtype=self.dtype, name="conv_stem")(image)
+    x = layers.Conv(
+      self.width, 7, 2, dtype=self.dtype, mode=self.conv, name="conv_stem"
+    )(image)
     x = layers.norm(
       self.norm,
       self.width,
       train=train,
+      relu=True,
       axis_name=self.axis_name,
       dtype=self.dtype,
       name="norm_stem",
     )(x)
-    x = features["stem"] = self.perturb("stem", nn.relu(x))
-    x = layers.max_pool(x)
+    x = features["stem"] = self.perturb("stem", x)
+    x = layers.max_pool(x, mode=self.conv)
     for stage, blocks in enumerate(_plan(self), 1):
       for i, options in enumerate(blocks, 1):
         x = self._block(f"stage{stage}_block{i}", options)(x, train)
@@ -178,6 +181,7 @@ class ResNet(nn.Module):
       zero_init=self.zero_init,
       axis_name=self.axis_name,
       dtype=self.dtype,
+      conv=self.conv,
       name=name,
       **options,
     )
