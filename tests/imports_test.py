@@ -18,8 +18,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = {
   1: (
     "augment calibration explain intervals losses metrics models"
-    " models.conv_cpu models.layers models.resnet models.unet models.winograd names optimizer"
-    " parallel"
+    " models.conv_cpu models.layers models.resnet models.unet"
+    " models.winograd names optimizer parallel"
   ),
   2: "checkpoint input_pipeline inputs log results steps workdir",
   3: "bench evaluate planes plots predict report train",
