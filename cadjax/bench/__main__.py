@@ -11,9 +11,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
-import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -65,12 +63,13 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
   Raises:
     UserError: a flag is missing or wrong, or PyTorch is not installed.
   """
+  if args.config is None:
+    raise UserError("--config is missing; try configs/resnet3d.py")
   try:
-    config = args["config"].value
+    # A file that could not be loaded says so when it is first used.
+    config = json.loads(args.config.to_json_best_effort())
   except OSError as error:
     raise UserError(f"--config: {error}") from error
-  if config is None:
-    raise UserError("--config is missing; try configs/resnet3d.py")
   if args.against == "torch":
     missing = [m for m in ("torch", "monai") if not importlib.util.find_spec(m)]
     if missing:
@@ -83,7 +82,7 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     for name in ("shape", "scan_shape")
   )
   return rows.Settings(
-    config=_plain(config),
+    config=config,
     shape=shape,
     batch=args.batch,
     devices=args.devices,
@@ -91,10 +90,6 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     data=args.data,
     scan_shape=scan_shape,
   )
-
-
-def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  return json.loads(config.to_json_best_effort())
 
 
 def points(args: flags.FlagValues) -> dict[str, rows.Settings]:

@@ -81,7 +81,7 @@ def sweep_figure(
         values, y, "o" + style, color=COLORS[i % len(COLORS)], label=row
       )
     axes.set(xlabel=name, ylabel=label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     _plain(axes)
   panels[0].legend(fontsize=7)
   figure.supxlabel(footer, fontsize=7, color=GREY)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from cadjax.bench.work import Work, timed
+from cadjax.names import ConfigError
 from data_prep.errors import UserError, one_line
 
 HOST = ("data", "preprocess", "phantom")
@@ -83,7 +84,7 @@ def main() -> None:
   except Exception as error:
     # The last line is the one that the table shows.
     message = one_line(error)
-    if not isinstance(error, UserError):
+    if not isinstance(error, UserError | ConfigError):
       traceback.print_exc()
       message = f"{type(error).__name__}: {message}"
     print(message, file=sys.stderr)
