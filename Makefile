@@ -5,14 +5,15 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: help env demo test test-slow lint clean
+.PHONY: help env demo test test-slow bench lint clean
 
 help:
 	@echo "make demo       environment, phantoms, training, evaluation, a scored case"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
+	@echo "make bench      times training and inference beside PyTorch's, in bench/"
 	@echo "make lint       ruff"
-	@echo "make clean      removes demo/"
+	@echo "make clean      removes demo/ and bench/"
 
 env: $(READY)
 
@@ -41,9 +42,20 @@ test: $(READY)
 test-slow: $(READY)
 	$(PY) -m pytest -q -m slow --durations=15
 
+$(VENV)/.ready-bench: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
+
+BENCH = $(PY) -m cadjax.bench --config=configs/resnet3d.py --what=train,infer \
+  --against=torch
+
+bench: $(VENV)/.ready-bench
+	$(BENCH) --shape=128,64,64 --batch=2 --out=bench/128x64x64
+	$(BENCH) --shape=256,128,128 --batch=1 --out=bench/256x128x128
+
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
 clean:
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) bench

@@ -23,12 +23,13 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def _config() -> ml_collections.ConfigDict:
-  try:
-    config = _CONFIG.value
-  except OSError as error:
-    raise errors.UserError(f"--config: {error}") from error
+  config = _CONFIG.value
   if config is None:
     raise errors.UserError("--config is missing; try configs/demo.py")
+  try:
+    config.keys()  # A file that could not be loaded says so at first use.
+  except OSError as error:
+    raise errors.UserError(f"--config: {error}") from error
   return config
 
 

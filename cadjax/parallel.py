@@ -29,7 +29,9 @@ class Parallel:
 
   Attributes:
     mode: "pmap" or "mesh".
-    mesh: all devices, with axes ("data", "space").
+    mesh: all devices, with axes ("data", "space"), or as pmap has them,
+      ("data",): with another mesh, what the first step returns would differ
+      in its sharding from what it got, and the second one compile again.
     axis_name: the name for cross-device means inside a step; None under a
       mesh, where the compiler sees the global batch.
   """
@@ -50,7 +52,7 @@ class Parallel:
   @property
   def space_size(self) -> int:
     """Over how many shards the depth of one volume is divided."""
-    return self.mesh.shape["space"]
+    return self.mesh.shape.get("space", 1)
 
   def check_batch(self, batch_size: int, depth: int | None = None) -> None:
     """Raises ConfigError, naming sizes that would do, for a bad division."""
@@ -197,4 +199,6 @@ def make_parallel(
       f" {len(devices)}"
     )
   grid = np.asarray(devices[: data * space]).reshape(data, space)
+  if mode == "pmap":
+    return Parallel(mode, Mesh(grid[:, 0], ("data",)))
   return Parallel(mode, Mesh(grid, ("data", "space")))

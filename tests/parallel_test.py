@@ -1,5 +1,6 @@
 """One device and eight must take the same steps."""
 
+import contextlib
 import functools
 
 import jax
@@ -29,6 +30,22 @@ def make_batch(rng, ndim):
   }
 
 
+@contextlib.contextmanager
+def compilations():
+  """Lists the times of the programs that XLA compiles inside."""
+  times = []
+
+  def listen(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      times.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield times
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def three_steps(devices, *, ndim, batches=None, augment=jitter):
   batches = batches or [
     make_batch(np.random.default_rng(i), ndim) for i in range(3)
@@ -56,9 +73,11 @@ def three_steps(devices, *, ndim, batches=None, augment=jitter):
   state = steps.create_state(init_model, tx, jax.random.key(0), shape, ema=True)
   state = devices.put_replicated(state)
   history = []
-  for batch in batches:
-    state, values = step(state, devices.put_batch(batch))
-    history.append({k: float(v) for k, v in values.items()})
+  with compilations() as compiled:
+    for batch in batches:
+      state, values = step(state, devices.put_batch(batch))
+      history.append({k: float(v) for k, v in values.items()})
+  assert len(compiled) == 1
   eval_step = devices.eval_step(
     steps.make_eval_step(init_model, ndim=ndim, window_hu=(-200.0, 1000.0))
   )

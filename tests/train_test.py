@@ -180,6 +180,7 @@ def run_main(*args, **kwargs):
     (["--config.data.path=nowhere"], "data_prep.build"),
     (["--config.optimizer.name=adma"], "adam"),
     (["--config.monitor=aux"], "roc_auc"),
+    (["--config=configs/nope.py"], "configs/nope.py"),
   ],
 )
 def test_bad_flags_end_in_one_line(args, message, tiny_data, tmp_path):

@@ -402,10 +402,6 @@ def _winograd_dx(dy, kernel, space, window):
   return winograd.forward(dy, _mirrored(kernel, window)[0])
 
 
-def _winograd_dkernel(x, dy, window):
-  return winograd.kernel_gradient(x, dy, window.size[0])
-
-
 # --- The table --------------------------------------------------------------
 
 
@@ -440,9 +436,74 @@ LOWERINGS = {
   "planes": _with_gradients(_planes_forward, _planes_dx, _planes_dkernel),
   "stem": _with_gradients(_stem_forward, _stem_dx, _stem_dkernel),
   "winograd": _with_gradients(
-    _winograd_forward, _winograd_dx, _winograd_dkernel
+    # Its own kernel gradient saves products and loses them to transforms.
+    _winograd_forward,
+    _winograd_dx,
+    _planes_dkernel_scan,
   ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What a choice depends on.
+
+  Attributes:
+    channels: of the input.
+    voxels: of one output.
+    taps: of the kernel.
+    tiles: whether Winograd can do it.
+  """
+
+  channels: int
+  voxels: int
+  taps: int
+  tiles: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """One row of the table.
+
+  Attributes:
+    lowering: key of `LOWERINGS`.
+    applies: to a `Shape`.
+    reason: why the lowering is taken there.
+    error: the largest relative rounding error in float32 that the tests
+      allow, of the value and both gradients, against float64.
+  """
+
+  lowering: str
+  applies: Callable[[Shape], bool]
+  reason: str
+  error: float = 1e-6
+
+
+RULES = (
+  Rule("columns", lambda s: s.taps == 1, "a pointwise kernel is one product"),
+  Rule(
+    "stem",
+    lambda s: s.channels == 1,
+    "one channel leaves a product empty; with the depth taps as channels one"
+    " 2D convolution does it all",
+  ),
+  Rule(
+    "winograd",
+    lambda s: s.tiles and s.voxels >= LARGE_MAP,
+    "on a large map the saved products outweigh the transforms",
+    error=5e-6,
+  ),
+  Rule(
+    "planes",
+    lambda s: s.voxels >= SMALL_MAP,
+    "2D convolutions need no copy of all taps",
+  ),
+  Rule(
+    "columns",
+    lambda s: True,
+    "2D convolutions are slow on planes of a few voxels",
+  ),
+)
 
 
 def choose(
@@ -451,15 +512,21 @@ def choose(
   window: Window,
   exact: bool = False,
 ) -> str:
-  """Returns the key of `LOWERINGS` for a map and a kernel of these shapes."""
-  voxels = math.prod(window.out(shape[1:4]))
-  if math.prod(window.size) == 1:
-    return "columns"
-  if kernel_shape[3] == 1:
-    return "stem"
-  if not exact and voxels >= LARGE_MAP and winograd.fits(shape, window):
-    return "winograd"
-  return "planes" if voxels >= SMALL_MAP else "columns"
+  """Returns the lowering of the first rule that applies.
+
+  Args:
+    shape: of the map, [B, D, H, W, C].
+    kernel_shape: [d, h, w, C, F].
+    window: of the kernel.
+    exact: whether Winograd is left out.
+  """
+  asked = Shape(
+    channels=kernel_shape[3],
+    voxels=math.prod(window.out(shape[1:4])),
+    taps=math.prod(window.size),
+    tiles=not exact and winograd.fits(shape, window),
+  )
+  return next(rule.lowering for rule in RULES if rule.applies(asked))
 
 
 # --- Max-pooling ------------------------------------------------------------

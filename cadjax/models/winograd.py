@@ -150,30 +150,3 @@ def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
   # [6, 6, B, D, h, w, F] -> [6, B, D, h, w, 4, F] -> [B, D, h, 4, w, 4, F]
   rows = _apply(OUTPUT, total, 0, 5)
   return _apply(OUTPUT, rows, 0, 3).reshape(*x.shape[:4], -1).astype(x.dtype)
-
-
-def kernel_gradient(x: jax.Array, dy: jax.Array, depth: int) -> jax.Array:
-  """The gradient [d, 3, 3, C, F] of `forward` at its kernel.
-
-  Args:
-    x: the input [B, D, H, W, C].
-    dy: the gradient at the output [B, D, H, W, F].
-    depth: d, 1 or 3.
-  """
-  wide = jnp.promote_types(x.dtype, jnp.float32)
-  v = _transform_input(x.astype(wide))
-  b, d, h, w, features = dy.shape
-  tiles = dy.astype(wide).reshape(
-    b, d, h // TILE, TILE, w // TILE, TILE, features
-  )
-  g = _apply(OUTPUT.T, _apply(OUTPUT.T, tiles, 3, 0), 5, 0)
-  # Plane z of x was seen by output z + d // 2 - tap.
-  seeing = [_shift(g, tap - depth // 2, 3) for tap in range(depth)]
-  products = _batched(
-    jnp.concatenate(seeing, -1).reshape(POINTS**2, -1, depth * features),
-    v.reshape(POINTS**2, -1, x.shape[-1]),
-    (1, 1),
-  ).reshape(POINTS, POINTS, depth, features, -1)
-  return jnp.einsum(
-    "ph,qw,qpdfc->dhwcf", KERNEL, KERNEL, products, precision="highest"
-  )

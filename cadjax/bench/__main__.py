@@ -1,0 +1,153 @@
+"""Measures: python -m cadjax.bench --config=configs/resnet3d.py --what=train.
+
+Prints a table and writes bench.json (all seconds, versions, device, command)
+and, of a network, roofline.png.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from cadjax import names
+from cadjax.bench import about, report, rows
+from cadjax.bench.measure import measure
+from data_prep import case_flags, errors
+from data_prep.errors import UserError
+
+SWEEPS = ("batch", "shape", "devices")
+
+
+def define_flags() -> None:
+  """Defines the flags; not at import, so that workers may import this."""
+  config_flags.DEFINE_config_file(
+    "config", None, "A config file, such as configs/resnet3d.py."
+  )
+  flags.DEFINE_list(
+    "what", ["train", "infer"], f"What to measure: {', '.join(rows.WHATS)}."
+  )
+  flags.DEFINE_enum(
+    "against",
+    "none",
+    ["none", "torch"],
+    "Measure PyTorch and MONAI at the same work, in turns, and give ratios.",
+  )
+  flags.DEFINE_list("shape", ["256", "128", "128"], "Voxels D,H,W.")
+  flags.DEFINE_integer("batch", 1, "Volumes in a batch, of all devices.", 1)
+  flags.DEFINE_integer("repeats", 7, "Runs of a row after its warm-up.", 1)
+  flags.DEFINE_integer(
+    "devices", 1, "How many to use; a CPU is divided into as many.", 1
+  )
+  flags.DEFINE_string("out", "bench", "Folder for bench.json and pictures.")
+  flags.DEFINE_string(
+    "data", None, "A built data set to read; phantoms are made if not given."
+  )
+  flags.DEFINE_list(
+    "scan_shape", ["275", "512", "512"], "Voxels of --what=preprocess's scan."
+  )
+  flags.DEFINE_enum("sweep", None, SWEEPS, "Measure at several --values.")
+  flags.DEFINE_list(
+    "values", [], "Of the sweep: 1,2,4 or, of shapes, 64x32x32,128x64x64."
+  )
+
+
+def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
+  """Returns what the flags ask for.
+
+  Raises:
+    UserError: a flag is missing or wrong, or PyTorch is not installed.
+  """
+  if args.config is None:
+    raise UserError("--config is missing; try configs/resnet3d.py")
+  try:
+    # A file that could not be loaded says so when it is first used.
+    config = json.loads(args.config.to_json_best_effort())
+  except OSError as error:
+    raise UserError(f"--config: {error}") from error
+  if args.against == "torch":
+    missing = [m for m in ("torch", "monai") if not importlib.util.find_spec(m)]
+    if missing:
+      raise UserError(
+        f"--against=torch needs {' and '.join(missing)}: pip install"
+        " cadjax[bench]"
+      )
+  shape, scan_shape = (
+    case_flags.three(name, args[name].value, int)
+    for name in ("shape", "scan_shape")
+  )
+  return rows.Settings(
+    config=config,
+    shape=shape,
+    batch=args.batch,
+    devices=args.devices,
+    against=args.against,
+    data=args.data,
+    scan_shape=scan_shape,
+  )
+
+
+def points(args: flags.FlagValues) -> dict[str, rows.Settings]:
+  """Returns the settings by the swept value, "" without a sweep.
+
+  Raises:
+    UserError: the values do not fit the sweep.
+  """
+  settings = settings_from_flags(args)
+  if bool(args.sweep) != bool(args.values):
+    raise UserError("--sweep and --values go together")
+  if not args.sweep:
+    return {"": settings}
+  found = {}
+  for text in args.values:
+    if args.sweep == "shape":
+      value = case_flags.three("values", text.split("x"), int)
+    elif text.isdecimal() and int(text):
+      value = int(text)
+    else:
+      raise UserError(f"--values: {text!r} is no number of {args.sweep}")
+    found[text] = dataclasses.replace(settings, **{args.sweep: value})
+  return found
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures what the flags ask for and writes what came out."""
+  del argv
+  args = flags.FLAGS
+  names.check_known(args.what, rows.WHATS, "--what")
+  asked = points(args)
+  out = pathlib.Path(args.out)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{out}: cannot write there: {error}") from error
+  runs: report.Runs = {}
+  with tempfile.TemporaryDirectory() as folder:
+    for value, settings in asked.items():
+      inputs = rows.Inputs(pathlib.Path(folder), settings)
+      runs[value] = [
+        measure(group, args.repeats, say=_say)
+        for group in rows.plan(args.what, settings, inputs)
+      ]
+      print(report.text(settings, runs[value]), flush=True)
+  every = [one for run in runs.values() for group in run for one in group]
+  facts = about.about(every)
+  report.write(out, facts, asked, runs, sweep=args.sweep)
+  print(facts["footer"])
+  failed = [one for one in every if one.error is not None]
+  if failed:
+    raise UserError(f"{len(failed)} of {len(every)} rows failed; see above")
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  define_flags()
+  errors.run(main, expected=(names.ConfigError,))

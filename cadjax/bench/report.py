@@ -1,0 +1,186 @@
+"""What a benchmark leaves: its table, bench.json and its pictures."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cadjax import plots
+from cadjax.bench import figures, summary
+from cadjax.bench.measure import Result
+from cadjax.bench.rows import Settings
+
+# The groups of results by the swept value, "" without a sweep.
+Runs = dict[str, list[list[Result]]]
+
+COLUMNS = (
+  ("row", "{}"),
+  ("median s", "{:.4g}"),
+  ("min-max s", "{}"),
+  ("volumes/s", "{:.4g}"),
+  ("GFLOP", "{:.4g}"),
+  ("GFLOP/s", "{:.4g}"),
+  ("of matmul", "{:.0%}"),
+  ("peak GB", "{:.2f}"),
+  ("compile s", "{:.1f}"),
+  ("time ratio", "{}"),
+  ("memory ratio", "{:.2f}"),
+)
+
+
+def text(settings: Settings, groups: Sequence[Sequence[Result]]) -> str:
+  """Returns what is printed of one run: a table and what belongs to it."""
+  size = "x".join(map(str, settings.shape))
+  table = [line for group in groups for line in summary.rows(group)]
+  parts = [
+    f"\n{size}, batch {settings.batch}, {settings.devices} device(s)",
+    render(table),
+  ]
+  for group in groups:
+    parts += [_failures(group), _stages(group), _extras(group)]
+  return "\n".join(part for part in parts if part)
+
+
+def render(table: Sequence[dict[str, Any]]) -> str:
+  """Returns the table as text; columns without any value are left out."""
+  used = [(k, f) for k, f in COLUMNS if any(k in line for line in table)]
+  cells = [[name for name, _ in used]] + [
+    [form.format(line[name]) if name in line else "-" for name, form in used]
+    for line in table
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = []
+  for line in cells:
+    first, *rest = (
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    )
+    lines.append("  ".join([first, *rest]).rstrip())
+  return "\n".join(lines)
+
+
+def _failures(group: Sequence[Result]) -> str:
+  return "\n".join(
+    f"{one.row.group}: {one.row.name} failed: {one.error}"
+    for one in group
+    if one.error is not None
+  )
+
+
+def _stages(group: Sequence[Result]) -> str:
+  """Returns one line for every stage, with its share of the roof."""
+  found, roof = summary.stages(group), summary.ceilings(group)
+  if not found:
+    return ""
+  lines = ["\nforward pass by stage"]
+  for one in found:
+    line = (
+      f"{one['stage']:8s}{one['flops'] / 1e9:10.4g} GFLOP"
+      f"{one['flops_per_byte']:8.1f} FLOP/byte"
+    )
+    if math.isnan(one["seconds"]):
+      lines.append(f"{line}   lost in noise")
+      continue
+    line += f"{one['seconds']:10.4f} s{one['gflops']:9.1f} GFLOP/s"
+    if roof is not None:
+      share = one["gflops"] / summary.roof_gflops(one["flops_per_byte"], roof)
+      line += f"{share:7.0%} of the roof"
+    lines.append(line)
+  if roof is not None:
+    lines.append(f"ceilings: {figures.roof_text(roof)}")
+  return "\n".join(lines)
+
+
+def _extras(group: Sequence[Result]) -> str:
+  """Returns what a row told beside its times, a line for each."""
+  lines = []
+  for result in group:
+    name = f"{result.row.group}: {result.row.name}"
+    if "breakdown" in result.info:
+      parts = result.info["breakdown"].items()
+      text = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts)
+      lines.append(f"{name}: {text}")
+    memory = result.info.get("rss_bytes", [])
+    if memory and memory[0] is not None:
+      lines.append(
+        f"{name}: resident {memory[0] / 1e6:.0f} MB after the first of"
+        f" {len(memory)} runs, {memory[-1] / 1e6:.0f} MB after the last;"
+        f" {result.info['epochs_a_run']:g} epochs a run"
+      )
+  return "\n".join(lines)
+
+
+def write(
+  out: pathlib.Path,
+  facts: Mapping[str, Any],
+  asked: Mapping[str, Settings],
+  runs: Runs,
+  *,
+  sweep: str | None,
+) -> None:
+  """Writes bench.json, and the pictures that the runs have material for.
+
+  Args:
+    out: an existing folder.
+    facts: of `about.about`.
+    asked: the settings by the swept value.
+    runs: the results, likewise.
+    sweep: what was swept, or None.
+  """
+  records = [
+    {
+      "settings": dataclasses.asdict(settings),
+      "groups": [_record(group) for group in runs[value]],
+    }
+    for value, settings in asked.items()
+  ]
+  content = json.dumps(_strict({**facts, "runs": records}), indent=1)
+  (out / "bench.json").write_text(content + "\n")
+  footer = facts["footer"]
+  for value, groups in runs.items():
+    for group in groups:
+      found, roof = summary.stages(group), summary.ceilings(group)
+      if found and roof is not None:
+        figure = figures.roofline_figure(found, roof, footer=footer)
+        suffix = f"_{value}" if value else ""
+        plots.save(figure, out / f"roofline{suffix}.png")
+  if sweep is not None:
+    figure = figures.sweep_figure(
+      sweep, list(runs), _costs(runs), footer=footer
+    )
+    plots.save(figure, out / f"sweep_{sweep}.png")
+
+
+def _record(group: Sequence[Result]) -> dict[str, Any]:
+  raw = ("error", "seconds", "parts", "info")
+  return {
+    "table": summary.rows(group),
+    "ceilings": summary.ceilings(group),
+    "stages": summary.stages(group),
+    "rows": [
+      {"group": one.row.group, "name": one.row.name}
+      | {name: getattr(one, name) for name in raw}
+      for one in group
+    ],
+  }
+
+
+def _strict(value: Any) -> Any:
+  """Replaces NaN, which JSON does not have, by null."""
+  if isinstance(value, dict):
+    return {key: _strict(each) for key, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_strict(each) for each in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _costs(runs: Runs) -> dict[str, list[tuple[float, float]]]:
+  """Returns median seconds and peak GB of every row, by value."""
+  costs: dict[str, list[tuple[float, float]]] = {}
+  for groups in runs.values():
+    for line in (line for group in groups for line in summary.rows(group)):
+      point = tuple(line.get(k, math.nan) for k in ("median s", "peak GB"))
+      costs.setdefault(line["row"], []).append(point)
+  return costs

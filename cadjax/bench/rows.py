@@ -1,0 +1,226 @@
+"""What is measured: the rows of the table, in groups that run side by side."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cadjax import names
+from data_prep import build, phantom
+from data_prep.ctca.ctca_dataset_builder import CtcaConfig, config_name
+from data_prep.geometry import GridSpec
+from data_prep.volume import write_nifti
+
+FORCED_DEVICES = "--xla_force_host_platform_device_count"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """One point of the benchmark.
+
+  Attributes:
+    config: the config as JSON-able dicts.
+    shape: voxels D, H, W of a volume.
+    batch: volumes, on all devices together.
+    devices: how many are used.
+    against: "torch", or "none".
+    data: a built data set of volumes of that shape; made if None.
+    scan_shape: voxels D, H, W of the scan that is preprocessed.
+  """
+
+  config: Mapping[str, Any]
+  shape: tuple[int, int, int]
+  batch: int
+  devices: int
+  against: str
+  data: str | None
+  scan_shape: tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One worker process.
+
+  Attributes:
+    group: rows of a group are measured in turns and compared.
+    name: within the group.
+    spec: what, framework and all that the worker needs, JSON-able.
+    environment: variables that it gets.
+  """
+
+  group: str
+  name: str
+  spec: Mapping[str, Any]
+  environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Inputs:
+  """Files that rows read, each made when first asked for.
+
+  Args:
+    folder: where they go.
+    settings: their shapes; `data` is taken where it is given.
+  """
+
+  def __init__(self, folder: pathlib.Path, settings: Settings):
+    self._folder = folder
+    self._settings = settings
+
+  @functools.cached_property
+  def data(self) -> str:
+    """A data set of phantoms that fills at least one batch."""
+    settings = self._settings
+    if settings.data is not None:
+      return settings.data
+    grid = GridSpec("paper", shape=settings.shape)
+    config = CtcaConfig(
+      name=config_name("phantom", grid),
+      source="phantom",
+      grid=grid,
+      cases=2 * max(settings.batch, 4),
+      fractions=(0.5, 0.25, 0.25),
+    )
+    size = "x".join(map(str, settings.shape))
+    out = self._folder / f"data_{size}_{settings.batch}"
+    return str(build.build(config, out).data_dir)
+
+  @functools.cached_property
+  def scan(self) -> tuple[str, str]:
+    """A phantom and its mask as a scanner's .nii.gz files."""
+    scanner = {"shape": list(self._settings.scan_shape)}
+    drawn = phantom.make_phantom(0, label=1, scanner=scanner)
+    paths = [self._folder / name for name in ("scan.nii.gz", "mask.nii.gz")]
+    for path, array in zip(paths, (drawn.volume.hu, drawn.mask), strict=True):
+      write_nifti(path, array, drawn.volume.grid)
+    return str(paths[0]), str(paths[1])
+
+
+def plan(
+  what: Sequence[str], settings: Settings, inputs: Inputs
+) -> list[list[Row]]:
+  """Returns the rows to measure, one list for each group.
+
+  Args:
+    what: keys of `WHATS`.
+    settings: of all rows.
+    inputs: asked for those files alone that the rows read.
+
+  Raises:
+    names.UnknownName: for what is not in `WHATS`.
+  """
+  groups: list[list[Row]] = []
+  names.check_known(what, WHATS, "--what")
+  for name in what:
+    groups += WHATS[name](settings, inputs)
+  if {"train", "infer"} & set(what):  # Of the roofline.
+    groups.append(
+      [_row(settings, "stages", "stages", "stages"), _ceilings(settings)]
+    )
+  return groups
+
+
+def _train(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  row = functools.partial(_row, settings, "train", "train")
+  rows = [
+    row("cadjax, fake batch", variant="fake"),
+    row("cadjax, records", variant="pipeline", data=inputs.data),
+  ]
+  return [[*rows, *_torch_formats(settings, row), _ceilings(settings, "train")]]
+
+
+def _infer(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  del inputs
+  row = functools.partial(_row, settings, "infer", "infer")
+  rows = [row("cadjax"), *_torch_formats(settings, row)]
+  return [[*rows, _ceilings(settings, "infer")]]
+
+
+def _data(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  return [[_row(settings, "data", "data", "cadjax", data=inputs.data)]]
+
+
+def _preprocess(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  groups = []
+  for variant, file in zip(("image", "mask"), inputs.scan, strict=True):
+    row = functools.partial(
+      _row,
+      settings,
+      f"preprocess {variant}",
+      "preprocess",
+      variant=variant,
+      file=file,
+    )
+    rows = [row("cadjax")]
+    if settings.against == "torch":
+      rows += [
+        row(f"MONAI {kind}", framework="torch", format=kind)
+        for kind in ("Resize", "Spacing")
+      ]
+    groups.append(rows)
+  return groups
+
+
+def _phantom(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  del inputs
+  threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+  row = _row(settings, "phantom", "phantom", "cadjax, one core")
+  one_core = dict.fromkeys(threads, "1")
+  return [[dataclasses.replace(row, environment=one_core)]]
+
+
+WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[Row]]]] = {
+  "train": _train,
+  "infer": _infer,
+  "data": _data,
+  "preprocess": _preprocess,
+  "phantom": _phantom,
+}
+
+
+def _torch_formats(settings: Settings, row: Callable[..., Row]) -> list[Row]:
+  if settings.against != "torch":
+    return []
+  return [
+    row(f"PyTorch, {kind}", framework="torch", format=kind)
+    for kind in ("contiguous", "channels_last")
+  ]
+
+
+def _ceilings(settings: Settings, group: str = "stages") -> Row:
+  return _row(settings, group, "ceilings", "ceilings")
+
+
+def _row(
+  settings: Settings,
+  group: str,
+  what: str,
+  name: str,
+  *,
+  framework: str = "cadjax",
+  **spec: Any,
+) -> Row:
+  common = {
+    "what": what,
+    "framework": framework,
+    "config": settings.config,
+    "shape": settings.shape,
+    "batch": settings.batch,
+    "devices": settings.devices,
+  }
+  # What the caller forces (a test has eight devices) must not reach the row.
+  kept = [
+    flag
+    for flag in os.environ.get("XLA_FLAGS", "").split()
+    if not flag.startswith(FORCED_DEVICES)
+  ]
+  forced = f"{FORCED_DEVICES}={settings.devices}"
+  environment = {
+    "XLA_FLAGS": " ".join([*kept, forced]),
+    # Several processes share an accelerator's memory.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    # Compile times are measured, not remembered.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+  }
+  return Row(group, name, common | spec, environment)

@@ -1,0 +1,130 @@
+"""Measured seconds to medians, rates, shares and ratios."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from cadjax.bench.measure import Result
+
+
+def ceilings(results: Sequence[Result]) -> dict[str, float] | None:
+  """Returns the best rates of the group's ceilings, or None.
+
+  Returns:
+    matmul in GFLOP/s and copy in GB/s.
+  """
+  for result in results:
+    if result.row.spec["what"] == "ceilings" and result.error is None:
+      best = {
+        name: min(part[name] for part in result.parts)
+        for name in ("matmul", "copy")
+      }
+      return {
+        "matmul_gflops": result.info["matmul_flops"] / best["matmul"] / 1e9,
+        "copy_gbs": result.info["copy_bytes"] / best["copy"] / 1e9,
+      }
+  return None
+
+
+def rival(results: Sequence[Result]) -> Result | None:
+  """Returns the group's fastest row that is not ours, or None."""
+  others = [
+    result
+    for result in results
+    if result.row.spec["framework"] == "torch" and result.error is None
+  ]
+  return min(
+    others, key=lambda one: statistics.median(one.seconds), default=None
+  )
+
+
+def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Returns a dict for every row of one group, keyed by `report.COLUMNS`.
+
+  The time ratio is the median, with the range, of the ratios of the runs that
+  stood next to each other, over the fastest row of the other framework.
+  """
+  roof, other = ceilings(results), rival(results)
+  # The step is the same work in both frameworks.
+  work = next((r.info["flops"] for r in results if "flops" in r.info), None)
+  table = []
+  for result in results:
+    if result.row.spec["what"] in ("ceilings", "stages"):
+      continue
+    line = {"row": f"{result.row.group}: {result.row.name}"}
+    if result.error is None:
+      line |= _numbers(result, work, roof)
+      if other is not None and result.row.spec["framework"] != "torch":
+        line |= _ratios(result, other)
+    table.append(line)
+  return table
+
+
+def _numbers(result: Result, flops: int | None, roof) -> dict[str, Any]:
+  median = statistics.median(result.seconds)
+  low, high = min(result.seconds), max(result.seconds)
+  line = {
+    "median s": median,
+    "min-max s": f"{low:.4g}-{high:.4g}",
+    "volumes/s": result.info["volumes"] / median,
+    "peak GB": peak_bytes(result) / 1e9,
+  }
+  if "compile_seconds" in result.info:
+    line["compile s"] = result.info["compile_seconds"]
+  if flops is not None:
+    line |= {"GFLOP": flops / 1e9, "GFLOP/s": flops / 1e9 / median}
+    if roof is not None:
+      # The ceilings are those of one device.
+      devices = result.row.spec["devices"]
+      is_cpu = result.info.get("platform") == "cpu"  # One, divided.
+      peak = roof["matmul_gflops"] * (1 if is_cpu else devices)
+      line["of matmul"] = line["GFLOP/s"] / peak
+  return line
+
+
+def peak_bytes(result: Result) -> int:
+  """Returns the peak memory: the device's where it has its own."""
+  return result.info.get("device_peak_bytes", result.info["peak_bytes"])
+
+
+def _ratios(result: Result, other: Result) -> dict[str, Any]:
+  pairs = [
+    ours / theirs
+    for ours, theirs in zip(result.seconds, other.seconds, strict=True)
+  ]
+  middle = statistics.median(pairs)
+  return {
+    "time ratio": f"{middle:.2f} ({min(pairs):.2f}-{max(pairs):.2f})",
+    "memory ratio": peak_bytes(result) / peak_bytes(other),
+  }
+
+
+def stages(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Returns name, flops, bytes, seconds and rates of each stage.
+
+  The seconds of a stage are those of the network cut after it less those of
+  the network cut before it; NaN where noise makes that negative.
+  """
+  found = []
+  for result in results:
+    if result.row.spec["what"] != "stages" or result.error is not None:
+      continue
+    before = 0.0
+    for name, work in result.info["stages"].items():
+      until = statistics.median(part[name] for part in result.parts)
+      seconds = until - before if until > before else math.nan
+      before = max(until, before)
+      found.append(
+        {"stage": name, **work, "seconds": seconds}
+        | {
+          "flops_per_byte": work["flops"] / work["bytes"],
+          "gflops": work["flops"] / seconds / 1e9,
+        }
+      )
+  return found
+
+
+def roof_gflops(intensity: float, roof: dict[str, float]) -> float:
+  """Returns the GFLOP/s that the ceilings allow at FLOP per byte."""
+  return min(roof["matmul_gflops"], intensity * roof["copy_gbs"])

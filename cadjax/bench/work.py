@@ -1,0 +1,46 @@
+"""What a worker process repeats; without any framework."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Parts = dict[str, float]
+
+
+def nothing() -> dict[str, Any]:
+  """Has nothing to add."""
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """One row's work, ready to be repeated.
+
+  Attributes:
+    run: does it once and returns when it is done; may return the seconds of
+      its parts.
+    volumes: that one run gets through; 0 where that means nothing.
+    compiles: whether the first run builds what later ones use.
+    info: JSON-able facts for the report.
+    finish: called once after the last run; more facts.
+  """
+
+  run: Callable[[], Parts | None]
+  volumes: int = 0
+  compiles: bool = False
+  info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  finish: Callable[[], dict[str, Any]] = nothing
+
+
+def timed(fn: Callable[[], Any]) -> tuple[float, Any]:
+  """Returns the seconds that `fn()` took, and its result."""
+  start = time.perf_counter()
+  result = fn()
+  return time.perf_counter() - start, result
+
+
+def median_seconds(fn: Callable[[], Any], repeats: int = 3) -> float:
+  """Returns the median time of `fn()` in seconds."""
+  return statistics.median(timed(fn)[0] for _ in range(repeats))

@@ -1,0 +1,259 @@
+"""The rows that run on a device with JAX."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from cadjax import (
+  augment,
+  flops,
+  input_pipeline,
+  losses,
+  models,
+  optimizer,
+  parallel,
+  steps,
+)
+from cadjax.bench.work import Parts, Work, timed
+from data_prep.errors import UserError
+
+# Longer than any benchmark: the schedule needs an end, the reader too.
+MANY_STEPS = 10**6
+# Edge of the square matrices, and bytes of the array that is copied.
+CEILINGS = {"cpu": (2048, 1 << 28), "other": (8192, 1 << 30)}
+
+
+def train(spec: Mapping[str, Any]) -> Work:
+  """Makes a train step: on a batch that is on the device, or on records."""
+  config = ml_collections.ConfigDict(spec["config"])
+  devices = _devices(spec, config)
+  model = models.get_model(config.model, axis_name=devices.axis_name)
+  plain_model = models.get_model(config.model)
+  tx, schedule = optimizer.get_optimizer(
+    config.optimizer, total_steps=MANY_STEPS
+  )
+  real = spec["variant"] == "pipeline"
+  prepare = steps.make_prepare(
+    ndim=config.model.ndim,
+    window_hu=tuple(config.data.window_hu),
+    augment=_augment(config) if real else None,
+  )
+  step = devices.train_step(
+    steps.make_train_step(
+      model,
+      tx,
+      losses.get_loss(config.loss),
+      prepare,
+      seed=config.seed,
+      schedule=schedule,
+      ema_decay=config.ema_decay,
+      axis_name=devices.axis_name,
+    )
+  )
+  batches = _records(spec, config, devices) if real else None
+  fake = None if real else devices.put_batch(_fake_batch(spec, config))
+  state = devices.put_replicated(_state(plain_model, tx, spec, config))
+
+  def run() -> None:
+    nonlocal state
+    batch = next(batches) if real else fake
+    state, _ = jax.block_until_ready(step(state, batch))
+
+  return _work(run, spec, config, devices, train=True)
+
+
+def infer(spec: Mapping[str, Any]) -> Work:
+  """Makes an evaluation step on a batch that is on the device."""
+  config = ml_collections.ConfigDict(spec["config"])
+  devices = _devices(spec, config)
+  model = models.get_model(config.model)
+  step = devices.eval_step(
+    steps.make_eval_step(
+      model, ndim=config.model.ndim, window_hu=tuple(config.data.window_hu)
+    )
+  )
+  variables = devices.put_replicated(_variables(model, spec, config))
+  batch = devices.put_batch(_fake_batch(spec, config))
+
+  def run() -> None:
+    step(variables, batch)
+
+  return _work(run, spec, config, devices, train=False)
+
+
+def stages(spec: Mapping[str, Any]) -> Work:
+  """Makes forward passes that end after each stage of the network."""
+  config = ml_collections.ConfigDict(spec["config"])
+  device = jax.devices()[0]
+  model = models.get_model(config.model)
+  shape = _image_shape(spec, config)
+  counted = flops.by_stage(flops.count(model, shape))
+  variables = _variables(model, spec, config)
+  image = jax.random.uniform(jax.random.key(0), shape)
+
+  def until(name: str) -> Callable:
+    # The compiler drops all that comes after this feature map.
+    def cut(variables, image):
+      _, features = model.apply(variables, image, train=False)
+      return features[name]
+
+    return jax.jit(cut)
+
+  cuts = {name: until(name) for name in counted if name != flops.HEAD}
+
+  def seconds(cut: Callable) -> float:
+    return timed(lambda: cut(variables, image).block_until_ready())[0]
+
+  def run() -> Parts:
+    return {name: seconds(cut) for name, cut in cuts.items()}
+
+  info = {"stages": {name: counted[name] for name in cuts}}
+  return Work(run, compiles=True, info=info | _about(device, 1))
+
+
+def ceilings(spec: Mapping[str, Any]) -> Work:
+  """Makes a square matrix product and a copy, the two sides of the roofline.
+
+  The product has the type that the model computes in.
+  """
+  config = ml_collections.ConfigDict(spec["config"])
+  device = jax.devices()[0]
+  edge, size = CEILINGS.get(device.platform, CEILINGS["other"])
+  key, dtype = jax.random.key(0), jnp.dtype(config.model.dtype)
+  a = jax.random.normal(key, (edge, edge), dtype)
+  x = jnp.zeros(size // 4, jnp.float32)
+  product = jax.jit(jnp.matmul)
+  # In place: fresh memory would measure how the system hands out pages.
+  copy = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+  def run() -> Parts:
+    nonlocal x
+    matmul, _ = timed(lambda: product(a, a).block_until_ready())
+    seconds, x = timed(lambda: copy(x).block_until_ready())
+    return {"matmul": matmul, "copy": seconds}
+
+  # A copy reads and writes.
+  info = {"matmul_flops": 2 * edge**3, "copy_bytes": 2 * size}
+  return Work(run, compiles=True, info=info | _about(device, 1))
+
+
+MAKERS = {
+  "train": train,
+  "infer": infer,
+  "stages": stages,
+  "ceilings": ceilings,
+}
+
+
+def _devices(spec, config) -> parallel.Parallel:
+  found, wanted = jax.devices(), spec["devices"]
+  if wanted > len(found):
+    raise UserError(f"--devices={wanted}: there are {len(found)}")
+  devices = parallel.make_parallel(
+    config.parallel, **config.mesh, devices=found[:wanted]
+  )
+  devices.check_batch(spec["batch"], _batch_shape(spec, config)[1])
+  return devices
+
+
+def _batch_shape(spec, config) -> tuple[int, ...]:
+  """Returns [B, D, H, W, 1]; D is the slices drawn for a 2D model."""
+  depth, *plane = spec["shape"]
+  if config.model.ndim == 2:
+    depth = config.data.slices_per_volume
+  return (spec["batch"], depth, *plane, 1)
+
+
+def _image_shape(spec, config) -> tuple[int, ...]:
+  """Returns the shape that the model sees, [N, (D,) H, W, 1]."""
+  batch, depth, *rest = _batch_shape(spec, config)
+  if config.model.ndim == 2:
+    return (batch * depth, *rest)
+  return (batch, depth, *rest)
+
+
+def _fake_batch(spec, config) -> dict[str, np.ndarray]:
+  shape = _batch_shape(spec, config)
+  size = shape[0]
+  image = np.random.default_rng(0).integers(-1024, 1500, shape, np.int16)
+  index = np.arange(size, dtype=np.int32)
+  return {
+    "image": image,
+    "label": index % config.model.num_classes,
+    "valid": np.ones(size, np.float32),
+    "index": index,
+  }
+
+
+def _records(spec, config, devices) -> Iterator[dict[str, jax.Array]]:
+  """Yields batches as training gets them, read and sent ahead."""
+  data = config.data.copy_and_resolve_references()
+  data.path = spec["data"]
+  dataset = input_pipeline.open_dataset(data)
+  batches = dataset.train_batches(
+    spec["batch"],
+    seed=config.seed,
+    start=0,
+    stop=MANY_STEPS,
+    slices_per_volume=(
+      config.data.slices_per_volume if config.model.ndim == 2 else None
+    ),
+  )
+  return (batch for batch, _ in devices.prefetch(batches))
+
+
+def _augment(config) -> Callable | None:
+  if not config.augment:
+    return None
+  options = config.augment.to_dict()
+
+  def fn(key, image, mask):
+    return augment.augment(key, image, mask, options=options)
+
+  return fn
+
+
+def _state(model, tx, spec, config) -> steps.TrainState:
+  return steps.create_state(
+    model,
+    tx,
+    jax.random.key(config.seed),
+    _image_shape(spec, config)[1:],
+    ema=config.ema_decay > 0,
+  )
+
+
+def _variables(model, spec, config) -> dict[str, Any]:
+  # Without an optimizer's state, which would count as memory.
+  return _state(model, optax.identity(), spec, config).eval_variables()
+
+
+def _about(device: jax.Device, number: int) -> dict[str, Any]:
+  device_name = f"{number} x {device.device_kind}"
+  return {"platform": device.platform, "device": device_name}
+
+
+def _work(run, spec, config, devices, *, train: bool) -> Work:
+  used = devices.mesh.devices.ravel()
+  model = models.get_model(config.model)
+  counted = flops.count(model, _image_shape(spec, config))
+
+  def finish() -> dict[str, Any]:
+    # A CPU keeps no such books.
+    books = [device.memory_stats() or {} for device in used]
+    peak = max(book.get("peak_bytes_in_use", 0) for book in books)
+    return {"device_peak_bytes": peak} if peak else {}
+
+  info = {"flops": flops.step_flops(counted, train=train)}
+  return Work(
+    run,
+    volumes=spec["batch"],
+    compiles=True,
+    info=info | _about(used[0], len(used)),
+    finish=finish,
+  )

@@ -1,0 +1,308 @@
+"""The benchmark program end to end, in small; no test judges a time."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadjax import flops, models
+from cadjax.bench import about, figures, measure, report, rows, summary
+from cadjax.names import UnknownName
+from configs import resnet3d
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHAPE = (16, 24, 32)
+
+
+def bench(*flags):
+  return subprocess.run(
+    [
+      *(sys.executable, "-m", "cadjax.bench", "--config=configs/resnet3d.py"),
+      *("--config.model.depth=10", "--config.model.width=4", "--repeats=2"),
+      *("--shape=16,24,32", *flags),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    # Unoptimised, so that compiling does not take the test's time.
+    env=os.environ
+    | {
+      "PYTHONPATH": str(ROOT),
+      "XLA_FLAGS": os.environ["XLA_FLAGS"]
+      + " --xla_backend_optimization_level=0",
+    },
+  )
+
+
+@pytest.fixture
+def settings():
+  config = resnet3d.get_config()
+  config.model.depth = 10
+  config.model.width = 4
+  return rows.Settings(
+    config=json.loads(config.to_json_best_effort()),
+    shape=SHAPE,
+    batch=2,
+    devices=1,
+    against="none",
+    data=None,
+    scan_shape=(20, 40, 50),
+  )
+
+
+def test_the_program_writes_table_json_and_roofline(tmp_path):
+  done = bench("--what=infer", f"--out={tmp_path}")
+  assert done.returncode == 0, done.stderr
+  assert "infer: cadjax" in done.stdout
+  # PNGs begin so.
+  assert (tmp_path / "roofline.png").read_bytes()[1:4] == b"PNG"
+  content = json.loads((tmp_path / "bench.json").read_text())
+  assert "cadjax.bench --config=configs/resnet3d.py" in content["command"]
+  assert content["versions"]["jax"] == jax.__version__
+  groups = content["runs"][0]["groups"]
+  found = {
+    (r["group"], r["name"]): r for group in groups for r in group["rows"]
+  }
+  infer = found["infer", "cadjax"]
+  assert len(infer["seconds"]) == 2
+  assert min(infer["seconds"]) > 0
+  # A process that has imported jax holds more than 100 MB.
+  assert infer["info"]["peak_bytes"] > 1e8
+  assert infer["info"]["device"] == "1 x cpu"
+  model = models.get_model({"depth": 10, "width": 4})
+  counted = flops.count(model, (1, *SHAPE, 1))
+  assert infer["info"]["flops"] == flops.step_flops(counted, train=False)
+  assert list(found["stages", "stages"]["info"]["stages"]) == [
+    *("stem", "stage1", "stage2", "stage3", "stage4")
+  ]
+  line = groups[0]["table"][0]
+  median = np.median(infer["seconds"])
+  assert line["volumes/s"] == pytest.approx(1 / median)
+  assert line["GFLOP/s"] == pytest.approx(infer["info"]["flops"] / 1e9 / median)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--config=no.py"], "Configuration is not available"),
+    (["--what=trian"], "unknown --what 'trian'; did you mean 'train'? known: "),
+    (["--sweep=batch", "--values=1,x"], "--values: 'x' is no number of batch"),
+  ],
+)
+def test_a_wrong_flag_is_one_line(flags, message, tmp_path):
+  done = bench(*flags, f"--out={tmp_path}/out")
+  assert done.returncode == 2
+  assert done.stderr.startswith(f"error: {message}")
+  assert done.stderr.count("\n") == 1
+  assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_what_lists_all(settings, tmp_path):
+  with pytest.raises(UnknownName) as caught:
+    rows.plan(["all"], settings, rows.Inputs(tmp_path, settings))
+  for name in rows.WHATS:
+    assert name in str(caught.value)
+
+
+def row(name, environment=None, **spec):
+  spec = {"framework": "cadjax", "shape": SHAPE, **spec}
+  return rows.Row("group", name, spec, environment or {})
+
+
+def test_a_dead_worker_is_one_line_and_others_go_on():
+  missing = row("missing", what="preprocess", variant="image", file="/no/file")
+  broken = row("broken", what="no such thing")
+  phantom = row("phantom", what="phantom")
+  said = []
+  results = measure.measure([missing, broken, phantom], 2, say=said.append)
+  assert [bool(one.error) for one in results] == [True, True, False]
+  assert results[0].error == "exit code 2: /no/file: no such file or folder"
+  assert results[1].error.startswith("exit code 2: KeyError: ")
+  assert "group: missing failed: exit code 2: /no/file: no such file or folder"
+  assert len(results[2].seconds) == 2
+  assert sum(" failed: " in line for line in said) == 2
+  text = report._failures(results)
+  assert text.count("\n") == 1
+
+
+def test_a_killed_worker_is_said_to_be_killed():
+  with measure.Worker(row("phantom", what="phantom")) as worker:
+    worker.answer()
+    worker._process.kill()
+    with pytest.raises(measure.WorkerError, match=r"^killed by signal 9"):
+      worker.go()
+
+
+def test_workers_take_turns(settings, monkeypatch):
+  calls = []
+
+  class Recorder:
+    def __init__(self, row):
+      self.name = row.name
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      calls.append(f"close {self.name}")
+
+    def answer(self):
+      calls.append(f"ready {self.name}")
+      return {"volumes": 1}
+
+    def go(self):
+      calls.append(self.name)
+      return {"seconds": 1.0, "parts": {}}
+
+    def finish(self):
+      return {"peak_bytes": 1}
+
+  monkeypatch.setattr(measure, "Worker", Recorder)
+  measure.measure([row("a"), row("b")], 2, say=lambda _: None)
+  assert calls == [
+    *("ready a", "ready b", "a", "b", "a", "b", "close b", "close a")
+  ]
+
+
+def xla_flops(fn, *args):
+  """XLA's count for a platform whose convolutions stay convolutions."""
+  lowered = jax.jit(fn).trace(*args).lower(lowering_platforms=("tpu",))
+  return lowered.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+  ("config", "shape"),
+  [
+    ({"ndim": 3, "depth": 10, "width": 4}, (2, *SHAPE, 1)),
+    ({"ndim": 3, "depth": 50, "width": 4}, (1, *SHAPE, 1)),
+    ({"ndim": 2, "depth": 18, "width": 8, "output_stride": 8}, (2, 35, 48, 1)),
+  ],
+)
+def test_flops_are_xlas(config, shape):
+  model = models.get_model(config)
+  image = jnp.zeros(shape)
+  made = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), image, train=False)
+  )
+  stats = jax.tree.map(lambda s: jnp.ones(s.shape), made["batch_stats"])
+  params = jax.tree.map(lambda s: jnp.ones(s.shape), made["params"])
+
+  def forward(params, image):
+    variables = {"params": params, "batch_stats": stats}
+    return model.apply(variables, image, train=False)[0].sum()
+
+  counted = flops.count(model, shape)
+  # XLA also counts norms and additions: a few percent, and never less.
+  ratio = xla_flops(forward, params, image) / flops.step_flops(
+    counted, train=False
+  )
+  assert 1.0 < ratio < 1.06
+  ratio = xla_flops(jax.grad(forward), params, image) / flops.step_flops(
+    counted, train=True
+  )
+  assert 1.0 < ratio < 1.10
+  assert [layer.name for layer in counted if layer.sees_image] == ["conv_stem"]
+  remat = models.get_model(config | {"remat": True})
+  assert flops.count(remat, shape) == counted
+
+
+def test_flops_of_one_layer_by_hand():
+  model = models.get_model({"depth": 10, "width": 4})
+  stem = flops.count(model, (1, 16, 16, 16, 1))[0]
+  # Along one axis eight windows of seven start at -3, -1, ..., 11 and reach
+  # over the ends by 3, 1 and by 0, 2.
+  taps = sum(0 <= 2 * i + k - 3 < 16 for i in range(8) for k in range(7))
+  assert taps == 56 - 3 - 1 - 2
+  assert stem.flops == 2 * taps**3 * 4
+  assert stem.bytes == 4 * (16**3 + 8**3 * 4 + 7**3 * 4)
+
+
+def result(name, seconds, framework="cadjax", **info):
+  made = row(name, what="infer", framework=framework, devices=1)
+  info = {"volumes": 2, "peak_bytes": 10, "platform": "cpu", **info}
+  return measure.Result(made, info, seconds)
+
+
+def test_ratios_are_of_neighbours_and_the_better_format_counts():
+  group = [
+    result("cadjax", [1.0, 2.0, 4.0], flops=4e9),
+    result("slow", [9.0, 9.0, 9.0], "torch"),
+    result("fast", [2.0, 2.0, 2.0], "torch", peak_bytes=5),
+  ]
+  ours, slow, _ = summary.rows(group)
+  assert ours["time ratio"] == "1.00 (0.50-2.00)"
+  assert ours["memory ratio"] == 2.0
+  assert ours["volumes/s"] == 1.0
+  assert slow["GFLOP/s"] == pytest.approx(4 / 9)
+  assert "time ratio" not in slow
+  assert "1.00 (0.50-2.00)" in report.render(summary.rows(group))
+
+
+def test_a_stage_is_the_difference_of_two_cuts(tmp_path):
+  one = measure.Result(
+    row("stages", what="stages"),
+    {
+      "stages": {
+        name: {"flops": 10**9, "bytes": 10**7} for name in ("a", "b", "c")
+      }
+    },
+    parts=[{"a": 1.0, "b": 3.0, "c": 2.5}],
+  )
+  found = summary.stages([one])
+  assert [stage["gflops"] for stage in found[:2]] == [1.0, 0.5]
+  assert math.isnan(found[2]["seconds"])
+  roof = {"matmul_gflops": 100.0, "copy_gbs": 10.0}
+  assert summary.roof_gflops(1.0, roof) == 10.0
+  assert summary.roof_gflops(100.0, roof) == 100.0
+  figure = figures.roofline_figure(found, roof, footer="x")
+  assert len(figure.axes[0].lines) == 3  # The roof and two stages.
+
+
+def test_records_are_read_in_training_and_alone(settings, tiny_data, tmp_path):
+  settings = dataclasses.replace(settings, data=str(tiny_data))
+  planned = rows.plan(["data"], settings, rows.Inputs(tmp_path, settings))
+  (group,) = planned
+  (found,) = measure.measure(group, 1, say=lambda _: None)
+  assert found.error is None
+  assert found.info["volumes"] == 64
+  assert len(found.info["rss_bytes"]) == 2
+  assert "epochs a run" in report._extras([found])
+
+
+def test_torch_is_asked_for_by_name(monkeypatch, tmp_path):
+  if importlib.util.find_spec("torch") and importlib.util.find_spec("monai"):
+    pytest.skip("PyTorch and MONAI are installed")
+  done = bench("--against=torch", f"--out={tmp_path}")
+  assert done.returncode == 2
+  assert "pip install cadjax[bench]" in done.stderr
+
+
+def test_torch_does_the_same_work(tmp_path):
+  pytest.importorskip("torch")
+  if not importlib.util.find_spec("monai"):
+    pytest.skip("MONAI is not installed")
+  done = bench(
+    *("--what=preprocess", "--against=torch", "--scan_shape=20,40,50"),
+    f"--out={tmp_path}",
+  )
+  assert done.returncode == 0, done.stderr
+  content = json.loads((tmp_path / "bench.json").read_text())
+  for group in content["runs"][0]["groups"]:
+    names = [one["name"] for one in group["rows"]]
+    assert names == ["cadjax", "MONAI Resize", "MONAI Spacing"]
+    assert "time ratio" in group["table"][0]
+
+
+def test_the_footer_tells_where_and_when():
+  facts = about.about([result("cadjax", [1.0], device="1 x TPU v5")])
+  assert "1 x TPU v5" in facts["footer"]
+  assert facts["footer"].startswith(facts["date"][:10])
