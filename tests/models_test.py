@@ -130,10 +130,44 @@ def test_bottlenecks_give_four_times_the_channels():
 def test_options_do_not_change_the_parameter_tree():
   x = image()
   plain = abstract(small(), x)["params"]
-  changes = {"remat": True, "output_stride": 8, "dtype": "bfloat16"}
-  for field, value in changes.items():
+  changes = [
+    ("remat", True),
+    ("output_stride", 8),
+    ("dtype", "bfloat16"),
+    ("conv", "exact"),
+    ("conv", "lax"),
+  ]
+  for field, value in changes:
     changed = abstract(small(**{field: value}), x)["params"]
     assert changed == plain, field
+
+
+@pytest.mark.parametrize(
+  "gradients", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_three_kinds_of_convolution_agree(gradients):
+  """In float64, on maps large enough for Winograd."""
+  results = {}
+  with jax.enable_x64(True):
+    x = jnp.asarray(image(batch=1, space=(64, 64, 64)), jnp.float64)
+    variables = without(init(small(), x))
+    for conv in ("auto", "exact", "lax"):
+      model = small(conv=conv).clone(dtype=jnp.float64)
+
+      def logit(params, model=model):
+        given = {**variables, "params": params}
+        (logits, _), _ = model.apply(
+          given, x, train=True, mutable=["batch_stats"]
+        )
+        return logits[0, 1]
+
+      run = jax.jit(jax.value_and_grad(logit) if gradients else logit)
+      results[conv] = jax.device_get(jax.tree.leaves(run(variables["params"])))
+  for conv in ("auto", "exact"):
+    for a, b in zip(results[conv], results["lax"], strict=True):
+      # Parameters are float32, and so are their gradients.
+      assert np.linalg.norm(a - b) < (1e-5 if gradients else 1e-12)
+  assert results["auto"][0] != results["exact"][0]  # Winograd was there.
 
 
 @pytest.mark.parametrize(
