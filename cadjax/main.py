@@ -4,6 +4,7 @@ Every field of the config is a flag, for example --config.data.path=DIR or
 --config.optimizer.learning_rate=1e-4. The same command resumes a run.
 """
 
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -19,6 +20,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints and logs.", required=True
+)
+_COMPILATION_CACHE = flags.DEFINE_bool(
+  "compilation_cache",
+  False,
+  "Keep compiled programs beside the workdir, for the next run.",
 )
 
 
@@ -36,6 +42,9 @@ def _config() -> ml_collections.ConfigDict:
 def main(_: Sequence[str]) -> None:
   """Parses flags and makes one call."""
   config = _config()
+  if _COMPILATION_CACHE.value:
+    beside = pathlib.Path(_WORKDIR.value).absolute().parent
+    jax.config.update("jax_compilation_cache_dir", str(beside / "jax_cache"))
   devices = jax.devices()
   print(f"{len(devices)} device(s): {devices[0].device_kind}")
   train.train_and_evaluate(config, _WORKDIR.value)

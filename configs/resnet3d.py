@@ -38,6 +38,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.model.output_stride = 32
   config.model.remat = False
   config.model.dtype = "float32"  # Of the computation; bfloat16 on TPU.
+  config.model.conv = "auto"  # On a CPU: auto, exact (no Winograd) or lax.
 
   config.loss = ml_collections.ConfigDict()
   config.loss.name = "focal"

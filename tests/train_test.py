@@ -209,6 +209,7 @@ def test_twenty_kills_end_bit_identical(tiny_data, tmp_path):
       "--config.data.batch_size=4", "--config.model.depth=10",
       "--config.model.width=4", "--config.epochs=40", "--config.patience=40",
       "--config.checkpoint_every=3", "--config.optimizer.warmup_steps=2",
+      "--compilation_cache",
     ]  # fmt: skip
 
   environment = os.environ | {"XLA_FLAGS": ""}
@@ -225,6 +226,7 @@ def test_twenty_kills_end_bit_identical(tiny_data, tmp_path):
     kills += 1
   subprocess.run(command(tmp_path / "killed"), check=True, **quiet)
   assert kills >= 5
+  assert list((tmp_path / "jax_cache").iterdir())
   print(f"{kills} kills")
   assert_same(best(tmp_path / "killed"), best(tmp_path / "whole"))
   assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
