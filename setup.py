@@ -59,6 +59,7 @@ setuptools.setup(
     "colab": ["nbclient", "nbformat", "ipykernel"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
+    "tpu-aot": ["libtpu"],
   },
   classifiers=[
     "Intended Audience :: Science/Research",

@@ -86,7 +86,30 @@ class Parallel:
       for k, v in batch.items()
     }
 
-  def _spec(self, value: np.ndarray) -> P:
+  def abstract_replicated(self, tree: PyTree) -> PyTree:
+    """What `put_replicated` would make of a tree of these shapes."""
+    sharding = NamedSharding(self.mesh, P())
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+  def abstract_batch(
+    self, batch: dict[str, jax.ShapeDtypeStruct]
+  ) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `put_batch` would make of a batch of these shapes."""
+
+    def divided(x):
+      shape = x.shape
+      if self.mode == "pmap":
+        n = self.data_size
+        shape = (n, shape[0] // n, *shape[1:])
+      whole = jax.ShapeDtypeStruct(shape, x.dtype)
+      sharding = NamedSharding(self.mesh, self._spec(whole))
+      return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+    return {k: divided(v) for k, v in batch.items()}
+
+  def _spec(self, value: np.ndarray | jax.ShapeDtypeStruct) -> P:
     is_volume = self.mode == "mesh" and value.ndim >= 4
     return P("data", "space") if is_volume else P("data")
 

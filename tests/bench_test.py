@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from cadjax import flops, models
-from cadjax.bench import about, figures, measure, report, rows, summary
+from cadjax.bench import (
+  about,
+  figures,
+  measure,
+  report,
+  rows,
+  summary,
+  work_aot,
+)
 from cadjax.names import UnknownName
 from configs import resnet3d
 
@@ -306,3 +314,53 @@ def test_the_footer_tells_where_and_when():
   facts = about.about([result("cadjax", [1.0], device="1 x TPU v5")])
   assert "1 x TPU v5" in facts["footer"]
   assert facts["footer"].startswith(facts["date"][:10])
+
+
+COMPILED = """
+HloModule jit_step
+%fused (p: f32[2]) -> f32[2] {
+  %x = f32[2] add(%p, %p), backend_config={"estimated_cycles":"999"}
+}
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %a = f32[8,4] fusion(%p), metadata={op_name="jit(f)/ResNet/conv_stem/conv"},\
+ backend_config={"estimated_cycles":"70"}
+  %b = bf16[2,3] fusion(%a), metadata={op_name="f/ResNet/stage1_block2/x"},\
+ backend_config={"estimated_cycles":"5"}
+  %c = bf16[2,3] fusion(%b), metadata={op_name="f/ResNet/stage1_block1/y"},\
+ backend_config={"estimated_cycles":"6"}
+  %d = f32[4] fusion(%c), metadata={op_name="jit(f)/adam/add"},\
+ backend_config={"estimated_cycles":"2"}
+  %e = (f32[4,2]{1,0}, bf16[3]) all-reduce(%d, %d), replica_groups={}
+  %f = f32[4] all-reduce(%e), replica_groups={}
+  ROOT %g = pred[5] collective-permute(%f)
+}
+"""
+
+
+def test_estimates_are_read_from_a_compiled_program():
+  """By hand: the entry alone counts, a tuple has the bytes of its parts."""
+  assert work_aot.cycles_by_stage(COMPILED) == {
+    "other": 2,
+    "stage1": 11,
+    "stem": 70,
+  }
+  assert work_aot.collectives(COMPILED) == {
+    "all-reduce": {"count": 2, "bytes": 8 * 4 + 3 * 2 + 4 * 4},
+    "collective-permute": {"count": 1, "bytes": 5},
+  }
+
+
+def test_a_step_is_compiled_for_a_tpu_that_is_not_there(tmp_path):
+  pytest.importorskip("libtpu")
+  done = bench(
+    "--aot=tpu:v5e:2x2", "--batch=4", "--devices=4", f"--out={tmp_path}"
+  )
+  assert done.returncode == 0, done.stderr
+  assert "the compiler's estimates" in done.stdout
+  assert "all-reduce" in done.stdout
+
+
+def test_an_unknown_chip_is_one_line(tmp_path):
+  done = bench("--aot=tpu:v99:2x2", f"--out={tmp_path}")
+  assert done.returncode == 2
+  assert "known chips are v5e" in done.stdout

@@ -24,9 +24,9 @@ LAYERS = {
   2: "checkpoint input_pipeline inputs log results steps workdir",
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
-    " bench.report bench.rows bench.summary bench.work bench.work_host"
-    " bench.work_jax bench.work_torch bench.worker evaluate planes plots"
-    " predict report train"
+    " bench.report bench.rows bench.summary bench.work bench.work_aot"
+    " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
+    " planes plots predict report train"
   ),
   4: "experiment main",
 }

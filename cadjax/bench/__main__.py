@@ -51,6 +51,12 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "scan_shape", ["275", "512", "512"], "Voxels of --what=preprocess's scan."
   )
+  flags.DEFINE_string(
+    "aot",
+    None,
+    "Compile the train step for a TPU that is not there, tpu:v5e:2x2, in place"
+    " of --what; needs cadjax[tpu-aot].",
+  )
   flags.DEFINE_enum("sweep", None, SWEEPS, "Measure at several --values.")
   flags.DEFINE_list(
     "values", [], "Of the sweep: 1,2,4 or, of shapes, 64x32x32,128x64x64."
@@ -89,6 +95,7 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     against=args.against,
     data=args.data,
     scan_shape=scan_shape,
+    aot=args.aot,
   )
 
 

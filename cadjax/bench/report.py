@@ -45,6 +45,8 @@ def text(settings: Settings, groups: Sequence[Sequence[Result]]) -> str:
 
 def render(table: Sequence[dict[str, Any]]) -> str:
   """Returns the table as text; columns without any value are left out."""
+  if not table:
+    return ""
   used = [(k, f) for k, f in COLUMNS if any(k in line for line in table)]
   cells = [[name for name, _ in used]] + [
     [form.format(line[name]) if name in line else "-" for name, form in used]
@@ -102,6 +104,8 @@ def _extras(group: Sequence[Result]) -> str:
       parts = result.info["breakdown"].items()
       text = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts)
       lines.append(f"{name}: {text}")
+    if "aot" in result.info:
+      lines.append(_aot(result))
     memory = result.info.get("rss_bytes", [])
     if memory and memory[0] is not None:
       lines.append(
@@ -110,6 +114,33 @@ def _extras(group: Sequence[Result]) -> str:
         f" {result.info['epochs_a_run']:g} epochs a run"
       )
   return "\n".join(lines)
+
+
+def _aot(result: Result) -> str:
+  found = summary.aot(result)
+  stages = found["mcycles_by_stage"].items()
+  links = found["collectives"].items()
+  return "\n".join(
+    [
+      f"{result.row.name}: the compiler's estimates for one chip, nothing ran",
+      f"  memory {found['memory_gb']:.1f} GB"
+      f" ({found['memory_share']:.0%} of the chip),"
+      f" compiled in {result.info['compile_seconds']:.0f} s",
+      f"  {found['program_gflop']:.0f} GFLOP (the model's are"
+      f" {found['model_gflop']:.0f}), {found['moved_gb']:.1f} GB moved",
+      f"  {found['mcycles']:.0f} million cycles; floors: arithmetic"
+      f" {found['mcycles_arithmetic']:.0f}, bandwidth"
+      f" {found['mcycles_bandwidth']:.0f}",
+      "  by stage: " + ", ".join(f"{k} {v:.0f}" for k, v in stages),
+      "  collectives: "
+      + (
+        ", ".join(
+          f"{v['count']} {k} of {v['bytes'] / 1e6:.1f} MB" for k, v in links
+        )
+        or "none"
+      ),
+    ]
+  )
 
 
 def write(
@@ -163,6 +194,11 @@ def _record(group: Sequence[Result]) -> dict[str, Any]:
       {"group": one.row.group, "name": one.row.name}
       | {name: getattr(one, name) for name in raw}
       for one in group
+    ],
+    "aot": [
+      summary.aot(one)
+      for one in group
+      if one.error is None and "aot" in one.info
     ],
   }
 

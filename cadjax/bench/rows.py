@@ -28,6 +28,7 @@ class Settings:
     against: "torch", or "none".
     data: a built data set of volumes of that shape; made if None.
     scan_shape: voxels D, H, W of the scan that is preprocessed.
+    aot: a TPU to compile the train step for, or None.
   """
 
   config: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Settings:
   against: str
   data: str | None
   scan_shape: tuple[int, int, int]
+  aot: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,8 @@ def plan(
   Raises:
     names.UnknownName: for what is not in `WHATS`.
   """
+  if settings.aot is not None:
+    return [[_aot(settings)]]
   groups: list[list[Row]] = []
   names.check_known(what, WHATS, "--what")
   for name in what:
@@ -168,6 +172,13 @@ def _phantom(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   row = _row(settings, "phantom", "phantom", "cadjax, one core")
   one_core = dict.fromkeys(threads, "1")
   return [[dataclasses.replace(row, environment=one_core)]]
+
+
+def _aot(settings: Settings) -> Row:
+  row = _row(settings, "aot", "aot", settings.aot, aot=settings.aot)
+  # No TPU is asked for, neither by jax nor by libtpu.
+  alone = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+  return dataclasses.replace(row, environment={**row.environment, **alone})
 
 
 WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[Row]]]] = {

@@ -50,7 +50,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
   work = next((r.info["flops"] for r in results if "flops" in r.info), None)
   table = []
   for result in results:
-    if result.row.spec["what"] in ("ceilings", "stages"):
+    if result.row.spec["what"] in ("ceilings", "stages", "aot"):
       continue
     line = {"row": f"{result.row.group}: {result.row.name}"}
     if result.error is None:
@@ -123,6 +123,30 @@ def stages(results: Sequence[Result]) -> list[dict[str, Any]]:
         }
       )
   return found
+
+
+def aot(result: Result) -> dict[str, Any]:
+  """Returns what the compiler says of a train step on one chip of a TPU.
+
+  Returns:
+    memory_gb and its share of the chip; model and program GFLOP, GB moved;
+    millions of cycles: estimated, by stage, and of the two floors.
+  """
+  told, chip = result.info["aot"], result.info["aot"]["chip"]
+  flops = result.info["flops"] / result.row.spec["devices"]
+  mega = chip["clock"] / 1e6
+  return {
+    "memory_gb": told["memory_bytes"] / 1e9,
+    "memory_share": told["memory_bytes"] / chip["memory"],
+    "model_gflop": flops / 1e9,
+    "program_gflop": told["hlo_flops"] / 1e9,
+    "moved_gb": told["bytes_accessed"] / 1e9,
+    "mcycles": sum(told["cycles"].values()) / 1e6,
+    "mcycles_by_stage": {k: v / 1e6 for k, v in told["cycles"].items()},
+    "mcycles_arithmetic": flops / chip["flops"] * mega,
+    "mcycles_bandwidth": told["bytes_accessed"] / chip["bandwidth"] * mega,
+    "collectives": told["collectives"],
+  }
 
 
 def roof_gflops(intensity: float, roof: dict[str, float]) -> float:

@@ -32,12 +32,40 @@ def train(spec: Mapping[str, Any]) -> Work:
   """Makes a train step: on a batch that is on the device, or on records."""
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
+  real = spec["variant"] == "pipeline"
+  step, start = train_step(spec, config, devices, real=real)
+  batches = _records(spec, config, devices) if real else None
+  fake = None if real else devices.put_batch(fake_batch(spec, config))
+  state = steps.create_state(key=jax.random.key(config.seed), **start)
+  state = devices.put_replicated(state)
+
+  def run() -> None:
+    nonlocal state
+    batch = next(batches) if real else fake
+    state, _ = jax.block_until_ready(step(state, batch))
+
+  return _work(run, spec, config, devices, train=True)
+
+
+def train_step(
+  spec: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  devices: parallel.Parallel,
+  *,
+  real: bool,
+) -> tuple[Callable, dict[str, Any]]:
+  """Makes the step of `cadjax.train`, and the arguments of `steps.make_init`.
+
+  Args:
+    spec: of the row.
+    config: of the row.
+    devices: where the step runs.
+    real: whether augmentation is part of it, as the config says.
+  """
   model = models.get_model(config.model, axis_name=devices.axis_name)
-  plain_model = models.get_model(config.model)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=MANY_STEPS
   )
-  real = spec["variant"] == "pipeline"
   prepare = steps.make_prepare(
     ndim=config.model.ndim,
     window_hu=tuple(config.data.window_hu),
@@ -55,16 +83,7 @@ def train(spec: Mapping[str, Any]) -> Work:
       axis_name=devices.axis_name,
     )
   )
-  batches = _records(spec, config, devices) if real else None
-  fake = None if real else devices.put_batch(_fake_batch(spec, config))
-  state = devices.put_replicated(_state(plain_model, tx, spec, config))
-
-  def run() -> None:
-    nonlocal state
-    batch = next(batches) if real else fake
-    state, _ = jax.block_until_ready(step(state, batch))
-
-  return _work(run, spec, config, devices, train=True)
+  return step, _start(models.get_model(config.model), tx, spec, config)
 
 
 def infer(spec: Mapping[str, Any]) -> Work:
@@ -78,7 +97,7 @@ def infer(spec: Mapping[str, Any]) -> Work:
     )
   )
   variables = devices.put_replicated(_variables(model, spec, config))
-  batch = devices.put_batch(_fake_batch(spec, config))
+  batch = devices.put_batch(fake_batch(spec, config))
 
   def run() -> None:
     step(variables, batch)
@@ -91,7 +110,7 @@ def stages(spec: Mapping[str, Any]) -> Work:
   config = ml_collections.ConfigDict(spec["config"])
   device = jax.devices()[0]
   model = models.get_model(config.model)
-  shape = _image_shape(spec, config)
+  shape = image_shape(spec, config)
   counted = flops.by_stage(flops.count(model, shape))
   variables = _variables(model, spec, config)
   image = jax.random.uniform(jax.random.key(0), shape)
@@ -169,7 +188,9 @@ def _batch_shape(spec, config) -> tuple[int, ...]:
   return (spec["batch"], depth, *plane, 1)
 
 
-def _image_shape(spec, config) -> tuple[int, ...]:
+def image_shape(
+  spec: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> tuple[int, ...]:
   """Returns the shape that the model sees, [N, (D,) H, W, 1]."""
   batch, depth, *rest = _batch_shape(spec, config)
   if config.model.ndim == 2:
@@ -177,7 +198,10 @@ def _image_shape(spec, config) -> tuple[int, ...]:
   return (batch, depth, *rest)
 
 
-def _fake_batch(spec, config) -> dict[str, np.ndarray]:
+def fake_batch(
+  spec: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> dict[str, np.ndarray]:
+  """Makes a global batch of noise, as `input_pipeline.Dataset.batch` does."""
   shape = _batch_shape(spec, config)
   size = shape[0]
   image = np.random.default_rng(0).integers(-1024, 1500, shape, np.int16)
@@ -218,19 +242,20 @@ def _augment(config) -> Callable | None:
   return fn
 
 
-def _state(model, tx, spec, config) -> steps.TrainState:
-  return steps.create_state(
-    model,
-    tx,
-    jax.random.key(config.seed),
-    _image_shape(spec, config)[1:],
-    ema=config.ema_decay > 0,
-  )
+def _start(model, tx, spec, config) -> dict[str, Any]:
+  return {
+    "model": model,
+    "tx": tx,
+    "image_shape": image_shape(spec, config)[1:],
+    "ema": config.ema_decay > 0,
+  }
 
 
 def _variables(model, spec, config) -> dict[str, Any]:
   # Without an optimizer's state, which would count as memory.
-  return _state(model, optax.identity(), spec, config).eval_variables()
+  start = _start(model, optax.identity(), spec, config)
+  key = jax.random.key(config.seed)
+  return steps.create_state(key=key, **start).eval_variables()
 
 
 def _about(device: jax.Device, number: int) -> dict[str, Any]:
@@ -241,7 +266,7 @@ def _about(device: jax.Device, number: int) -> dict[str, Any]:
 def _work(run, spec, config, devices, *, train: bool) -> Work:
   used = devices.mesh.devices.ravel()
   model = models.get_model(config.model)
-  counted = flops.count(model, _image_shape(spec, config))
+  counted = flops.count(model, image_shape(spec, config))
 
   def finish() -> dict[str, Any]:
     # A CPU keeps no such books.

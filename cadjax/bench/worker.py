@@ -27,6 +27,8 @@ def make(spec: Mapping[str, Any]) -> Work:
   # else: its peak memory is part of the result.
   if spec["framework"] == "torch":
     from cadjax.bench import work_torch as module
+  elif spec["what"] == "aot":
+    from cadjax.bench import work_aot as module
   elif spec["what"] in HOST:
     from cadjax.bench import work_host as module
   else:
