@@ -149,10 +149,12 @@ def test_under_transformations(case, wrap):
 
 @pytest.mark.parametrize(
   ("case", "rule"),
-  zip(
-    ["pointwise", "stem", "winograd", "planes", "columns"],
-    conv_cpu.RULES,
-    strict=True,
+  list(
+    zip(
+      ["pointwise", "stem", "winograd", "planes", "columns"],
+      conv_cpu.RULES,
+      strict=True,
+    )
   ),
 )
 def test_rounding_in_float32(case, rule):
