@@ -180,13 +180,13 @@ def slow_table(scans):
 
 def start(table, out, *flags):
   """Starts a build and waits until records are being written."""
+  # A shell's background job ignores Ctrl-C, and so would its children.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
     command(table, out, *flags),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     start_new_session=True,
-    # A shell's background job ignores Ctrl-C, and so would its children.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   limit = time.monotonic() + 100
   while not list(pathlib.Path(out).rglob("*.array_record*")):
