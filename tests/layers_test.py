@@ -45,6 +45,33 @@ def test_conv_is_scipys_correlation(space, strides, size, dilation):
       np.testing.assert_allclose(ours[b, ..., f], expected[steps], atol=2e-4)
 
 
+def test_folded_stem_is_the_stem():
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 8, 10, 12, 1))
+    kernel = rng.normal(size=(7, 7, 7, 1, 3))
+    want, pull_want = jax.vjp(
+      lambda *a: layers.conv(*a, 2, mode="lax"), x, kernel
+    )
+    got, pull_got = jax.vjp(layers.folded_stem, x, kernel)
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-11)
+    dy = rng.normal(size=want.shape)
+    for a, b in zip(pull_got(dy), pull_want(dy), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+  ("platform", "space", "folded"),
+  [("tpu", (8, 10, 12), True), ("tpu", (8, 9, 12), False)]
+  + [("cuda", (8, 10, 12), False)],
+)
+def test_the_stem_is_folded_on_a_tpu(platform, space, folded):
+  x, kernel = jnp.ones((1, *space, 1)), jnp.ones((7, 7, 7, 1, 4))
+  stem = jax.jit(lambda x, kernel: layers.conv(x, kernel, 2))
+  lowered = stem.trace(x, kernel).lower(lowering_platforms=(platform,))
+  assert ("tensor<4x4x4x8x4xf32>" in lowered.as_text()) == folded
+
+
 def test_conv_takes_one_stride_and_dilation_per_axis():
   x, kernel = random(1, 7, 8, 11, 2), random(3, 1, 5, 2, 3, seed=1)
   ours = layers.conv(x, kernel, (2, 1, 3), dilation=(1, 1, 2))

@@ -80,7 +80,62 @@ def conv(
     return y[:, 0]
 
   # The choice is made where the program is compiled, for each platform.
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
+  special = {}
+  if ndim == 3 and _folds(x.shape, kernel.shape, window):
+    special["tpu"] = folded_stem
+  return lax.platform_dependent(
+    x, kernel, cpu=on_cpu, **special, default=native
+  )
+
+
+def _folds(
+  shape: Sequence[int], kernel_shape: Sequence[int], window: conv_cpu.Window
+) -> bool:
+  """Whether `folded_stem` can do it."""
+  return (
+    tuple(kernel_shape[:4]) == (7, 7, 7, 1)
+    and window.strides == (2, 2, 2)
+    and window.dilation == (1, 1, 1)
+    and all(n % 2 == 0 for n in shape[1:4])
+  )
+
+
+def folded_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The stem with its 2x2x2 neighbours as channels (space to depth).
+
+  A TPU multiplies channels: with one of them 127 of its 128 rows are idle. The
+  compiler estimates 232 instead of 276 million cycles for a train step
+  (`python -m cadjax.bench --aot=tpu:v5e:2x2 --batch=8
+  --config.model.dtype=bfloat16`).
+
+  Args:
+    x: [B, D, H, W, 1], of even sizes.
+    kernel: [7, 7, 7, 1, F], applied at stride 2 with a padding of 3.
+
+  Returns:
+    [B, D / 2, H / 2, W / 2, F].
+  """
+  # Output o sees voxels 2 o - 3 to 2 o + 3; with an empty tap in front these
+  # are the four pairs from o - 2 to o + 1.
+  kernel = jnp.pad(kernel[..., 0, :], ((1, 0),) * 3 + ((0, 0),))
+  return lax.conv_general_dilated(
+    _fold(x[..., 0], 1),
+    _fold(kernel, 0),
+    (1, 1, 1),
+    ((2, 1),) * 3,
+    dimension_numbers=LAYOUTS[3],
+  )
+
+
+def _fold(x: jax.Array, axis: int) -> jax.Array:
+  """Moves the 2x2x2 neighbours of three axes to one axis behind them."""
+  before, after = x.shape[:axis], x.shape[axis + 3 :]
+  pairs = [n for size in x.shape[axis : axis + 3] for n in (size // 2, 2)]
+  x = x.reshape(*before, *pairs, *after)
+  places = [axis, axis + 2, axis + 4, axis + 1, axis + 3, axis + 5]
+  rest = range(axis + 6, x.ndim)
+  x = x.transpose(*range(axis), *places, *rest)
+  return x.reshape(*before, *pairs[::2], 8, *after)
 
 
 def _window(
