@@ -22,7 +22,7 @@ SAME = {
   "model.name": ("resnet",),
   "model.norm": ("batch",),
   "model.output_stride": (32,),
-  "model.dtype": ("float32",),
+  "model.dtype": ("float32", "bfloat16"),
   "model.remat": (False,),
   "loss.name": ("focal", "cross_entropy"),
   "optimizer.name": ("adam",),
@@ -46,8 +46,9 @@ def train(spec: Mapping[str, Any]) -> Work:
 
   def run() -> None:
     adam.zero_grad(set_to_none=True)
-    loss = loss_fn(net(_prepare(image, spec, config)), label)
-    loss.backward()
+    with _precision(config, device):
+      logits = net(_prepare(image, spec, config))
+    loss_fn(logits.float(), label).backward()
     if options["clip_norm"]:
       torch.nn.utils.clip_grad_norm_(net.parameters(), options["clip_norm"])
     adam.step()
@@ -64,7 +65,8 @@ def infer(spec: Mapping[str, Any]) -> Work:
 
   @torch.inference_mode()
   def run() -> None:
-    net(_prepare(image, spec, config)).cpu()
+    with _precision(config, device):
+      net(_prepare(image, spec, config)).float().cpu()
 
   return _work(run, spec, device)
 
@@ -163,6 +165,12 @@ def _prepare(image, spec, config) -> torch.Tensor:
   low, high = config["data"]["window_hu"]
   x = ((image.float() - low) / (high - low)).clamp_(0, 1)
   return x.contiguous(memory_format=_format(spec, config))
+
+
+def _precision(config, device) -> torch.autocast:
+  """bfloat16 as PyTorch's users have it; parameters stay float32."""
+  lower = config["model"]["dtype"] == "bfloat16"
+  return torch.autocast(device.type, torch.bfloat16, enabled=lower)
 
 
 def _loss(options: Mapping[str, Any]) -> Callable:
