@@ -137,11 +137,11 @@ def main(argv: Sequence[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     for value, settings in asked.items():
       inputs = rows.Inputs(pathlib.Path(folder), settings)
-      runs[value] = [
-        measure(group, args.repeats, say=_say)
-        for group in rows.plan(args.what, settings, inputs)
-      ]
-      print(report.text(settings, runs[value]), flush=True)
+      runs[value] = []
+      for group in rows.plan(args.what, settings, inputs):
+        runs[value].append(measure(group, args.repeats, say=_say))
+        # At once: a long run may not come to its end.
+        print(report.text(settings, runs[value][-1:]), flush=True)
   every = [one for run in runs.values() for group in run for one in group]
   facts = about.about(every)
   report.write(out, facts, asked, runs, sweep=args.sweep)
