@@ -248,16 +248,7 @@ def write_nifti(
   path = pathlib.Path(path)
   if not path.name.endswith((".nii", ".nii.gz")):
     raise UserError(f"{path}: the name must end in .nii or .nii.gz")
-  grid = getattr(grid_or_like, "grid", grid_or_like)
-  stored = getattr(grid_or_like, "stored", None) or _own_layout(grid)
-  if array.shape != grid.shape:
-    raise ValueError(f"array {array.shape} on a grid {grid.shape}")
-  data = stored.to_stored(array.astype(_nifti_dtype(array), copy=False))
-  image = nib.Nifti1Image(data, stored.affine)
-  image.set_sform(stored.affine, code=1)
-  image.set_qform(stored.affine, code=1 if _is_orthogonal(grid) else 0)
-  image.header.set_xyzt_units("mm")
-  content = image.to_bytes()
+  content = to_nifti(array, grid_or_like).to_bytes()
   if path.suffix == ".gz":
     # No file name and no time: the same array gives the same bytes.
     content = gzip.compress(content, compresslevel=1, mtime=0)
@@ -273,6 +264,20 @@ def write_nifti(
   except BaseException:
     pathlib.Path(temporary).unlink(missing_ok=True)
     raise
+
+
+def to_nifti(array: np.ndarray, grid_or_like: Grid | Volume) -> nib.Nifti1Image:
+  """Returns what `write_nifti` writes, with the same arguments and errors."""
+  grid = getattr(grid_or_like, "grid", grid_or_like)
+  stored = getattr(grid_or_like, "stored", None) or _own_layout(grid)
+  if array.shape != grid.shape:
+    raise ValueError(f"array {array.shape} on a grid {grid.shape}")
+  data = stored.to_stored(array.astype(_nifti_dtype(array), copy=False))
+  image = nib.Nifti1Image(data, stored.affine)
+  image.set_sform(stored.affine, code=1)
+  image.set_qform(stored.affine, code=1 if _is_orthogonal(grid) else 0)
+  image.header.set_xyzt_units("mm")
+  return image
 
 
 def check_same_grid(volume: Volume, mask: Volume) -> None:

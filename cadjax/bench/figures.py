@@ -88,6 +88,28 @@ def sweep_figure(
   return figure
 
 
+def memory_figure(
+  curves: Mapping[str, Sequence[tuple[int, int]]], *, footer: str = ""
+) -> Figure:
+  """Draws the resident memory of the process against the volumes it has read.
+
+  Args:
+    curves: of `summary.memory`.
+    footer: small print.
+  """
+  figure = Figure(figsize=(8, 3.5), dpi=150, layout="constrained")
+  axes = figure.subplots()
+  for i, (row, points) in enumerate(curves.items()):
+    x, y = np.array(points, float).T
+    axes.plot(x, y / 1e9, color=COLORS[i % len(COLORS)], label=row)
+  axes.set(xlabel="volumes read", ylabel="resident memory, GB")
+  axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+  axes.legend(fontsize=8)
+  _plain(axes)
+  figure.supxlabel(footer, fontsize=7, color=GREY)
+  return figure
+
+
 def roof_text(roof: Mapping[str, float]) -> str:
   """Returns the ceilings in words."""
   return (

@@ -110,8 +110,8 @@ def _extras(group: Sequence[Result]) -> str:
     if memory and memory[0] is not None:
       lines.append(
         f"{name}: resident {memory[0] / 1e6:.0f} MB after the first of"
-        f" {len(memory)} runs, {memory[-1] / 1e6:.0f} MB after the last;"
-        f" {result.info['epochs_a_run']:g} epochs a run"
+        f" {len(memory)} runs of {result.info['volumes']} volumes,"
+        f" {memory[-1] / 1e6:.0f} MB after the last"
       )
   return "\n".join(lines)
 
@@ -172,11 +172,15 @@ def write(
   footer = facts["footer"]
   for value, groups in runs.items():
     for group in groups:
+      suffix = f"_{value}" if value else ""
       found, roof = summary.stages(group), summary.ceilings(group)
       if found and roof is not None:
         figure = figures.roofline_figure(found, roof, footer=footer)
-        suffix = f"_{value}" if value else ""
         plots.save(figure, out / f"roofline{suffix}.png")
+      if curves := summary.memory(group):
+        figure = figures.memory_figure(curves, footer=footer)
+        name = f"memory_{group[0].row.group}{suffix}.png"
+        plots.save(figure, out / name)
   if sweep is not None:
     figure = figures.sweep_figure(
       sweep, list(runs), _costs(runs), footer=footer

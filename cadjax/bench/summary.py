@@ -125,6 +125,21 @@ def stages(results: Sequence[Result]) -> list[dict[str, Any]]:
   return found
 
 
+def memory(results: Sequence[Result]) -> dict[str, list[tuple[int, int]]]:
+  """Returns (volumes read so far, resident bytes then) of each row.
+
+  Rows that did not record it, or could not, are left out.
+  """
+  curves = {}
+  for result in results:
+    told = result.info.get("rss_bytes", [])
+    if len(told) > 1 and None not in told:
+      volumes = result.info["volumes"]
+      name = f"{result.row.group}: {result.row.name}"
+      curves[name] = [(i * volumes, size) for i, size in enumerate(told, 1)]
+  return curves
+
+
 def aot(result: Result) -> dict[str, Any]:
   """Returns what the compiler says of a train step on one chip of a TPU.
 

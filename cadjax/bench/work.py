@@ -1,6 +1,8 @@
 """What a worker process repeats; without any framework."""
 
 import dataclasses
+import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -44,3 +46,11 @@ def timed(fn: Callable[[], Any]) -> tuple[float, Any]:
 def median_seconds(fn: Callable[[], Any], repeats: int = 3) -> float:
   """Returns the median time of `fn()` in seconds."""
   return statistics.median(timed(fn)[0] for _ in range(repeats))
+
+
+def resident_bytes() -> int | None:
+  """Returns the resident memory in bytes where the system tells it."""
+  statm = pathlib.Path("/proc/self/statm")
+  if not statm.exists():
+    return None
+  return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,12 +1,11 @@
 """The rows that need no device: records, preprocessing and phantoms."""
 
 import itertools
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cadjax.bench.work import Work, median_seconds
+from cadjax.bench.work import Work, median_seconds, resident_bytes
 from data_prep import formats, geometry, phantom
 from data_prep.volume import read_mask, read_volume
 
@@ -44,23 +43,12 @@ def data(spec: Mapping[str, Any]) -> Work:
       slices_per_volume=slices,
     ):
       pass
-    memory.append(_rss())
+    memory.append(resident_bytes())
 
   def finish() -> dict[str, Any]:
-    return {
-      "rss_bytes": memory,
-      "epochs_a_run": steps / dataset.steps_per_epoch(size),
-    }
+    return {"rss_bytes": memory}
 
   return Work(run, volumes=steps * size, finish=finish)
-
-
-def _rss() -> int | None:
-  """Returns the resident memory in bytes where the system tells it."""
-  statm = pathlib.Path("/proc/self/statm")
-  if not statm.exists():
-    return None
-  return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def preprocess(spec: Mapping[str, Any]) -> Work:

@@ -1,5 +1,6 @@
 """The rows that run on a device with JAX."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from cadjax import (
   parallel,
   steps,
 )
-from cadjax.bench.work import Parts, Work, timed
+from cadjax.bench.work import Parts, Work, resident_bytes, timed
 from data_prep.errors import UserError
 
 # Longer than any benchmark: the schedule needs an end, the reader too.
@@ -38,13 +39,20 @@ def train(spec: Mapping[str, Any]) -> Work:
   fake = None if real else devices.put_batch(fake_batch(spec, config))
   state = steps.create_state(key=jax.random.key(config.seed), **start)
   state = devices.put_replicated(state)
+  memory = []
 
   def run() -> None:
     nonlocal state
     batch = next(batches) if real else fake
     state, _ = jax.block_until_ready(step(state, batch))
+    memory.append(resident_bytes())
 
-  return _work(run, spec, config, devices, train=True)
+  work = _work(run, spec, config, devices, train=True)
+  if not real:
+    return work
+  return dataclasses.replace(
+    work, finish=lambda: work.finish() | {"rss_bytes": memory}
+  )
 
 
 def train_step(
