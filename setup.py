@@ -42,6 +42,7 @@ setuptools.setup(
     "matplotlib",
     "ml-collections",
     "nibabel>=5",
+    "nilearn>=0.14",
     "numpy",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",

@@ -21,7 +21,6 @@ def heat_viewer(
   cut_mm: Sequence[float],
   *,
   window_hu: tuple[float, float],
-  title: str,
 ) -> str:
   """Returns a page that shows a heat map over a scan.
 
@@ -30,7 +29,6 @@ def heat_viewer(
     heat: [D, H, W] in [0, 1] on the same grid.
     cut_mm: LPS mm (x, y, z) where the planes cross at first.
     window_hu: black and white.
-    title: of the page.
 
   Returns:
     HTML that holds its data and scripts; it asks for nothing else.
@@ -44,7 +42,7 @@ def heat_viewer(
     vmax=1.0,
     threshold=FAINT,
     order="linear",
-    title=title,
+    colorbar=True,
   )
 
 
@@ -55,7 +53,6 @@ def mask_viewer(
   cut_mm: Sequence[float],
   *,
   window_hu: tuple[float, float],
-  title: str,
 ) -> str:
   """Returns a page that shows labels over a scan; see `heat_viewer`.
 
@@ -65,7 +62,6 @@ def mask_viewer(
     colors: of the labels 1, 2, ...
     cut_mm: LPS mm where the planes cross at first.
     window_hu: black and white.
-    title: of the page.
   """
   # Label 0 has a colour, too, that is never seen.
   cmap = matplotlib.colors.ListedColormap(["#000000", *colors])
@@ -78,12 +74,12 @@ def mask_viewer(
     vmax=float(len(colors)),
     threshold=0.5,
     order="majority",
-    title=title,
+    colorbar=False,
   )
 
 
 def _viewer(
-  volume, overlay, cut_mm, window_hu, *, cmap, vmax, threshold, order, title
+  volume, overlay, cut_mm, window_hu, *, cmap, vmax, threshold, order, colorbar
 ) -> str:
   with warnings.catch_warnings():
     # nilearn's imports and defaults warn of what its next versions change.
@@ -112,7 +108,7 @@ def _viewer(
       dim=0,
       opacity=0.6,
       radiological=True,
-      title=title,
+      colorbar=colorbar,
       width_view=900,
     )
   return view.html
