@@ -19,9 +19,13 @@ LAYERS = {
   1: (
     "augment calibration classes explain flops intervals losses metrics models"
     " models.conv_cpu models.layers models.resnet models.unet"
-    " models.winograd names optimizer parallel segment_losses"
+    " models.winograd names optimizer parallel segment_losses segment_metrics"
+    " components sliding"
   ),
-  2: "checkpoint input_pipeline inputs log results steps workdir",
+  2: (
+    "checkpoint evaluation input_pipeline inputs log patches results steps"
+    " tasks workdir"
+  ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
