@@ -30,10 +30,6 @@ from cadjax.results import Row
 from data_prep import errors
 from data_prep.errors import UserError
 
-DISCLAIMER = "Research software, not a medical device."
-SPLITS = ("test", "validation", "train", "all")
-LEAST_DRAWS = 100
-
 
 def evaluate(
   path: str | pathlib.Path,
@@ -76,11 +72,9 @@ def evaluate(
   batch_size = batch_size or config.data.get(
     "eval_batch_size", config.data.batch_size
   )
-  dataset, external = open_data(trained, data)
-  names = input_pipeline.SPLITS if split == "all" else (split,)
-  if not any(dataset.rows[name] for name in names):
-    raise UserError(f"{dataset.path}: the {split} split holds no labelled case")
-  folder = _folder(trained.path, split, dataset.fingerprint, external)
+  dataset, external = evaluation.open_data(trained, data)
+  names = evaluation.splits_of(split, dataset)
+  folder = evaluation.folder_of(trained.path, split, dataset.fingerprint, external)
   other = _read_other(trained, against, folder, split) if against else None
 
   # What was computed is on disk before anything is averaged.
@@ -89,14 +83,14 @@ def evaluate(
     validation = _own_validation(trained, batch_size)
   else:
     validation = score_rows(dataset, ["validation"], trained.logits, batch_size)
-  write_rows(folder, "validation_cases", validation)
+  evaluation.write_rows(folder, "validation_cases", validation)
   rows = validation
   if external or split != "validation":
     rows = score_rows(dataset, names, trained.logits, batch_size)
     # For external data, "validation" may name both of two sets.
-    write_rows(folder, _cases_name(split, external), rows)
+    evaluation.write_rows(folder, evaluation.cases_name(split, external), rows)
 
-  result = _describe(trained, dataset, split, external) | results.evaluate_rows(
+  result = evaluation.describe(trained, dataset, split, external) | results.evaluate_rows(
     validation,
     rows,
     ndim=config.model.ndim,
@@ -120,51 +114,13 @@ def evaluate(
       )
   cases = {"validation_cases": validation, result["cases"]: rows}
   for name, some in cases.items():
-    write_rows(folder, name, results.with_probabilities(some, result))
+    evaluation.write_rows(folder, name, results.with_probabilities(some, result))
   patients = result["cases"].replace("cases", "patients")
-  write_rows(folder, patients, results.patient_rows(rows, result))
+  evaluation.write_rows(folder, patients, results.patient_rows(rows, result))
   write_figures(folder, rows, result)
   result = results.strict(result)
   checkpoint.write_json(folder / "metrics.json", result)
   return result
-
-
-def open_data(
-  trained: workdir.Trained, data: str | None = None
-) -> tuple[input_pipeline.Dataset, bool]:
-  """Opens the workdir's own data, or other data on the same grid.
-
-  Returns:
-    the data set, and whether it is another one than the workdir's own.
-
-  Raises:
-    UserError: the own data has changed, or the other grid differs.
-  """
-  config = ml_collections.ConfigDict(trained.config.data.to_dict())
-  own = trained.dataset["fingerprint"]
-  if data is None:
-    dataset = input_pipeline.open_dataset(config)
-    if dataset.fingerprint != own:
-      raise UserError(
-        f"{dataset.path} is not the data that {trained.path} was trained on"
-        f" (fingerprint {dataset.fingerprint}, not {own}); to evaluate on it"
-        f" as external data, add --data={dataset.path}"
-      )
-    return dataset, False
-  config.path = data
-  fold = config.fold
-  config.fold = None
-  dataset = input_pipeline.open_dataset(config)
-  if dataset.fingerprint == own:
-    config.fold = fold
-    return input_pipeline.open_dataset(config), False
-  if results.strict(dataset.grid) != trained.dataset["grid"]:
-    raise UserError(
-      f"{dataset.path} has the grid {results.strict(dataset.grid)}, but"
-      f" {trained.path} was trained on {trained.dataset['grid']}; build the"
-      " data on that grid"
-    )
-  return dataset, True
 
 
 def score_rows(
@@ -207,20 +163,6 @@ def score_rows(
           }
         )
   return scored
-
-
-def write_rows(folder: pathlib.Path, name: str, rows: Sequence[Row]) -> None:
-  """Writes NAME.jsonl (all) and NAME.csv (all but the lists), each whole."""
-  lines = [json.dumps(results.strict(row), allow_nan=False) for row in rows]
-  _write_text(folder / f"{name}.jsonl", "".join(f"{x}\n" for x in lines))
-  flat = [
-    {k: v for k, v in row.items() if not isinstance(v, list)} for row in rows
-  ]
-  text = io.StringIO()
-  writer = csv.DictWriter(text, list(flat[0]) if flat else ["case_id"])
-  writer.writeheader()
-  writer.writerows(flat)
-  _write_text(folder / f"{name}.csv", text.getvalue())
 
 
 def read_cases(path: pathlib.Path) -> list[Row]:
@@ -272,41 +214,10 @@ def write_figures(
     plots.save(draw(patients, **words), folder / f"{name}.png")
 
 
-def _check_settings(
-  split: str, threshold: str, bootstrap: int, batch_size: int | None
-) -> None:
-  if split not in SPLITS:
-    raise UserError(f"--split={split} is none of {', '.join(SPLITS)}")
-  try:
-    calibration.check_criterion(threshold)
-  except ValueError as error:
-    raise UserError(f"--threshold: {error}") from error
-  if bootstrap < LEAST_DRAWS:
-    raise UserError(
-      f"--bootstrap={bootstrap} is too few for an interval; use at least"
-      f" {LEAST_DRAWS}"
-    )
-  if batch_size is not None and batch_size < 1:
-    raise UserError(f"--batch_size={batch_size} must be at least 1")
-
-
-def _folder(
-  path: pathlib.Path, split: str, fingerprint: str, external: bool
-) -> pathlib.Path:
-  folder = path / "eval"
-  if external:
-    folder /= f"external_{fingerprint[:8]}"
-  return folder if split == "test" else folder / split
-
-
-def _cases_name(split: str, external: bool) -> str:
-  return f"{'external_' if external else ''}{split}_cases"
-
-
 def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
   """Validation rows of the workdir's own data, or those stored before."""
   try:
-    dataset, _ = open_data(trained)
+    dataset, _ = evaluation.open_data(trained)
   except UserError as error:
     stored = trained.path / "eval" / "validation_cases.jsonl"
     report = trained.path / "eval" / "metrics.json"
@@ -334,31 +245,6 @@ def _read_other(
   return read_cases(there / f"{result['cases']}.jsonl"), result
 
 
-def _describe(
-  trained: workdir.Trained,
-  dataset: input_pipeline.Dataset,
-  split: str,
-  external: bool,
-) -> dict[str, Any]:
-  source = dataset.metadata.get("source")
-  phantom = "Phantom results. " if source == "phantom" else ""
-  return {
-    "disclaimer": phantom + DISCLAIMER,
-    "workdir": str(trained.path),
-    "step": trained.step,
-    "split": split,
-    "cases": _cases_name(split, external),
-    "data": {
-      "path": str(dataset.path),
-      "fingerprint": dataset.fingerprint,
-      "source": source,
-      "external": external,
-    },
-    "phantom": source == "phantom",
-    "versions": workdir.versions(),
-  }
-
-
 def _data_notes(
   split: str, external: bool, validation: Sequence[Row]
 ) -> list[str]:
@@ -376,13 +262,6 @@ def _data_notes(
       " the checkpoint too: optimistic"
     )
   return notes
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", newline="") as f:
-    f.write(text)
-  temporary.replace(path)
 
 
 def define_flags() -> None:
