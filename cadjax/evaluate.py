@@ -6,8 +6,6 @@ Writes W/eval: the per-case rows first, then metrics.json and the figures. The
 temperature and the threshold come from validation patients alone.
 """
 
-import csv
-import io
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from tqdm import tqdm
 
 from cadjax import (
   calibration,
+  case_rows,
   checkpoint,
   input_pipeline,
   plots,
@@ -89,12 +88,12 @@ def evaluate(
     validation = _own_validation(trained, batch_size)
   else:
     validation = score_rows(dataset, ["validation"], trained.logits, batch_size)
-  write_rows(folder, "validation_cases", validation)
+  case_rows.write_rows(folder, "validation_cases", validation)
   rows = validation
   if external or split != "validation":
     rows = score_rows(dataset, names, trained.logits, batch_size)
     # For external data, "validation" may name both of two sets.
-    write_rows(folder, _cases_name(split, external), rows)
+    case_rows.write_rows(folder, _cases_name(split, external), rows)
 
   result = _describe(trained, dataset, split, external) | results.evaluate_rows(
     validation,
@@ -120,9 +119,9 @@ def evaluate(
       )
   cases = {"validation_cases": validation, result["cases"]: rows}
   for name, some in cases.items():
-    write_rows(folder, name, results.with_probabilities(some, result))
+    case_rows.write_rows(folder, name, results.with_probabilities(some, result))
   patients = result["cases"].replace("cases", "patients")
-  write_rows(folder, patients, results.patient_rows(rows, result))
+  case_rows.write_rows(folder, patients, results.patient_rows(rows, result))
   write_figures(folder, rows, result)
   result = results.strict(result)
   checkpoint.write_json(folder / "metrics.json", result)
@@ -207,20 +206,6 @@ def score_rows(
           }
         )
   return scored
-
-
-def write_rows(folder: pathlib.Path, name: str, rows: Sequence[Row]) -> None:
-  """Writes NAME.jsonl (all) and NAME.csv (all but the lists), each whole."""
-  lines = [json.dumps(results.strict(row), allow_nan=False) for row in rows]
-  _write_text(folder / f"{name}.jsonl", "".join(f"{x}\n" for x in lines))
-  flat = [
-    {k: v for k, v in row.items() if not isinstance(v, list)} for row in rows
-  ]
-  text = io.StringIO()
-  writer = csv.DictWriter(text, list(flat[0]) if flat else ["case_id"])
-  writer.writeheader()
-  writer.writerows(flat)
-  _write_text(folder / f"{name}.csv", text.getvalue())
 
 
 def read_cases(path: pathlib.Path) -> list[Row]:
@@ -376,13 +361,6 @@ def _data_notes(
       " the checkpoint too: optimistic"
     )
   return notes
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", newline="") as f:
-    f.write(text)
-  temporary.replace(path)
 
 
 def define_flags() -> None:

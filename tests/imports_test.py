@@ -17,9 +17,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A new file in cadjax must be placed here, on purpose.
 LAYERS = {
   1: (
-    "augment calibration explain explain_metrics flops intervals losses"
-    " metrics models models.conv_cpu models.layers models.resnet models.unet"
-    " models.winograd names optimizer parallel segment_metrics"
+    "augment calibration explain explain_checks explain_metrics flops"
+    " intervals losses metrics models models.conv_cpu models.layers"
+    " models.resnet models.unet models.winograd names optimizer parallel"
+    " segment_metrics"
   ),
   2: "checkpoint input_pipeline inputs log results steps workdir",
   3: (
