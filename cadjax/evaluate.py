@@ -1,26 +1,27 @@
-"""Evaluates a trained classifier by patient, with intervals.
+"""Evaluates a trained classifier or segmenter by patient, with intervals.
 
   python -m cadjax.evaluate --workdir=W [--split=test] [--against=W2]
 
 Writes W/eval: the per-case rows first, then metrics.json and the figures. The
-temperature and the threshold come from validation patients alone.
+temperature and the threshold of a classifier come from validation patients
+alone. What is measured of a segmenter: see `evaluate_segments`.
 """
 
-import csv
-import io
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from cadjax import (
   calibration,
+  case_rows,
   checkpoint,
+  evaluate_segments,
+  evaluation,
   input_pipeline,
   plots,
   results,
@@ -29,6 +30,8 @@ from cadjax import (
 from cadjax.results import Row
 from data_prep import errors
 from data_prep.errors import UserError
+
+CASE_KEYS = ("case_id", "patient_id", "label", "log_odds")
 
 
 def evaluate(
@@ -51,9 +54,11 @@ def evaluate(
     split: "test", "validation", "train" or "all".
     data: a data set to use in place of the one that the workdir names.
     against: another workdir, evaluated before on the same patients.
-    threshold: the criterion, see `calibration.choose_threshold`.
+    threshold: the criterion, see `calibration.choose_threshold`; of a
+      classifier.
     bootstrap: number of draws, at least 100.
-    batch_size: `config.data.eval_batch_size` if left out.
+    batch_size: volumes, or windows of a segmenter, at a time;
+      `config.data.eval_batch_size` if left out.
 
   Returns:
     the contents of metrics.json.
@@ -61,9 +66,19 @@ def evaluate(
   Raises:
     UserError: for settings, a workdir or data that cannot be used.
   """
-  _check_settings(split, threshold, bootstrap, batch_size)
+  evaluation.check_settings(split, bootstrap, batch_size)
+  try:
+    calibration.check_criterion(threshold)
+  except ValueError as error:
+    raise UserError(f"--threshold: {error}") from error
   trained = workdir.load_trained(path)
   config = trained.config
+  if trained.task == "segment":
+    if batch_size:
+      config.data.eval_batch_size = batch_size
+    return evaluate_segments.evaluate(
+      trained, split=split, data=data, against=against, bootstrap=bootstrap
+    )
   if config.eval.pooling not in calibration.POOLINGS:
     raise UserError(
       f"config.eval.pooling is {config.eval.pooling!r}; it is one of"
@@ -75,7 +90,9 @@ def evaluate(
   dataset, external = evaluation.open_data(trained, data)
   names = evaluation.splits_of(split, dataset)
   folder = evaluation.folder_of(trained.path, split, dataset.fingerprint, external)
-  other = _read_other(trained, against, folder, split) if against else None
+  other = None
+  if against:
+    other = evaluation.read_other(trained, against, folder, CASE_KEYS)
 
   # What was computed is on disk before anything is averaged.
   folder.mkdir(parents=True, exist_ok=True)
@@ -83,12 +100,12 @@ def evaluate(
     validation = _own_validation(trained, batch_size)
   else:
     validation = score_rows(dataset, ["validation"], trained.logits, batch_size)
-  evaluation.write_rows(folder, "validation_cases", validation)
+  case_rows.write_rows(folder, "validation_cases", validation)
   rows = validation
   if external or split != "validation":
     rows = score_rows(dataset, names, trained.logits, batch_size)
     # For external data, "validation" may name both of two sets.
-    evaluation.write_rows(folder, evaluation.cases_name(split, external), rows)
+    case_rows.write_rows(folder, evaluation.cases_name(split, external), rows)
 
   result = evaluation.describe(trained, dataset, split, external) | results.evaluate_rows(
     validation,
@@ -114,9 +131,9 @@ def evaluate(
       )
   cases = {"validation_cases": validation, result["cases"]: rows}
   for name, some in cases.items():
-    evaluation.write_rows(folder, name, results.with_probabilities(some, result))
+    case_rows.write_rows(folder, name, results.with_probabilities(some, result))
   patients = result["cases"].replace("cases", "patients")
-  evaluation.write_rows(folder, patients, results.patient_rows(rows, result))
+  case_rows.write_rows(folder, patients, results.patient_rows(rows, result))
   write_figures(folder, rows, result)
   result = results.strict(result)
   checkpoint.write_json(folder / "metrics.json", result)
@@ -163,18 +180,6 @@ def score_rows(
           }
         )
   return scored
-
-
-def read_cases(path: pathlib.Path) -> list[Row]:
-  """Reads the rows of a _cases.jsonl; UserError if they are not whole."""
-  try:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-  except (OSError, json.JSONDecodeError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
-  needed = {"case_id", "patient_id", "label", "log_odds"}
-  if not all(needed <= row.keys() for row in rows):
-    raise UserError(f"{path} is not what cadjax.evaluate writes; run it again")
-  return rows
 
 
 def write_figures(
@@ -224,7 +229,7 @@ def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
     if stored.exists() and report.exists():
       step = workdir.read_json(report).get("step")
       if step == trained.step:
-        return read_cases(stored)
+        return evaluation.read_rows(stored, CASE_KEYS)
     raise UserError(
       "the temperature and the threshold of an external evaluation come from"
       f" the validation cases of the workdir's own data, but {error}"
@@ -232,34 +237,18 @@ def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
   return score_rows(dataset, ["validation"], trained.logits, batch_size)
 
 
-def _read_other(
-  trained: workdir.Trained, against: str, folder: pathlib.Path, split: str
-) -> tuple[list[Row], dict[str, Any]]:
-  there = pathlib.Path(against) / folder.relative_to(trained.path)
-  if not (there / "metrics.json").exists():
-    raise UserError(
-      f"{there} holds no evaluation; run python -m cadjax.evaluate"
-      f" --workdir={against} on the same split and data first"
-    )
-  result = workdir.read_json(there / "metrics.json")
-  return read_cases(there / f"{result['cases']}.jsonl"), result
-
-
 def _data_notes(
   split: str, external: bool, validation: Sequence[Row]
 ) -> list[str]:
-  notes = []
+  notes = evaluation.split_notes(split, external)
   if external:
     notes.append(
-      "external validation: other data than the workdir was trained on;"
-      " temperature and threshold come from the workdir's own validation"
+      "temperature and threshold come from the workdir's own validation"
     )
-  elif split in ("train", "all"):
-    notes.append("these cases include those that the model was trained on")
   if not external and split in ("validation", "all") and validation:
     notes.append(
-      "temperature and threshold were chosen on these validation cases, and"
-      " the checkpoint too: optimistic"
+      "temperature and threshold were chosen on these validation cases:"
+      " optimistic"
     )
   return notes
 
@@ -267,7 +256,9 @@ def _data_notes(
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   flags.DEFINE_string("workdir", None, "Of cadjax.main.", required=True)
-  flags.DEFINE_string("split", "test", f"One of {', '.join(SPLITS)}.")
+  flags.DEFINE_string(
+    "split", "test", f"One of {', '.join(evaluation.SPLITS)}."
+  )
   flags.DEFINE_string(
     "data", None, "A data set in place of the workdir's own (external)."
   )
@@ -275,10 +266,14 @@ def define_flags() -> None:
     "against", None, "Another evaluated workdir, to compare with."
   )
   flags.DEFINE_string(
-    "threshold", "youden", "youden, f1, sensitivity>=0.9 or a number."
+    "threshold",
+    "youden",
+    "youden, f1, sensitivity>=0.9 or a number; of a classifier.",
   )
   flags.DEFINE_integer("bootstrap", 2000, "Draws of the bootstrap.")
-  flags.DEFINE_integer("batch_size", None, "Volumes at a time.")
+  flags.DEFINE_integer(
+    "batch_size", None, "Volumes, or a segmenter's windows, at a time."
+  )
 
 
 def main(_: Sequence[str]) -> None:
@@ -293,12 +288,13 @@ def main(_: Sequence[str]) -> None:
     bootstrap=args.bootstrap,
     batch_size=args.batch_size,
   )
+  cad = f" ({result['n_cad']} with CAD)" if "n_cad" in result else ""
   print(
     f"{result['split']} of {result['data']['path']}: {result['n_patients']}"
-    f" patients ({result['n_cad']} with CAD), {result['n_scans']} scans; step"
-    f" {result['step']}"
+    f" patients{cad}, {result['n_scans']} scans; step {result['step']}"
   )
-  print(results.table(result))
+  segmenter = result["task"] == "segment"
+  print((evaluate_segments if segmenter else results).table(result))
   print(result["disclaimer"])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax import (
+  case_rows,
   checkpoint,
   classes,
   components,
@@ -62,7 +63,9 @@ def evaluate(
   )
   other = None
   if against:
-    other = evaluation.read_other(trained, against, folder)
+    other = evaluation.read_other(
+      trained, against, folder, ("patient_id", "class", *METRICS)
+    )
 
   rows, lesions = score_cases(trained, dataset, splits)
   if not rows:
@@ -72,9 +75,9 @@ def evaluate(
     )
   folder.mkdir(parents=True, exist_ok=True)
   name = evaluation.cases_name(split, external)
-  evaluation.write_rows(folder, name, rows)
+  case_rows.write_rows(folder, name, rows)
   if lesions:
-    evaluation.write_rows(folder, name.replace("cases", "lesions"), lesions)
+    case_rows.write_rows(folder, name.replace("cases", "lesions"), lesions)
 
   options = {"draws": bootstrap, "seed": 0}
   result = evaluation.describe(trained, dataset, split, external)

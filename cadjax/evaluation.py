@@ -1,7 +1,5 @@
 """What evaluations of classifiers and of segmenters share: data and files."""
 
-import csv
-import io
 import json
 import pathlib
 from collections.abc import Sequence
@@ -103,6 +101,7 @@ def describe(
   phantom = "Phantom results. " if source == "phantom" else ""
   return {
     "disclaimer": phantom + DISCLAIMER,
+    "task": trained.task,
     "workdir": str(trained.path),
     "step": trained.step,
     "split": split,
@@ -118,23 +117,61 @@ def describe(
   }
 
 
-def write_rows(folder: pathlib.Path, name: str, rows: Sequence[Row]) -> None:
-  """Writes NAME.jsonl (all) and NAME.csv (all but the lists), each whole."""
-  lines = [json.dumps(results.strict(row), allow_nan=False) for row in rows]
-  write_text(folder / f"{name}.jsonl", "".join(f"{x}\n" for x in lines))
-  flat = [
-    {k: v for k, v in row.items() if not isinstance(v, list)} for row in rows
-  ]
-  text = io.StringIO()
-  writer = csv.DictWriter(text, list(flat[0]) if flat else ["case_id"])
-  writer.writeheader()
-  writer.writerows(flat)
-  write_text(folder / f"{name}.csv", text.getvalue())
+def split_notes(split: str, external: bool) -> list[str]:
+  """Returns what must be said of evaluating on a split."""
+  if external:
+    return [
+      "external validation: other data than the workdir was trained on"
+    ]
+  notes = []
+  if split in ("train", "all"):
+    notes.append("these cases include those that the model was trained on")
+  if split in ("validation", "all"):
+    notes.append("the checkpoint was chosen on validation cases: optimistic")
+  return notes
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text to a temporary name and renames it."""
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", newline="") as f:
-    f.write(text)
-  temporary.replace(path)
+def read_rows(path: pathlib.Path, keys: Sequence[str]) -> list[Row]:
+  """Reads a .jsonl of rows; UserError if it cannot be or lacks a key."""
+  try:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+  except (OSError, json.JSONDecodeError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+  if not all(set(keys) <= row.keys() for row in rows):
+    raise UserError(f"{path} is not what cadjax.evaluate writes; run it again")
+  return rows
+
+
+def read_other(
+  trained: workdir.Trained,
+  against: str,
+  folder: pathlib.Path,
+  keys: Sequence[str],
+) -> tuple[list[Row], dict[str, Any]]:
+  """Reads the evaluation of another workdir on the same split.
+
+  Args:
+    trained: the model of this evaluation.
+    against: the other workdir.
+    folder: where this evaluation goes.
+    keys: that every row must have.
+
+  Returns:
+    the rows and metrics.json.
+
+  Raises:
+    UserError: there is none, or it is of a model of another task.
+  """
+  there = pathlib.Path(against) / folder.relative_to(trained.path)
+  if not (there / "metrics.json").exists():
+    raise UserError(
+      f"{there} holds no evaluation; run python -m cadjax.evaluate"
+      f" --workdir={against} on the same split and data first"
+    )
+  result = workdir.read_json(there / "metrics.json")
+  if result.get("task", "classify") != trained.task:
+    raise UserError(
+      f"{trained.path} and {against} do not do the same: a classifier and a"
+      " segmenter cannot be compared"
+    )
+  return read_rows(there / f"{result['cases']}.jsonl", keys), result

@@ -17,14 +17,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A new file in cadjax must be placed here, on purpose.
 LAYERS = {
   1: (
-    "augment calibration classes explain flops intervals losses metrics models"
-    " models.conv_cpu models.layers models.resnet models.unet"
-    " models.winograd names optimizer parallel segment_losses segment_metrics"
-    " components sliding"
+    "augment calibration classes components explain explain_checks"
+    " explain_metrics flops intervals losses metrics models models.conv_cpu"
+    " models.layers models.resnet models.unet models.winograd names optimizer"
+    " parallel segment_losses segment_metrics sliding"
   ),
   2: (
-    "checkpoint evaluation input_pipeline inputs log patches results steps"
-    " tasks workdir"
+    "case_rows checkpoint evaluation input_pipeline inputs log patches results"
+    " steps tasks workdir"
   ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
