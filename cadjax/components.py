@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.ndimage
 
-# Voxels that share a face, an edge or a corner belong together.
-CONNECTED_26 = np.ones((3, 3, 3), bool)
+from cadjax.segment_metrics import CONNECTED_26
 
 
 def remove_small(

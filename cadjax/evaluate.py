@@ -7,7 +7,6 @@ temperature and the threshold of a classifier come from validation patients
 alone. What is measured of a segmenter: see `evaluate_segments`.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -89,7 +88,9 @@ def evaluate(
   )
   dataset, external = evaluation.open_data(trained, data)
   names = evaluation.splits_of(split, dataset)
-  folder = evaluation.folder_of(trained.path, split, dataset.fingerprint, external)
+  folder = evaluation.folder_of(
+    trained.path, split, dataset.fingerprint, external
+  )
   other = None
   if against:
     other = evaluation.read_other(trained, against, folder, CASE_KEYS)
@@ -107,7 +108,9 @@ def evaluate(
     # For external data, "validation" may name both of two sets.
     case_rows.write_rows(folder, evaluation.cases_name(split, external), rows)
 
-  result = evaluation.describe(trained, dataset, split, external) | results.evaluate_rows(
+  result = evaluation.describe(
+    trained, dataset, split, external
+  ) | results.evaluate_rows(
     validation,
     rows,
     ndim=config.model.ndim,

@@ -7,6 +7,7 @@ measured on the grid of the records, which is the model's.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from cadjax import (
   workdir,
 )
 from cadjax.results import Row
+from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 
@@ -79,9 +81,8 @@ def evaluate(
   if lesions:
     case_rows.write_rows(folder, name.replace("cases", "lesions"), lesions)
 
-  options = {"draws": bootstrap, "seed": 0}
   result = evaluation.describe(trained, dataset, split, external)
-  result |= summarise(rows, lesions, **options)
+  result |= summarise(rows, lesions, draws=bootstrap)
   result |= {
     "segmentation": {
       "window": trained.config.segment.window or trained.config.data.patch_size,
@@ -95,7 +96,7 @@ def evaluate(
   if other:
     result["against"] = {
       "workdir": str(against),
-      "difference": compare(rows, other[0], **options),
+      "difference": compare(rows, other[0], draws=bootstrap),
     }
   result = results.strict(result)
   write_worst(folder, trained, dataset, rows)
@@ -117,7 +118,7 @@ def score_cases(
 
   Returns:
     a row for each case and foreground class that the case annotates, with
-    `segment_metrics.METRICS`; and a row with `LESIONS` for each case that
+    `METRICS`; and a row with `LESIONS` for each case that
     annotates both kinds of plaque, if the segmenter tells them apart.
   """
   rows, lesions = [], []
@@ -144,8 +145,7 @@ def score_cases(
     ]
     if len(plaques) == len(PLAQUES):
       lesions.append(
-        who
-        | _detect(np.isin(found, plaques), np.isin(truth, plaques), record)
+        who | _detect(np.isin(found, plaques), np.isin(truth, plaques), record)
       )
   return rows, lesions
 
@@ -169,8 +169,8 @@ def _detect(found, truth, record) -> dict[str, float]:
   if listed:
     centers, lengths = segment_metrics.lesion_centers(listed, affine)
     # The grid may be a box that leaves some out.
-    inside = (centers > -0.5).all(1) & (centers < np.array(truth.shape) - 0.5)
-    inside = inside.all(1) if inside.ndim > 1 else inside
+    inside = (centers > -0.5) & (centers < np.array(truth.shape) - 0.5)
+    inside = inside.all(1)
     centers, lengths = centers[inside], lengths[inside]
   return segment_metrics.lesion_detection(
     found, truth, record["spacing"], centers=centers, lengths_mm=lengths
@@ -182,7 +182,7 @@ def _foreground(trained: workdir.Trained) -> tuple[str, ...]:
 
 
 def summarise(
-  rows: Sequence[Row], lesions: Sequence[Row], *, draws: int, seed: int
+  rows: Sequence[Row], lesions: Sequence[Row], *, draws: int = 2000
 ) -> dict[str, Any]:
   """Averages over patients; needs no model and no files.
 
@@ -190,105 +190,89 @@ def summarise(
     rows: of `score_cases`.
     lesions: of `score_cases`.
     draws: of the bootstrap over patients.
-    seed: of the bootstrap.
 
   Returns:
-    "n_patients", "n_scans", "mean_dice" (over a patient's classes, then over
-    patients), "patient" {class: {metric: interval}} and "lesions" {metric:
-    interval}, with intervals as `intervals.mean_interval` gives them.
+    "n_patients", "n_scans", "patient" {class: {metric: interval}},
+    "mean_dice" (over the classes of each scan) and, if there are such rows,
+    "lesions" {metric: interval}, all as `intervals.mean_interval` gives them.
   """
-  options = {"draws": draws, "seed": seed}
-  by_class = {
-    name: {
-      metric: intervals.mean_interval(values, **options)
-      for metric, values in by_patient(
-        [row for row in rows if row["class"] == name], segment_metrics.METRICS
-      ).items()
-    }
-    for name in dict.fromkeys(row["class"] for row in rows)
-  }
+  scans = by_scan(rows)
   result = {
     "n_patients": len({row["patient_id"] for row in rows}),
-    "n_scans": len({(row["split"], row["index"]) for row in rows}),
-    "mean_dice": intervals.mean_interval(_mean_dice(rows), **options),
-    "patient": by_class,
+    "n_scans": len(scans),
+    "patient": {
+      row.pop("class"): row
+      for row in intervals.mean_table(rows, ["class"], METRICS, draws=draws)
+    },
+    "mean_dice": intervals.mean_interval(
+      np.array([mean_dice(some) for some in scans.values()]),
+      patients=np.array([some[0]["patient_id"] for some in scans.values()]),
+      draws=draws,
+    ),
+    "bootstrap": {"draws": draws, "seed": 0, "confidence": 0.95},
   }
   if lesions:
-    result["lesions"] = {
-      metric: intervals.mean_interval(values, **options)
-      for metric, values in by_patient(lesions, LESIONS).items()
-    }
-  return result | {"bootstrap": options | {"confidence": 0.95}}
+    (result["lesions"],) = intervals.mean_table(
+      lesions, [], LESIONS, draws=draws
+    )
+  return result
 
 
-def by_patient(
-  rows: Sequence[Row], metrics: Sequence[str]
-) -> dict[str, np.ndarray]:
-  """Returns {metric: [patients]}, means over scans, patients by sorted id."""
-  values = np.array(
-    [[_number(row[metric]) for metric in metrics] for row in rows]
-  )
-  means = results.patient_means([row["patient_id"] for row in rows], values)
-  return dict(zip(metrics, means.T, strict=True))
+def by_scan(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+  """Returns the rows of each scan, one a class, by (split, index)."""
+  scans: dict[tuple[str, int], list[Row]] = {}
+  for row in rows:
+    scans.setdefault((row["split"], row["index"]), []).append(row)
+  return scans
 
 
-def _number(value: float | None) -> float:
-  """Undefined is null in a file."""
-  return float("nan") if value is None else float(value)
-
-
-def _mean_dice(rows: Sequence[Row]) -> np.ndarray:
-  """The mean over the classes of each patient, by sorted id."""
-  names = list(dict.fromkeys(row["class"] for row in rows))
-  table = np.full((len(rows), len(names)), np.nan)
-  for i, row in enumerate(rows):
-    table[i, names.index(row["class"])] = _number(row["dice"])
-  means = results.patient_means([row["patient_id"] for row in rows], table)
-  return np.array([results.defined_mean(each) for each in means])
+def mean_dice(rows: Sequence[Row]) -> float:
+  """Returns the mean Dice over the classes of a scan that define it."""
+  return results.defined_mean([row["dice"] for row in rows])
 
 
 def compare(
-  rows: Sequence[Row], other: Sequence[Row], *, draws: int, seed: int
+  rows: Sequence[Row], other: Sequence[Row], *, draws: int = 2000
 ) -> dict[str, dict[str, Any]]:
-  """Compares two segmenters on the same patients and their common classes.
+  """Compares two segmenters on the same scans and their common classes.
 
   Args:
     rows: of this one.
-    other: of the other one.
+    other: of the other one, as they were written.
     draws: of the bootstrap over patients.
-    seed: of the bootstrap.
 
   Returns:
-    {class: {metric: interval}} of this minus the other, as means over the
-    patients where both are defined.
+    {class: {metric: interval}} of this minus the other, where both are
+    defined.
 
   Raises:
-    UserError: the patients differ, or no class is common.
+    UserError: the scans differ, or no class is common.
   """
-  names = [
-    name
-    for name in dict.fromkeys(row["class"] for row in rows)
-    if any(row["class"] == name for row in other)
-  ]
-  if not names:
+  common = {row["class"] for row in rows} & {row["class"] for row in other}
+  if not common:
     raise UserError("the two segmenters have no class in common")
-  result = {}
-  for name in names:
-    ours = [row for row in rows if row["class"] == name]
-    theirs = [row for row in other if row["class"] == name]
-    patients = {row["patient_id"] for row in ours}
-    if patients != {row["patient_id"] for row in theirs}:
-      raise UserError(
-        "the two segmenters were not evaluated on the same patients; evaluate"
-        " both on the same data"
-      )
-    a = by_patient(ours, segment_metrics.METRICS)
-    b = by_patient(theirs, segment_metrics.METRICS)
-    result[name] = {
-      metric: intervals.mean_interval(a[metric] - b[metric], draws=draws, seed=seed)
-      for metric in segment_metrics.METRICS
+  ours, theirs = (
+    {
+      (row["case_id"], row["class"]): row
+      for row in some
+      if row["class"] in common
     }
-  return result
+    for some in (rows, other)
+  )
+  if ours.keys() != theirs.keys():
+    raise UserError(
+      "the two segmenters were not evaluated on the same scans; evaluate both"
+      " on the same data"
+    )
+  # None stands for NaN in a file.
+  number = lambda x: math.nan if x is None else x  # noqa: E731
+  differences = [
+    row
+    | {name: number(row[name]) - number(theirs[key][name]) for name in METRICS}
+    for key, row in ours.items()
+  ]
+  table = intervals.mean_table(differences, ["class"], METRICS, draws=draws)
+  return {row.pop("class"): row for row in table}
 
 
 def write_worst(
@@ -301,14 +285,8 @@ def write_worst(
 
   Each plane is the slice with the most wrong voxels.
   """
-  scans: dict[tuple[str, int], list[Row]] = {}
-  for row in rows:
-    scans.setdefault((row["split"], row["index"]), []).append(row)
-  dice = {
-    key: results.defined_mean([row["dice"] for row in some])
-    for key, some in scans.items()
-  }
-  judged = [key for key in scans if np.isfinite(dice[key])]
+  dice = {key: mean_dice(some) for key, some in by_scan(rows).items()}
+  judged = [key for key in dice if np.isfinite(dice[key])]
   headings = {}
   for split, index in sorted(judged, key=dice.get)[:WORST]:
     case = next(
@@ -322,7 +300,7 @@ def write_worst(
       "Worst cases by mean Dice  ·  green: true  ·  pink: found  ·  "
       + evaluation.DISCLAIMER,
     )
-    evaluation.write_bytes(folder / "worst.png", png)
+    (folder / "worst.png").write_bytes(png)
 
 
 def _panels(trained, dataset, case) -> list[planes.Panel]:
@@ -345,16 +323,12 @@ def _panels(trained, dataset, case) -> list[planes.Panel]:
 
 def table(result: Mapping[str, Any]) -> str:
   """Returns the metrics as text: a line a metric, a column a class."""
-  columns = dict(result["patient"])
-  lines = []
-  width = 31
-  header = "".join(f"{name:<{width}}" for name in columns)
-  lines.append(f"{'':<19}{header}".rstrip())
-  for metric in segment_metrics.METRICS:
-    cells = "".join(
-      f"{_cell(column[metric]):<{width}}" for column in columns.values()
-    )
-    lines.append(f"{metric:<19}{cells}".rstrip())
+  columns = result["patient"]
+  lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
+  for metric in METRICS:
+    cells = [f"{_cell(column[metric]):<31}" for column in columns.values()]
+    lines.append("".join([f"{metric:<19}", *cells]))
+  lines = [line.rstrip() for line in lines]
   lines.append(f"{'mean dice':<19}{_cell(result['mean_dice'])}")
   for metric, entry in result.get("lesions", {}).items():
     lines.append(f"{'lesions: ' + metric:<27}{_cell(entry)}")

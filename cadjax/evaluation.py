@@ -120,9 +120,7 @@ def describe(
 def split_notes(split: str, external: bool) -> list[str]:
   """Returns what must be said of evaluating on a split."""
   if external:
-    return [
-      "external validation: other data than the workdir was trained on"
-    ]
+    return ["external validation: other data than the workdir was trained on"]
   notes = []
   if split in ("train", "all"):
     notes.append("these cases include those that the model was trained on")

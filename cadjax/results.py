@@ -54,25 +54,6 @@ def by_patient(
   return ids, labels, np.bincount(member, probs, ids.size) / scans
 
 
-def patient_means(patients: Sequence[str], values: np.ndarray) -> np.ndarray:
-  """Averages the scans of each patient over those that are defined.
-
-  Args:
-    patients: of n scans.
-    values: [n, C], NaN where undefined.
-
-  Returns:
-    [patients, C], in the order of their sorted ids.
-  """
-  _, member = np.unique(patients, return_inverse=True)
-  defined = np.isfinite(values)
-  shape = (member.max(initial=-1) + 1, values.shape[1])
-  sums, counts = np.zeros(shape), np.zeros(shape)
-  np.add.at(sums, member, np.where(defined, values, 0.0))
-  np.add.at(counts, member, defined)
-  return np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
-
-
 def defined_mean(values: Sequence[float]) -> float:
   """Returns the mean of the values that are not NaN; NaN if none is left."""
   values = np.asarray(values, np.float64)

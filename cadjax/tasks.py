@@ -18,6 +18,7 @@ from cadjax import (
   augment,
   classes,
   input_pipeline,
+  intervals,
   losses,
   metrics,
   models,
@@ -298,22 +299,19 @@ def _segmentation(config, dataset, devices) -> Task:
       known = classes.map_known(record["mask_classes"], task)[1:] > 0
       dice = dice_by_class(labels, truth, len(foreground) + 1)
       scans[i, known] = dice[known]
-    means = results.patient_means([row["patient_id"] for row in rows], scans)
-    if not np.isfinite(means).any():
+    if not np.isfinite(scans).any():
       raise UserError(
         f"{dataset.path}: no validation case has {' or '.join(foreground)} in"
         " its mask"
       )
-    by_class = {
-      f"dice_{name}": results.defined_mean(means[:, i])
-      for i, name in enumerate(foreground)
-    }
-    # Patients count alike, whichever classes they have.
+    patients = np.array([row["patient_id"] for row in rows])
+    whole = np.array([results.defined_mean(scan) for scan in scans])
     return {
-      "dice": results.defined_mean(
-        [results.defined_mean(each) for each in means]
-      ),
-      **by_class,
+      "dice": _mean_over_patients(whole, patients),
+      **{
+        f"dice_{name}": _mean_over_patients(scans[:, i], patients)
+        for i, name in enumerate(foreground)
+      },
     }
 
   return Task(
@@ -342,6 +340,13 @@ def _segmentation(config, dataset, devices) -> Task:
     score=("dice", steps.overlaps),
     validate=validate,
   )
+
+
+def _mean_over_patients(values: np.ndarray, patients: np.ndarray) -> float:
+  """The mean over patients of their means over scans; NaNs do not count."""
+  # Only the mean is of use here, so one draw will do.
+  found = intervals.mean_interval(values, patients=patients, draws=1)
+  return found["value"]
 
 
 def _window(config: ml_collections.ConfigDict) -> tuple[int, ...]:

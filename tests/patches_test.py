@@ -36,9 +36,7 @@ def batches(dataset, start, stop, **options):
     "foreground_share": 0.5,
     "seed": 3,
   } | options
-  return list(
-    patches.train_batches(dataset, start=start, stop=stop, **options)
-  )
+  return list(patches.train_batches(dataset, start=start, stop=stop, **options))
 
 
 def test_a_patch_is_a_piece_of_its_volume_with_its_mask():

@@ -73,9 +73,7 @@ def test_equals_the_plain_average_over_windows(shape, overlap):
   best = np.sort(want, -1)
   clear = best[..., -1] - best[..., -2] > 1e-4
   assert clear.mean() > 0.99
-  np.testing.assert_array_equal(
-    found.labels[clear], want.argmax(-1)[clear]
-  )
+  np.testing.assert_array_equal(found.labels[clear], want.argmax(-1)[clear])
   assert window(SCALE, hu).probabilities is None
 
 
@@ -84,9 +82,7 @@ def test_mirroring_averages_over_all_flips():
   flips = [
     axes for n in range(4) for axes in itertools.combinations(range(3), n)
   ]
-  window = sliding.SlidingWindow(
-    position_aware, WINDOW, 0.5, 2, 3, mirror=True
-  )
+  window = sliding.SlidingWindow(position_aware, WINDOW, 0.5, 2, 3, mirror=True)
   found = window(SCALE, hu, probabilities=True).probabilities
   want = reference(hu, 0.5, flips=flips)
   np.testing.assert_allclose(found, want, atol=1e-3)
