@@ -23,14 +23,14 @@ LAYERS = {
     " parallel segment_losses segment_metrics sliding"
   ),
   2: (
-    "case_rows checkpoint evaluation input_pipeline inputs log patches results"
-    " steps tasks workdir"
+    "case_rows checkpoint evaluation folders input_pipeline inputs log patches"
+    " results steps tasks workdir"
   ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " planes plots predict report train"
+    " evaluate_segments planes plots predict report scans segment train"
   ),
   4: "experiment main",
 }
