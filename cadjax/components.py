@@ -27,6 +27,10 @@ def remove_small(
   smallest = min_mm3 / np.prod(spacing_mm)
   if smallest <= 1:
     return labels
-  parts, _ = scipy.ndimage.label(labels > 0, CONNECTED_26)
-  keep = np.bincount(parts.ravel()) >= smallest
-  return np.where(keep[parts], labels, np.uint8(0))
+  kept = np.zeros_like(labels)
+  # Components take 4 bytes a voxel, so only where there is foreground.
+  for box in scipy.ndimage.find_objects((labels > 0).view(np.uint8)):
+    parts, _ = scipy.ndimage.label(labels[box] > 0, CONNECTED_26)
+    keep = np.bincount(parts.ravel()) >= smallest
+    kept[box] = np.where(keep[parts], labels[box], 0)
+  return kept

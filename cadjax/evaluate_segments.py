@@ -312,12 +312,10 @@ def _panels(trained, dataset, case) -> list[planes.Panel]:
   for k in numbers:
     wrong |= (found == k) != (truth == k)
     masks += [(truth == k, TRUE_COLOR), (found == k, FOUND_COLOR)]
-  center = [
-    int(wrong.sum(tuple(a for a in range(3) if a != axis)).argmax())
-    for axis in range(3)
-  ]
   return planes.three_planes(
-    Volume(record["image"], grid), grid.to_mm(center), masks=masks
+    Volume(record["image"], grid),
+    grid.to_mm(planes.fullest(wrong if wrong.any() else truth > 0)),
+    masks=masks,
   )
 
 

@@ -135,6 +135,14 @@ def three_planes(
   ]
 
 
+def fullest(mask: np.ndarray) -> tuple[int, int, int]:
+  """Returns the slice along D, H and W with the most voxels of a mask."""
+  return tuple(
+    int(mask.sum(tuple(a for a in range(3) if a != axis)).argmax())
+    for axis in range(3)
+  )
+
+
 def draw(
   ax: matplotlib.axes.Axes,
   panel: Panel,
