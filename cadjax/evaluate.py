@@ -1,26 +1,26 @@
-"""Evaluates a trained classifier by patient, with intervals.
+"""Evaluates a trained classifier or segmenter by patient, with intervals.
 
   python -m cadjax.evaluate --workdir=W [--split=test] [--against=W2]
 
 Writes W/eval: the per-case rows first, then metrics.json and the figures. The
-temperature and the threshold come from validation patients alone.
+temperature and the threshold of a classifier come from validation patients
+alone. What is measured of a segmenter: see `evaluate_segments`.
 """
 
-import csv
-import io
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from cadjax import (
   calibration,
+  case_rows,
   checkpoint,
+  evaluate_segments,
+  evaluation,
   input_pipeline,
   plots,
   results,
@@ -30,9 +30,7 @@ from cadjax.results import Row
 from data_prep import errors
 from data_prep.errors import UserError
 
-DISCLAIMER = "Research software, not a medical device."
-SPLITS = ("test", "validation", "train", "all")
-LEAST_DRAWS = 100
+CASE_KEYS = ("case_id", "patient_id", "label", "log_odds")
 
 
 def evaluate(
@@ -55,9 +53,11 @@ def evaluate(
     split: "test", "validation", "train" or "all".
     data: a data set to use in place of the one that the workdir names.
     against: another workdir, evaluated before on the same patients.
-    threshold: the criterion, see `calibration.choose_threshold`.
+    threshold: the criterion, see `calibration.choose_threshold`; of a
+      classifier.
     bootstrap: number of draws, at least 100.
-    batch_size: `config.data.eval_batch_size` if left out.
+    batch_size: volumes, or windows of a segmenter, at a time;
+      `config.data.eval_batch_size` if left out.
 
   Returns:
     the contents of metrics.json.
@@ -65,9 +65,19 @@ def evaluate(
   Raises:
     UserError: for settings, a workdir or data that cannot be used.
   """
-  _check_settings(split, threshold, bootstrap, batch_size)
+  evaluation.check_settings(split, bootstrap, batch_size)
+  try:
+    calibration.check_criterion(threshold)
+  except ValueError as error:
+    raise UserError(f"--threshold: {error}") from error
   trained = workdir.load_trained(path)
   config = trained.config
+  if trained.task == "segment":
+    if batch_size:
+      config.data.eval_batch_size = batch_size
+    return evaluate_segments.evaluate(
+      trained, split=split, data=data, against=against, bootstrap=bootstrap
+    )
   if config.eval.pooling not in calibration.POOLINGS:
     raise UserError(
       f"config.eval.pooling is {config.eval.pooling!r}; it is one of"
@@ -76,12 +86,14 @@ def evaluate(
   batch_size = batch_size or config.data.get(
     "eval_batch_size", config.data.batch_size
   )
-  dataset, external = open_data(trained, data)
-  names = input_pipeline.SPLITS if split == "all" else (split,)
-  if not any(dataset.rows[name] for name in names):
-    raise UserError(f"{dataset.path}: the {split} split holds no labelled case")
-  folder = _folder(trained.path, split, dataset.fingerprint, external)
-  other = _read_other(trained, against, folder, split) if against else None
+  dataset, external = evaluation.open_data(trained, data)
+  names = evaluation.splits_of(split, dataset)
+  folder = evaluation.folder_of(
+    trained.path, split, dataset.fingerprint, external
+  )
+  other = None
+  if against:
+    other = evaluation.read_other(trained, against, folder, CASE_KEYS)
 
   # What was computed is on disk before anything is averaged.
   folder.mkdir(parents=True, exist_ok=True)
@@ -89,14 +101,16 @@ def evaluate(
     validation = _own_validation(trained, batch_size)
   else:
     validation = score_rows(dataset, ["validation"], trained.logits, batch_size)
-  write_rows(folder, "validation_cases", validation)
+  case_rows.write_rows(folder, "validation_cases", validation)
   rows = validation
   if external or split != "validation":
     rows = score_rows(dataset, names, trained.logits, batch_size)
     # For external data, "validation" may name both of two sets.
-    write_rows(folder, _cases_name(split, external), rows)
+    case_rows.write_rows(folder, evaluation.cases_name(split, external), rows)
 
-  result = _describe(trained, dataset, split, external) | results.evaluate_rows(
+  result = evaluation.describe(
+    trained, dataset, split, external
+  ) | results.evaluate_rows(
     validation,
     rows,
     ndim=config.model.ndim,
@@ -120,51 +134,13 @@ def evaluate(
       )
   cases = {"validation_cases": validation, result["cases"]: rows}
   for name, some in cases.items():
-    write_rows(folder, name, results.with_probabilities(some, result))
+    case_rows.write_rows(folder, name, results.with_probabilities(some, result))
   patients = result["cases"].replace("cases", "patients")
-  write_rows(folder, patients, results.patient_rows(rows, result))
+  case_rows.write_rows(folder, patients, results.patient_rows(rows, result))
   write_figures(folder, rows, result)
   result = results.strict(result)
   checkpoint.write_json(folder / "metrics.json", result)
   return result
-
-
-def open_data(
-  trained: workdir.Trained, data: str | None = None
-) -> tuple[input_pipeline.Dataset, bool]:
-  """Opens the workdir's own data, or other data on the same grid.
-
-  Returns:
-    the data set, and whether it is another one than the workdir's own.
-
-  Raises:
-    UserError: the own data has changed, or the other grid differs.
-  """
-  config = ml_collections.ConfigDict(trained.config.data.to_dict())
-  own = trained.dataset["fingerprint"]
-  if data is None:
-    dataset = input_pipeline.open_dataset(config)
-    if dataset.fingerprint != own:
-      raise UserError(
-        f"{dataset.path} is not the data that {trained.path} was trained on"
-        f" (fingerprint {dataset.fingerprint}, not {own}); to evaluate on it"
-        f" as external data, add --data={dataset.path}"
-      )
-    return dataset, False
-  config.path = data
-  fold = config.fold
-  config.fold = None
-  dataset = input_pipeline.open_dataset(config)
-  if dataset.fingerprint == own:
-    config.fold = fold
-    return input_pipeline.open_dataset(config), False
-  if results.strict(dataset.grid) != trained.dataset["grid"]:
-    raise UserError(
-      f"{dataset.path} has the grid {results.strict(dataset.grid)}, but"
-      f" {trained.path} was trained on {trained.dataset['grid']}; build the"
-      " data on that grid"
-    )
-  return dataset, True
 
 
 def score_rows(
@@ -209,32 +185,6 @@ def score_rows(
   return scored
 
 
-def write_rows(folder: pathlib.Path, name: str, rows: Sequence[Row]) -> None:
-  """Writes NAME.jsonl (all) and NAME.csv (all but the lists), each whole."""
-  lines = [json.dumps(results.strict(row), allow_nan=False) for row in rows]
-  _write_text(folder / f"{name}.jsonl", "".join(f"{x}\n" for x in lines))
-  flat = [
-    {k: v for k, v in row.items() if not isinstance(v, list)} for row in rows
-  ]
-  text = io.StringIO()
-  writer = csv.DictWriter(text, list(flat[0]) if flat else ["case_id"])
-  writer.writeheader()
-  writer.writerows(flat)
-  _write_text(folder / f"{name}.csv", text.getvalue())
-
-
-def read_cases(path: pathlib.Path) -> list[Row]:
-  """Reads the rows of a _cases.jsonl; UserError if they are not whole."""
-  try:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-  except (OSError, json.JSONDecodeError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
-  needed = {"case_id", "patient_id", "label", "log_odds"}
-  if not all(needed <= row.keys() for row in rows):
-    raise UserError(f"{path} is not what cadjax.evaluate writes; run it again")
-  return rows
-
-
 def write_figures(
   folder: pathlib.Path, rows: Sequence[Row], result: Mapping[str, Any]
 ) -> None:
@@ -272,48 +222,17 @@ def write_figures(
     plots.save(draw(patients, **words), folder / f"{name}.png")
 
 
-def _check_settings(
-  split: str, threshold: str, bootstrap: int, batch_size: int | None
-) -> None:
-  if split not in SPLITS:
-    raise UserError(f"--split={split} is none of {', '.join(SPLITS)}")
-  try:
-    calibration.check_criterion(threshold)
-  except ValueError as error:
-    raise UserError(f"--threshold: {error}") from error
-  if bootstrap < LEAST_DRAWS:
-    raise UserError(
-      f"--bootstrap={bootstrap} is too few for an interval; use at least"
-      f" {LEAST_DRAWS}"
-    )
-  if batch_size is not None and batch_size < 1:
-    raise UserError(f"--batch_size={batch_size} must be at least 1")
-
-
-def _folder(
-  path: pathlib.Path, split: str, fingerprint: str, external: bool
-) -> pathlib.Path:
-  folder = path / "eval"
-  if external:
-    folder /= f"external_{fingerprint[:8]}"
-  return folder if split == "test" else folder / split
-
-
-def _cases_name(split: str, external: bool) -> str:
-  return f"{'external_' if external else ''}{split}_cases"
-
-
 def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
   """Validation rows of the workdir's own data, or those stored before."""
   try:
-    dataset, _ = open_data(trained)
+    dataset, _ = evaluation.open_data(trained)
   except UserError as error:
     stored = trained.path / "eval" / "validation_cases.jsonl"
     report = trained.path / "eval" / "metrics.json"
     if stored.exists() and report.exists():
       step = workdir.read_json(report).get("step")
       if step == trained.step:
-        return read_cases(stored)
+        return evaluation.read_rows(stored, CASE_KEYS)
     raise UserError(
       "the temperature and the threshold of an external evaluation come from"
       f" the validation cases of the workdir's own data, but {error}"
@@ -321,74 +240,28 @@ def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
   return score_rows(dataset, ["validation"], trained.logits, batch_size)
 
 
-def _read_other(
-  trained: workdir.Trained, against: str, folder: pathlib.Path, split: str
-) -> tuple[list[Row], dict[str, Any]]:
-  there = pathlib.Path(against) / folder.relative_to(trained.path)
-  if not (there / "metrics.json").exists():
-    raise UserError(
-      f"{there} holds no evaluation; run python -m cadjax.evaluate"
-      f" --workdir={against} on the same split and data first"
-    )
-  result = workdir.read_json(there / "metrics.json")
-  return read_cases(there / f"{result['cases']}.jsonl"), result
-
-
-def _describe(
-  trained: workdir.Trained,
-  dataset: input_pipeline.Dataset,
-  split: str,
-  external: bool,
-) -> dict[str, Any]:
-  source = dataset.metadata.get("source")
-  phantom = "Phantom results. " if source == "phantom" else ""
-  return {
-    "disclaimer": phantom + DISCLAIMER,
-    "workdir": str(trained.path),
-    "step": trained.step,
-    "split": split,
-    "cases": _cases_name(split, external),
-    "data": {
-      "path": str(dataset.path),
-      "fingerprint": dataset.fingerprint,
-      "source": source,
-      "external": external,
-    },
-    "phantom": source == "phantom",
-    "versions": workdir.versions(),
-  }
-
-
 def _data_notes(
   split: str, external: bool, validation: Sequence[Row]
 ) -> list[str]:
-  notes = []
+  notes = evaluation.split_notes(split, external)
   if external:
     notes.append(
-      "external validation: other data than the workdir was trained on;"
-      " temperature and threshold come from the workdir's own validation"
+      "temperature and threshold come from the workdir's own validation"
     )
-  elif split in ("train", "all"):
-    notes.append("these cases include those that the model was trained on")
   if not external and split in ("validation", "all") and validation:
     notes.append(
-      "temperature and threshold were chosen on these validation cases, and"
-      " the checkpoint too: optimistic"
+      "temperature and threshold were chosen on these validation cases:"
+      " optimistic"
     )
   return notes
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", newline="") as f:
-    f.write(text)
-  temporary.replace(path)
 
 
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   flags.DEFINE_string("workdir", None, "Of cadjax.main.", required=True)
-  flags.DEFINE_string("split", "test", f"One of {', '.join(SPLITS)}.")
+  flags.DEFINE_string(
+    "split", "test", f"One of {', '.join(evaluation.SPLITS)}."
+  )
   flags.DEFINE_string(
     "data", None, "A data set in place of the workdir's own (external)."
   )
@@ -396,10 +269,14 @@ def define_flags() -> None:
     "against", None, "Another evaluated workdir, to compare with."
   )
   flags.DEFINE_string(
-    "threshold", "youden", "youden, f1, sensitivity>=0.9 or a number."
+    "threshold",
+    "youden",
+    "youden, f1, sensitivity>=0.9 or a number; of a classifier.",
   )
   flags.DEFINE_integer("bootstrap", 2000, "Draws of the bootstrap.")
-  flags.DEFINE_integer("batch_size", None, "Volumes at a time.")
+  flags.DEFINE_integer(
+    "batch_size", None, "Volumes, or a segmenter's windows, at a time."
+  )
 
 
 def main(_: Sequence[str]) -> None:
@@ -414,12 +291,13 @@ def main(_: Sequence[str]) -> None:
     bootstrap=args.bootstrap,
     batch_size=args.batch_size,
   )
+  cad = f" ({result['n_cad']} with CAD)" if "n_cad" in result else ""
   print(
     f"{result['split']} of {result['data']['path']}: {result['n_patients']}"
-    f" patients ({result['n_cad']} with CAD), {result['n_scans']} scans; step"
-    f" {result['step']}"
+    f" patients{cad}, {result['n_scans']} scans; step {result['step']}"
   )
-  print(results.table(result))
+  segmenter = result["task"] == "segment"
+  print((evaluate_segments if segmenter else results).table(result))
   print(result["disclaimer"])
 
 

@@ -50,17 +50,18 @@ def count(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
     the layers in the order of the forward pass.
   """
   image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
-  calls: dict[tuple[str, ...], Layer] = {}
+  calls: list[Layer] = []
+  # What is computed again in the backward pass is not the network's work.
+  model = model.clone(remat=False)
 
   def forward(image):
     def watch(next_fn, args, kwargs, context):
       y = next_fn(*args, **kwargs)
-      module, x = context.module, args[0] if args else None
-      # By path: a rematerialised block may be traced more than once.
+      module = context.module
       if context.method_name == "__call__" and isinstance(
         module, layers.Conv | nn.Dense
       ):
-        calls[module.path] = _layer(module, x, y, x is image)
+        calls.append(_layer(module, args, y, args[0] is image))
       return y
 
     with nn.intercept_methods(watch):
@@ -72,7 +73,7 @@ def count(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
   features = jax.eval_shape(forward, image)
   return [
     dataclasses.replace(layer, stage=_stage(layer.name, list(features)))
-    for layer in calls.values()
+    for layer in calls
   ]
 
 
@@ -98,8 +99,9 @@ def by_stage(counted: Sequence[Layer]) -> dict[str, dict[str, int]]:
   return stages
 
 
-def _layer(module: nn.Module, x, y, sees_image: bool) -> Layer:
-  channels, features = x.shape[-1], y.shape[-1]
+def _layer(module: nn.Module, maps, y, sees_image: bool) -> Layer:
+  x, features = maps[0], y.shape[-1]
+  channels = sum(each.shape[-1] for each in maps)
   if isinstance(module, nn.Dense):
     taps = math.prod(x.shape[:-1])
     kernel = channels * features
@@ -110,7 +112,8 @@ def _layer(module: nn.Module, x, y, sees_image: bool) -> Layer:
       for n, out in zip(x.shape[1:-1], y.shape[1:-1], strict=True)
     )
     kernel = size ** (x.ndim - 2) * channels * features
-  moved = (x.size + y.size + kernel) * y.dtype.itemsize
+  read = sum(each.size for each in maps)
+  moved = (read + y.size + kernel) * y.dtype.itemsize
   work = 2 * taps * channels * features
   return Layer("/".join(module.path), "", work, moved, sees_image)
 

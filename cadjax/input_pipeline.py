@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -52,6 +52,11 @@ class Dataset:
   def shape(self) -> tuple[int, int, int]:
     """Voxels of one volume [D, H, W]."""
     return tuple(self.read(next(iter(self._all_rows())))["image"].shape)
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether the records hold masks."""
+    return "mask" in self.read(next(iter(self._all_rows())))
 
   def _all_rows(self) -> Iterator[Row]:
     for split in SPLITS:
@@ -98,10 +103,8 @@ class Dataset:
     """
     rows = self.rows[split]
     chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    yield from _read_ahead(
-      _Lazy(
-        len(chunks), lambda i: (self.batch(chunks[i], batch_size), chunks[i])
-      )
+    yield from read_ahead(
+      len(chunks), lambda i: (self.batch(chunks[i], batch_size), chunks[i])
     )
 
   def train_batches(
@@ -145,7 +148,7 @@ class Dataset:
         ]
       return self.batch(chosen, batch_size, slices), chosen
 
-    yield from _read_ahead(_Lazy(stop - start, load))
+    yield from read_ahead(stop - start, load)
 
   def steps_per_epoch(self, batch_size: int) -> int:
     """Full batches in the training split; UserError if there is none."""
@@ -172,11 +175,13 @@ class _Lazy:
     return self._load(int(i))
 
 
-def _read_ahead(source: _Lazy) -> Iterator:
-  if not len(source):
+def read_ahead(length: int, load: Callable[[int], Any]) -> Iterator:
+  """Yields load(0), ..., load(length - 1), called in threads and in order."""
+  if length <= 0:
     return
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-  dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+  source = grain.MapDataset.source(_Lazy(length, load))
+  dataset = source.to_iter_dataset(options)
   # Grain skips None and stops by itself after the last element.
   yield from iter(dataset)
 
@@ -239,17 +244,22 @@ def _check_patients(rows: Mapping[str, Sequence[Row]], path) -> None:
         )
 
 
-def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+def open_dataset(
+  config: ml_collections.ConfigDict, *, labelled: bool = True
+) -> Dataset:
   """Opens a built data set.
 
   Args:
     config: `config.data`, with path and fold (None keeps the stored split).
+    labelled: whether to leave out the cases without a label.
 
   Raises:
     UserError: if there is no such data set or it cannot be used.
   """
   path = find_dataset(config.path)
-  rows = [row for row in _read_cases(path) if row["label"] in ("0", "1")]
+  rows = _read_cases(path)
+  if labelled:
+    rows = [row for row in rows if row["label"] in ("0", "1")]
   if config.fold is None:
     by_split = {s: [r for r in rows if r["split"] == s] for s in SPLITS}
   else:

@@ -5,7 +5,8 @@ thousands of draws are a few matrix products.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -175,6 +176,109 @@ def percentiles(
   tail = (1 - confidence) / 2
   low, high = np.quantile(draws, [tail, 1 - tail])
   return float(low), float(high)
+
+
+def mean_interval(
+  values: np.ndarray,
+  *,
+  patients: np.ndarray | None = None,
+  proportion: bool = False,
+  draws: int = 2000,
+  seed: int = 0,
+  confidence: float = 0.95,
+) -> dict[str, float | int | str | None]:
+  """Returns the mean over patients of a measured value, with its interval.
+
+  Each patient has the mean of its defined values; patients without one are
+  left out and counted. The interval is the percentile bootstrap over the
+  others, which is too narrow for few of them. The mean difference of paired
+  values has the interval of `mean_interval(a - b)`.
+
+  Args:
+    values: [n], NaN where undefined.
+    patients: [n], the patient of each value; each its own if left out.
+    proportion: each patient has 0 or 1; then the interval is Wilson's. With
+      a patient in between (of several values) it is the bootstrap's again.
+    draws: number of resamples.
+    seed: of numpy's generator.
+    confidence: of the interval.
+
+  Returns:
+    value, low, high, method; n, the patients with a value; n_patients, all
+    of them; and k, the patients with 1 for Wilson's, else None. The bounds
+    are NaN ("undetermined") where all draws agree or there is one patient,
+    and everything is NaN ("undefined") where there is none.
+  """
+  values = np.asarray(values, np.float64)
+  ids = np.arange(values.size) if patients is None else np.asarray(patients)
+  names, member = np.unique(ids, return_inverse=True)
+  defined = np.isfinite(values)
+  counts = np.bincount(member[defined], minlength=names.size)
+  sums = np.bincount(member[defined], values[defined], names.size)
+  means = sums[counts > 0] / counts[counts > 0]
+  n, k = means.size, None
+  value = float(means.mean()) if n else math.nan
+  low, high, method = math.nan, math.nan, "undetermined" if n else "undefined"
+  if n and proportion and np.isin(means, (0, 1)).all():
+    k = int(means.sum())
+    (low, high), method = wilson(k, n, confidence), "wilson"
+  elif n and np.ptp(means) > 0:
+    drawn = bootstrap_counts(np.zeros(n), draws=draws, seed=seed)
+    low, high = percentiles(drawn @ means / n, confidence)
+    method = "bootstrap over patients"
+  return {
+    "value": value,
+    "low": low,
+    "high": high,
+    "method": method,
+    "k": k,
+    "n": n,
+    "n_patients": names.size,
+  }
+
+
+def mean_table(
+  rows: Sequence[Mapping[str, Any]],
+  by: Sequence[str],
+  names: Sequence[str],
+  *,
+  proportions: Sequence[str] = (),
+  draws: int = 2000,
+  seed: int = 0,
+  confidence: float = 0.95,
+) -> list[dict[str, Any]]:
+  """Returns one row for each group of rows: `mean_interval` of each value.
+
+  Args:
+    rows: of cases, with patient_id, the keys of `by` and measured values; a
+      row without a value counts as undefined (a class not annotated, say).
+    by: what the table's rows are told apart by, such as class or layer.
+    names: the measured values.
+    proportions: those of them that are 0 or 1 by case.
+    draws: number of resamples.
+    seed: of numpy's generator.
+    confidence: of the interval.
+
+  Returns:
+    in the order of their first appearance, {key: group, ..., value: interval}.
+  """
+  groups: dict[tuple, list[Mapping[str, Any]]] = {}
+  for row in rows:
+    groups.setdefault(tuple(row[key] for key in by), []).append(row)
+  options = {"draws": draws, "seed": seed, "confidence": confidence}
+  return [
+    dict(zip(by, group, strict=True))
+    | {
+      name: mean_interval(
+        np.array([row.get(name, math.nan) for row in some], np.float64),
+        patients=np.array([str(row["patient_id"]) for row in some]),
+        proportion=name in proportions,
+        **options,
+      )
+      for name in names
+    }
+    for group, some in groups.items()
+  ]
 
 
 def mcnemar(

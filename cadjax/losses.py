@@ -58,7 +58,7 @@ def focal(
     # (1 - p)^gamma with gamma < 1 has none.
     loss = loss * jnp.exp(gamma * _log_one_minus_softmax(logits))
   if alpha is not None:
-    weights = jnp.asarray(_class_weights(alpha, num_classes), jnp.float32)
+    weights = jnp.asarray(class_weights(alpha, num_classes), jnp.float32)
     loss = loss * weights.reshape((1,) * target.ndim + (num_classes,))
   return jnp.sum(loss, axis=-1)
 
@@ -97,39 +97,41 @@ LOSSES = {"focal": focal, "cross_entropy": cross_entropy}
 
 def get_loss(
   config: Mapping[str, Any],
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  table: Mapping[str, Callable[..., jax.Array]] = LOSSES,
+) -> Callable[..., jax.Array]:
   """Makes the loss that `config` describes.
 
   Args:
-    config: `name`, a key of `LOSSES`, and the options of that loss.
+    config: `name`, a key of `table`, and the options of that loss.
+    table: losses by name, whose options are keyword-only.
 
   Returns:
-    `fn(logits [..., K], target [...]) -> [...]`.
+    The loss with its options: `fn(logits [..., K], target [...]) -> [...]`.
 
   Raises:
     names.UnknownName: for an unknown name or option.
   """
   options = dict(config)
   name = options.pop("name")
-  loss = names.look_up(LOSSES, name, "loss")
+  loss = names.look_up(table, name, "loss")
   known = loss.__kwdefaults__
   names.check_known(options, known, f"option of the loss {name!r}")
   return functools.partial(loss, **options)
 
 
-def _log_one_minus_softmax(logits: jax.Array) -> jax.Array:
-  """Returns log(1 - softmax(logits)), exact where the softmax is near 1."""
-  others = [
-    jax.nn.logsumexp(jnp.delete(logits, k, axis=-1), axis=-1)
-    for k in range(logits.shape[-1])
-  ]
-  total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-  return jnp.stack(others, axis=-1) - total
-
-
-def _class_weights(
+def class_weights(
   alpha: float | Sequence[float], num_classes: int
 ) -> tuple[float, ...]:
+  """Returns one weight per class.
+
+  Args:
+    alpha: one weight per class, or one number in [0, 1] for class 1 of two,
+      with 1 - alpha for class 0.
+    num_classes: K.
+
+  Raises:
+    names.ConfigError: for other numbers.
+  """
   if isinstance(alpha, int | float):
     if num_classes != 2:
       raise names.ConfigError(
@@ -143,6 +145,16 @@ def _class_weights(
       f"{len(alpha)} class weights for {num_classes} classes"
     )
   return tuple(alpha)
+
+
+def _log_one_minus_softmax(logits: jax.Array) -> jax.Array:
+  """Returns log(1 - softmax(logits)), exact where the softmax is near 1."""
+  others = [
+    jax.nn.logsumexp(jnp.delete(logits, k, axis=-1), axis=-1)
+    for k in range(logits.shape[-1])
+  ]
+  total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  return jnp.stack(others, axis=-1) - total
 
 
 def _check(

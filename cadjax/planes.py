@@ -27,6 +27,8 @@ _LAYOUT = {
   "sagittal": (2, 0, 1, True, "APSI"),
 }
 PLANES = tuple(_LAYOUT)
+# What is outlined, bool [D, H, W] or [rows, columns], and in which colour.
+Mask = tuple[np.ndarray, str]
 _OUTLINE = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
 
 
@@ -42,6 +44,7 @@ class Panel:
     cut_mm: (x, y), where the other two planes cross it.
     slice: which slice it is, from 1, and of how many.
     box_mm: (x0, y0, x1, y1) of an outline, or None.
+    masks: what is outlined, bool [rows, columns], and in which colour.
   """
 
   name: str
@@ -51,6 +54,7 @@ class Panel:
   cut_mm: tuple[float, float]
   slice: tuple[int, int]
   box_mm: tuple[float, float, float, float] | None = None
+  masks: tuple[Mask, ...] = ()
 
 
 def cut(
@@ -59,6 +63,7 @@ def cut(
   center_mm: Sequence[float],
   *,
   outline: Grid | None = None,
+  masks: Sequence[Mask] = (),
 ) -> Panel:
   """Cuts one plane of a volume through a point.
 
@@ -68,13 +73,18 @@ def cut(
     center_mm: LPS mm (x, y, z); the nearest slice is taken, the outermost
       one if the point lies outside.
     outline: a grid whose bounds are drawn, unless it covers the volume.
+    masks: what is to be outlined, bool [D, H, W] on the volume's grid, and in
+      which colour.
   """
   axis, rows, columns, reverse, letters = _LAYOUT[plane]
   shape, spacing = np.array(volume.shape), np.array(volume.spacing)
   center = np.clip(volume.grid.to_index(center_mm), 0, shape - 1)
   index = int(np.rint(center[axis]))
-  # One axis is gone; the others keep their order, and rows precede columns.
-  pixels = volume.hu.take(index, axis=axis)
+
+  def section(array: np.ndarray) -> np.ndarray:
+    # One axis is gone; the others keep their order, and rows precede columns.
+    pixels = array.take(index, axis=axis)
+    return pixels[::-1] if reverse else pixels
 
   def to_mm(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y, x = indices[..., rows] + 0.5, indices[..., columns] + 0.5
@@ -84,12 +94,13 @@ def cut(
   x, y = to_mm(center)
   return Panel(
     name=plane,
-    pixels=pixels[::-1] if reverse else pixels,
+    pixels=section(volume.hu),
     size_mm=(shape[rows] * spacing[rows], shape[columns] * spacing[columns]),
     letters=letters,
     cut_mm=(float(x), float(y)),
     slice=(index + 1, int(shape[axis])),
     box_mm=_box(volume, outline, to_mm) if outline is not None else None,
+    masks=tuple((section(mask), color) for mask, color in masks),
   )
 
 
@@ -111,10 +122,25 @@ def _covers(indices: np.ndarray, shape: tuple[int, int, int]) -> bool:
 
 
 def three_planes(
-  volume: Volume, center_mm: Sequence[float], *, outline: Grid | None = None
+  volume: Volume,
+  center_mm: Sequence[float],
+  *,
+  outline: Grid | None = None,
+  masks: Sequence[Mask] = (),
 ) -> list[Panel]:
   """Cuts the axial, coronal and sagittal planes; arguments as in `cut`."""
-  return [cut(volume, name, center_mm, outline=outline) for name in PLANES]
+  return [
+    cut(volume, name, center_mm, outline=outline, masks=masks)
+    for name in PLANES
+  ]
+
+
+def fullest(mask: np.ndarray) -> tuple[int, int, int]:
+  """Returns the slice along D, H and W with the most voxels of a mask."""
+  return tuple(
+    int(mask.sum(tuple(a for a in range(3) if a != axis)).argmax())
+    for axis in range(3)
+  )
 
 
 def draw(
@@ -135,6 +161,8 @@ def draw(
     interpolation="bilinear",
   )
   ax.set_axis_off()
+  for mask, color in panel.masks:
+    _draw_mask(ax, panel, mask, color)
   white = {"color": "white", "path_effects": _OUTLINE, "size": 13 * text_scale}
   places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03))
   aligned = (
@@ -162,6 +190,26 @@ def draw(
   # Annotations must not widen the view: its limits are the image's edges.
   ax.set_xlim(0, width)
   ax.set_ylim(height, 0)
+
+
+def _draw_mask(ax, panel: Panel, mask: np.ndarray, color: str) -> None:
+  """Draws the outline half-way between the pixels of a mask and the others."""
+  # One pixel of nothing around, so that what meets the edge is closed there.
+  padded = np.pad(np.asarray(mask, float), 1)
+  if not padded.any():
+    return
+  height, width = (
+    size / count for size, count in zip(panel.size_mm, mask.shape, strict=True)
+  )
+  rows, columns = (np.arange(n) - 0.5 for n in padded.shape)
+  ax.contour(
+    columns * width,
+    rows * height,
+    padded,
+    levels=[0.5],
+    colors=[color],
+    linewidths=1.0,
+  )
 
 
 def _scale_bar(ax, height: float, width: float, text_scale: float) -> None:

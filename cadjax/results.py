@@ -54,6 +54,13 @@ def by_patient(
   return ids, labels, np.bincount(member, probs, ids.size) / scans
 
 
+def defined_mean(values: Sequence[float]) -> float:
+  """Returns the mean of the values that are not NaN; NaN if none is left."""
+  values = np.asarray(values, np.float64)
+  values = values[np.isfinite(values)]
+  return float(values.mean()) if values.size else math.nan
+
+
 def by_slice(
   rows: Sequence[Row],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,7 +2,8 @@
 
 A 2D model sees the slices of a volume as separate examples with the volume's
 label: its batch is [B, S, H, W, 1] and flattened here, its logits come back
-as [B, S, K]. A 3D model has S = 1.
+as [B, S, K]. A 3D model has S = 1. A 2D segmenter sees the slices of a patch
+likewise, each with its slice of the mask.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,13 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from cadjax import classes
+
 PyTree = Any
 Batch = dict[str, jax.Array]
+# What a batch has to become: the label [N], or mask [N, *space] and known
+# [N, K] of a segmenter.
+Target = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -96,42 +102,90 @@ def flatten_slices(x: jax.Array, ndim: int) -> jax.Array:
 
 
 def make_prepare(
-  *, ndim: int, window_hu: tuple[float, float], augment: Callable | None
-) -> Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array, jax.Array]]:
-  """Makes `prepare(key, batch) -> (image, label, valid)`, all on the device.
+  *,
+  ndim: int,
+  window_hu: tuple[float, float],
+  augment: Callable | None,
+  task: str | None = None,
+) -> Callable[[jax.Array, Batch], tuple[jax.Array, Target, jax.Array]]:
+  """Makes `prepare(key, batch) -> (image, target, valid)`, on the device.
 
   Args:
     ndim: 2 flattens the slices of each volume into the batch.
     window_hu: the HU that become 0 and 1.
     augment: `fn(key, image, mask) -> (image, mask)` for one example, or None.
+    task: of a segmenter, a key of `classes.TASKS`; None for a classifier.
 
   Returns:
     A function of a key and a batch with image [B, D, H, W, 1] (int16 HU),
-    label [B], valid [B] and index [B], the example's place in the global
-    batch: its randomness depends on that alone, not on the device it is on.
+    valid [B] and index [B], the example's place in the global batch: its
+    randomness depends on that alone, not on the device it is on. For a
+    classifier the batch has label [B], which is the target; for a segmenter
+    mask [B, D, H, W] and known [B, 5] of the stored classes, and the target
+    is (mask, known [N, K]) in the classes of the task.
   """
 
   def prepare(key, batch):
     image = window(batch["image"], window_hu)
     slices = image.shape[1] if ndim == 2 else 1
     image = flatten_slices(image, ndim)
-    label = jnp.repeat(batch["label"], slices)
     valid = jnp.repeat(batch["valid"], slices)
+    mask = None
+    if task is not None:
+      mask = flatten_slices(batch["mask"], ndim)
     if augment is not None:
       index = batch["index"][:, None] * slices + jnp.arange(slices)[None]
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index.ravel())
-      image, _ = jax.vmap(lambda k, x: augment(k, x, None))(keys, image)
-    return image, label, valid
+      image, mask = jax.vmap(augment)(keys, image, mask)
+    if task is None:
+      return image, jnp.repeat(batch["label"], slices), valid
+    known = classes.map_known(batch["known"], task)
+    known = jnp.repeat(known, slices, axis=0)
+    return image, (classes.map_mask(mask, task), known), valid
 
   return prepare
+
+
+def hits(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns right calls [N] and all calls [N]; their ratio is the accuracy."""
+  right = logits.argmax(-1) == label
+  return right, jnp.ones_like(right, jnp.float32)
+
+
+def overlaps(
+  logits: jax.Array | tuple[jax.Array, ...],
+  target: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the two parts of the Dice coefficient of each foreground class.
+
+  Args:
+    logits: [N, *space, K], or a tuple of them, finest first.
+    target: mask [N, *space] and known [N, K].
+
+  Returns:
+    twice the voxels in mask and prediction [N, K - 1], and the voxels of the
+    mask plus those of the prediction [N, K - 1]; 0 where a class is unknown.
+  """
+  mask, known = target
+  finest = logits[0] if isinstance(logits, tuple) else logits
+  called = finest.argmax(-1)
+  foreground = jnp.arange(1, finest.shape[-1])
+  ours = called[..., None] == foreground
+  theirs = mask[..., None] == foreground
+  space = tuple(range(1, mask.ndim))
+  both = jnp.sum(ours & theirs, axis=space)
+  either = jnp.sum(ours, axis=space) + jnp.sum(theirs, axis=space)
+  known = known[:, 1:].astype(jnp.float32)
+  return 2 * both * known, either * known
 
 
 def make_train_step(
   model: nn.Module,
   tx: optax.GradientTransformation,
-  loss_fn: Callable[[jax.Array, jax.Array], jax.Array],
+  loss_fn: Callable[[jax.Array, Target], jax.Array],
   prepare: Callable,
   *,
+  score: tuple[str, Callable] = ("accuracy", hits),
   seed: int,
   schedule: Callable[[jax.Array], jax.Array],
   ema_decay: float = 0.0,
@@ -140,10 +194,13 @@ def make_train_step(
   """Makes `train_step(state, batch) -> (state, metrics)`.
 
   Args:
-    model: gives (logits [N, K], features) and changes "batch_stats".
+    model: gives (logits, features) and changes "batch_stats".
     tx: the optimizer.
-    loss_fn: per example, (logits [N, K], label [N]) -> [N].
+    loss_fn: per example, (logits, target) -> [N].
     prepare: from `make_prepare`.
+    score: the name of a metric and its parts, (logits, target) -> (top,
+      bottom), [N] or [N, C]: the ratio of their sums over the batch, as a
+      mean over the C whose bottom is above 0.
     seed: of augmentation; the key of a step is `fold_in(seed, step)`.
     schedule: the learning rate by step, for the log.
     ema_decay: of the moving average of the parameters; 0 keeps none.
@@ -155,7 +212,7 @@ def make_train_step(
 
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    image, label, valid = prepare(key, batch)
+    image, target, valid = prepare(key, batch)
     count = psum(valid.sum())
 
     def loss_of(params):
@@ -165,7 +222,7 @@ def make_train_step(
       )
       # A sum over this device's share of the global mean, so that the
       # gradients of all devices add up to the gradient of that mean.
-      loss = jnp.sum(loss_fn(logits, label) * valid) / count
+      loss = jnp.sum(loss_fn(logits, target) * valid) / count
       return loss, (logits, updates.get("batch_stats", {}))
 
     grad_fn = jax.value_and_grad(loss_of, has_aux=True)
@@ -178,10 +235,13 @@ def make_train_step(
       # The early average follows quickly: decay (1 + t) / (10 + t) at first.
       decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
       ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
-    hits = jnp.sum((logits.argmax(-1) == label) * valid)
+    name, parts = score
+    top, bottom = (
+      psum(jnp.sum(part.T * valid, axis=-1)) for part in parts(logits, target)
+    )
     metrics = {
       "loss": loss,
-      "accuracy": psum(hits) / count,
+      name: jnp.nanmean(top / bottom),
       "grad_norm": optax.tree.norm(grads),
       "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
@@ -191,6 +251,23 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def make_voxel_logits(
+  model: nn.Module, *, ndim: int, window_hu: tuple[float, float]
+) -> Callable[[dict[str, PyTree], jax.Array], jax.Array]:
+  """Makes `apply(variables, image) -> logits` of a segmenter.
+
+  From int16 HU [B, D, H, W, 1] to float32 [B, D, H, W, K], with the running
+  statistics; the slices of a 2D model are segmented one by one.
+  """
+
+  def apply(variables, image):
+    examples = flatten_slices(window(image, window_hu), ndim)
+    logits, _ = model.apply(variables, examples, train=False)
+    return logits.reshape(*image.shape[:-1], logits.shape[-1])
+
+  return apply
 
 
 def make_eval_step(

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cadjax import __version__, checkpoint, models, steps
+from cadjax import __version__, checkpoint, sliding, steps, tasks
 from cadjax.input_pipeline import Dataset
 from data_prep.errors import UserError
 
@@ -23,7 +23,7 @@ FREE_KEYS = ("data.path", "log_every", "checkpoint_every")
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A trained classifier.
+  """A trained classifier or segmenter.
 
   Attributes:
     path: the workdir.
@@ -39,19 +39,27 @@ class Trained:
   step: int
   variables: dict[str, Any]
 
+  @property
+  def task(self) -> str:
+    """What it was trained for: "classify" or "segment"."""
+    return tasks.task_of(self.config)
+
   @functools.cached_property
   def _eval_step(self):
-    model = models.get_model(self.config.model)
     return jax.jit(
       steps.make_eval_step(
-        model,
+        tasks.make_model(self.config),
         ndim=self.config.model.ndim,
         window_hu=tuple(self.config.data.window_hu),
       )
     )
 
+  @functools.cached_property
+  def _sliding(self) -> sliding.SlidingWindow:
+    return tasks.make_sliding(self.config)
+
   def logits(self, image: np.ndarray) -> np.ndarray:
-    """Scores volumes; compiled once for each shape.
+    """Scores volumes with a classifier; compiled once for each shape.
 
     Args:
       image: int16 HU [B, D, H, W, 1] on the grid of `dataset["grid"]`.
@@ -62,12 +70,43 @@ class Trained:
     """
     return np.asarray(self._eval_step(self.variables, {"image": image}))
 
+  def segment(
+    self, hu: np.ndarray, *, probabilities: bool = False, progress: bool = False
+  ) -> sliding.Segmentation:
+    """Segments a volume with a segmenter; compiled once for all shapes.
 
-def load_trained(path: str | pathlib.Path) -> Trained:
+    Args:
+      hu: int16 HU [D, H, W] on the grid of `dataset["grid"]`.
+      probabilities: whether to keep them.
+      progress: whether to show a bar on a terminal.
+
+    Returns:
+      labels in the classes of `config.segment.classes`, small components
+      included, and the probabilities or None.
+
+    Raises:
+      UserError: the network gives NaN.
+    """
+    try:
+      return self._sliding(
+        self.variables, hu, probabilities=probabilities, progress=progress
+      )
+    except sliding.NonFiniteError as error:
+      raise UserError(
+        f"{self.path}: {error}; it is no trained model"
+      ) from error
+
+
+def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
   """Loads the best checkpoint of a workdir.
 
+  Args:
+    path: the workdir.
+    task: "classify" or "segment" where only such a model will do.
+
   Raises:
-    UserError: if there is no such workdir, or no model in it.
+    UserError: if there is no such workdir, no model in it or one of another
+      task.
   """
   workdir = pathlib.Path(path)
   for name in ("config.json", "dataset.json"):
@@ -76,6 +115,12 @@ def load_trained(path: str | pathlib.Path) -> Trained:
         f"{workdir} is not a workdir of cadjax.main: {name} is missing"
       )
   config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
+  found = tasks.task_of(config)
+  if task not in (None, found):
+    kinds = {"classify": "classifier", "segment": "segmenter"}
+    raise UserError(
+      f"{workdir} is a {kinds[found]}; here a {kinds[task]} is needed"
+    )
   dataset = read_json(workdir / "dataset.json")
   step, variables = checkpoint.restore_best(workdir)
   return Trained(workdir, config, dataset, step, variables)
@@ -172,7 +217,9 @@ def prepare(
   wanted = json.loads(json.dumps(config.to_dict()))
   data = json.loads(json.dumps(describe_dataset(dataset)))
   if (workdir / "config.json").exists():
-    old, new = _flat(read_json(workdir / "config.json")), _flat(wanted)
+    # Runs from before there were segmenters do not say their task.
+    old = {"task": "classify"} | _flat(read_json(workdir / "config.json"))
+    new = {"task": "classify"} | _flat(wanted)
     changes = [
       f"config.{key}: {old.get(key)!r} there, {new.get(key)!r} now"
       for key in sorted(old.keys() | new.keys())

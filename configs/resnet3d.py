@@ -17,6 +17,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns the config; `arg` is not used."""
   del arg
   config = ml_collections.ConfigDict()
+  config.task = "classify"  # Or segment: see configs/unet3d.py.
   config.seed = 0
 
   config.data = ml_collections.ConfigDict()

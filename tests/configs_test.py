@@ -22,13 +22,18 @@ def test_config_trains(name, tiny_data, tmp_path):
   assert config.is_locked
   config.data.path = str(tiny_data)
   config.data.batch_size = 8
-  config.data.slices_per_volume = 4
-  config.model.width = 4
+  if config.task == "classify":
+    config.data.slices_per_volume = 4
+    config.model.width = 4
+  else:
+    config.data.patch_size = (1 if config.model.ndim == 2 else 8, 16, 24)
+    config.data.patches_per_volume = 1
+    config.model.features = (2, 2, 4, 4)
   config.optimizer.warmup_steps = 1
   config.epochs = 1
   config.mesh.data = 1
   config.parallel = "mesh"
   state = train.train_and_evaluate(config, tmp_path / "run")
   assert int(state.step) == 2
-  trained = workdir.load_trained(tmp_path / "run")
-  assert trained.config.model.depth == config.model.depth
+  trained = workdir.load_trained(tmp_path / "run", config.task)
+  assert trained.config.model.name == config.model.name

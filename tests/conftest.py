@@ -74,3 +74,37 @@ def tiny_workdir(tiny_config, tmp_path_factory) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp("run") / "classifier"
   train.train_and_evaluate(tiny_config, workdir)
   return workdir
+
+
+@pytest.fixture(scope="session")
+def tiny_segment_config(tiny_config):
+  """The config of a segmenter small enough for a test, on `tiny_data`."""
+  from configs import unet3d
+
+  config = unet3d.get_config()
+  config.data.path = tiny_config.data.path
+  config.data.patch_size = (8, 16, 24)
+  config.data.patches_per_volume = 1
+  config.data.batch_size = 4
+  config.data.eval_batch_size = 3  # Leaves a remainder.
+  config.segment.min_component_mm3 = 0.0  # A voxel has 300 mm3.
+  config.model.features = (4, 8)
+  config.model.deep_supervision = False
+  config.optimizer.learning_rate = 1e-2
+  config.optimizer.warmup_steps = 2
+  config.epochs = 2
+  config.checkpoint_every = 3  # Inside an epoch of 4 steps.
+  config.log_every = 1
+  config.parallel = "mesh"
+  config.mesh.data = 1
+  return config
+
+
+@pytest.fixture(scope="session")
+def tiny_segmenter(tiny_segment_config, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a segmenter trained on `tiny_data`."""
+  from cadjax import train
+
+  workdir = tmp_path_factory.mktemp("run") / "segmenter"
+  train.train_and_evaluate(tiny_segment_config, workdir)
+  return workdir

@@ -17,16 +17,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A new file in cadjax must be placed here, on purpose.
 LAYERS = {
   1: (
-    "augment calibration explain flops intervals losses metrics models"
-    " models.conv_cpu models.layers models.resnet models.unet"
-    " models.winograd names optimizer parallel"
+    "augment calibration classes components explain explain_checks"
+    " explain_metrics flops intervals losses metrics models models.conv_cpu"
+    " models.layers models.resnet models.unet models.winograd names optimizer"
+    " parallel segment_losses segment_metrics sliding"
   ),
-  2: "checkpoint input_pipeline inputs log results steps workdir",
+  2: (
+    "case_rows checkpoint evaluation folders input_pipeline inputs log patches"
+    " results steps tasks workdir"
+  ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " planes plots predict report train"
+    " evaluate_segments planes plots predict report scans segment train"
   ),
   4: "experiment main",
 }

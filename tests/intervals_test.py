@@ -170,3 +170,53 @@ def test_paired_bootstrap_cancels_what_two_models_share():
   assert result["roc_auc"]["low"] > 0
   mirrored = intervals.paired_bootstrap(labels, worse, probs, draws=200)
   assert mirrored["roc_auc"]["high"] == pytest.approx(-result["roc_auc"]["low"])
+
+
+def test_mean_interval_covers_the_mean_and_is_scipys_percentile_bootstrap():
+  rng = np.random.default_rng(6)
+  values = rng.gamma(2.0, size=25)
+  ours = intervals.mean_interval(values, draws=20_000)
+  theirs = scipy.stats.bootstrap(
+    (values,), np.mean, n_resamples=20_000, method="percentile", rng=0
+  ).confidence_interval
+  assert ours["value"] == pytest.approx(values.mean())
+  assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=0.02)
+  hits = 0
+  for i in range(200):
+    drawn = intervals.mean_interval(rng.gamma(2.0, size=40), draws=300, seed=i)
+    hits += drawn["low"] <= 2 <= drawn["high"]
+  assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_mean_interval_weighs_patients_and_leaves_out_the_undefined():
+  values = np.array([1.0, 3.0, np.nan, 8.0, np.nan])
+  patients = np.array(["a", "a", "a", "b", "c"])
+  ours = intervals.mean_interval(values, patients=patients)
+  assert ours["value"] == pytest.approx((2 + 8) / 2)
+  assert (ours["n"], ours["n_patients"]) == (2, 3)
+  # Copies of a patient's value change nothing.
+  again = intervals.mean_interval(values.repeat(4), patients=patients.repeat(4))
+  assert again == ours
+
+
+def test_mean_interval_without_spread_claims_nothing():
+  for values in ([0.7], [0.7, 0.7, np.nan]):
+    ours = intervals.mean_interval(np.array(values))
+    assert ours["value"] == pytest.approx(0.7)
+    assert np.isnan([ours["low"], ours["high"]]).all()
+    assert ours["method"] == "undetermined"
+  for values in ([], [np.nan, np.nan]):
+    ours = intervals.mean_interval(np.array(values))
+    assert np.isnan(ours["value"])
+    assert (ours["n"], ours["method"]) == (0, "undefined")
+
+
+def test_mean_interval_of_a_proportion_is_wilsons():
+  ours = intervals.mean_interval(np.array([1, 1, np.nan, 1]), proportion=True)
+  assert (ours["low"], ours["high"]) == intervals.wilson(3, 3)
+  assert (ours["k"], ours["n"], ours["method"]) == (3, 3, "wilson")
+  patients = np.array([0, 0, 1, 2])
+  mixed = intervals.mean_interval(
+    np.array([1, 0, 1, 1]), patients=patients, proportion=True
+  )
+  assert mixed["method"] == "bootstrap over patients"

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from cadjax import checkpoint, input_pipeline, steps, train, workdir
+from cadjax import checkpoint, input_pipeline, steps, tasks, train, workdir
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def test_loaded_model_repeats_the_validation_loss(tiny_workdir, tiny_config):
   """Batches of 3 with a padded remainder give the logged mean over cases."""
   trained = workdir.load_trained(tiny_workdir)
   dataset = input_pipeline.open_dataset(tiny_config.data)
-  rows, logits = train.evaluate_split(
+  rows, logits = tasks.evaluate_split(
     dataset, "validation", lambda b: trained.logits(b["image"]), 3
   )
   assert len({row["case_id"] for row in rows}) == len(rows) == 8

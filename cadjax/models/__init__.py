@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cadjax import names
-from cadjax.models import layers, resnet
+from cadjax.models import layers, resnet, unet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STEMS = ("conv7",)
@@ -27,6 +27,19 @@ RESNET_DEFAULTS = {
   "conv": "auto",
   "stem": "conv7",
 }
+UNET_DEFAULTS = {
+  "ndim": 3,
+  "features": (32, 64, 128, 256),
+  "num_classes": 3,
+  "norm": "batch",
+  "residual": False,
+  "attention": False,
+  "deep_supervision": False,
+  "upsampling": "linear",
+  "remat": False,
+  "dtype": "float32",
+  "conv": "auto",
+}
 
 
 def get_model(
@@ -35,15 +48,16 @@ def get_model(
   """Makes the model that `config` describes.
 
   Args:
-    config: `name`, a key of `MODELS`, and the fields of that model; for
-      "resnet" those of `RESNET_DEFAULTS`, which documents their defaults.
+    config: `name`, a key of `MODELS` ("resnet" if there is none), and the
+      fields of that model: those of `RESNET_DEFAULTS` or `UNET_DEFAULTS`,
+      which hold their defaults.
     axis_name: the mapped axis over whose devices BatchNorm takes means.
 
   Returns:
     A Flax module; `apply(variables, image, train=...)` gives the float32
-    logits [B, num_classes] and a dict of named feature maps. `init` also
-    makes the collection "perturbations", zeros of the size of every map,
-    which callers drop.
+    logits, [B, num_classes] or of a U-Net [B, *space, num_classes], and a
+    dict of named feature maps. `init` also makes the collection
+    "perturbations", zeros of the size of every map, which callers drop.
 
   Raises:
     names.ConfigError: for an unknown name, field or value.
@@ -68,4 +82,19 @@ def _resnet(options: dict[str, Any], axis_name: str | None) -> resnet.ResNet:
   return resnet.ResNet(axis_name=axis_name, **options)
 
 
-MODELS = {"resnet": _resnet}
+def _unet(options: dict[str, Any], axis_name: str | None) -> unet.UNet:
+  names.check_known(options, UNET_DEFAULTS, "field of config.model")
+  options = UNET_DEFAULTS | options
+  if isinstance(options["features"], list):  # As in config.json.
+    options["features"] = tuple(options["features"])
+  names.check_known([options["conv"]], layers.MODES, "config.model.conv")
+  options["dtype"] = names.look_up(DTYPES, options["dtype"], "dtype")
+  checked = (
+    *("ndim", "features", "num_classes"),
+    *("norm", "upsampling", "deep_supervision"),
+  )
+  unet.check(**{key: options[key] for key in checked})
+  return unet.UNet(axis_name=axis_name, **options)
+
+
+MODELS = {"resnet": _resnet, "unet": _unet}

@@ -4,9 +4,11 @@ Every convolution of every model goes through `conv`, so what is inside it can
 be replaced without touching a model, a parameter or a checkpoint.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -22,6 +24,8 @@ BATCH_NORM_MOMENTUM = 0.9
 NUM_GROUPS = 32
 MODES = ("auto", "exact", "lax")  # Of `conv`; config.model.conv.
 LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+# PyTorch's default for linear layers: uniform within 1 / sqrt(fan in).
+HEAD_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def conv(
@@ -189,6 +193,55 @@ def max_pool(
   return lax.platform_dependent(x, cpu=on_cpu, default=native)
 
 
+def upsample2(x: jax.Array) -> jax.Array:
+  """Doubles every spatial axis linearly, in the place of a stride of 2.
+
+  Cell o of a map of stride 2 lies on cell 2 o of the finer map (see `conv`):
+  that one gets its value and the next one the mean with cell o + 1. The cell
+  after the last gets the value of the last.
+
+  Args:
+    x: [B, *space, C].
+
+  Returns:
+    [B, *(2 * space), C], of the type of `x`.
+  """
+  # Width first, depth last: the largest step then moves whole planes.
+  for axis in range(x.ndim - 2, 0, -1):
+    rest = lax.slice_in_dim(x, 1, None, axis=axis)
+    last = lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+    between = (x + jnp.concatenate([rest, last], axis)) / 2
+    x = _interleave(jnp.stack([x, between], axis + 1), axis)
+  return x
+
+
+def _interleave(pairs: jax.Array, axis: int) -> jax.Array:
+  """Joins an axis and the one after it."""
+  before, after = pairs.shape[:axis], pairs.shape[axis + 2 :]
+  return pairs.reshape(*before, -1, *after)
+
+
+def depth_to_space(x: jax.Array) -> jax.Array:
+  """Spreads channels over the cells of a map of twice the resolution.
+
+  Shi et al. 2016, https://arxiv.org/abs/1609.05158, section 3.2.
+
+  Args:
+    x: [B, *space, 2^n * C] with n spatial axes; cell 2 o + r of the result
+      is block r of the channels of cell o, the last axis changing fastest.
+
+  Returns:
+    [B, *(2 * space), C].
+  """
+  ndim = x.ndim - 2
+  x = x.reshape(*x.shape[:-1], *(2,) * ndim, -1)
+  places = [p for axis in range(ndim) for p in (1 + axis, 1 + ndim + axis)]
+  x = x.transpose(0, *places, 1 + 2 * ndim)
+  for axis in range(1, 1 + ndim):
+    x = _interleave(x, axis)
+  return x
+
+
 def global_mean(x: jax.Array) -> jax.Array:
   """Averages [B, *space, C] over space, in float32 or better, to [B, C]."""
   dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -218,6 +271,10 @@ def kaiming_normal(
 class Conv(nn.Module):
   """The parameters of one `conv`: `kernel` [*size, C, features], float32.
 
+  Several maps count as one that has the channels of all of them, in their
+  order. They are convolved one by one, each with its share of the kernel, and
+  added up: side by side they would be copied.
+
   Attributes:
     features: channels out.
     size: edge of the kernel in voxels, odd.
@@ -235,17 +292,23 @@ class Conv(nn.Module):
   mode: str = "auto"
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, *space, C] to [B, *ceil(space / strides), features]."""
-    shape = (self.size,) * (x.ndim - 2) + (x.shape[-1], self.features)
+  def __call__(self, *maps: jax.Array) -> jax.Array:
+    """Maps [B, *space, C], ... to [B, *ceil(space / strides), features]."""
+    ends = list(itertools.accumulate(x.shape[-1] for x in maps))
+    shape = (self.size,) * (maps[0].ndim - 2) + (ends[-1], self.features)
     kernel = self.param("kernel", kaiming_normal, shape, jnp.float32)
-    return conv(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      self.strides,
-      dilation=self.dilation,
-      mode=self.mode,
+    parts = jnp.split(kernel.astype(self.dtype), ends[:-1], axis=-2)
+    one_by_one = (
+      conv(
+        x.astype(self.dtype),
+        part,
+        self.strides,
+        dilation=self.dilation,
+        mode=self.mode,
+      )
+      for x, part in zip(maps, parts, strict=True)
     )
+    return reduce(operator.add, one_by_one)
 
 
 def norm(

@@ -23,8 +23,6 @@ DEPTHS = {
 }
 OUTPUT_STRIDES = (8, 16, 32)
 EXPANSION = 4
-# PyTorch's default for linear layers: uniform within 1 / sqrt(fan in).
-HEAD_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Block(nn.Module):
@@ -170,7 +168,7 @@ class ResNet(nn.Module):
       for i, options in enumerate(blocks, 1):
         x = self._block(f"stage{stage}_block{i}", options)(x, train)
       x = features[f"stage{stage}"] = self.perturb(f"stage{stage}", x)
-    head = nn.Dense(self.num_classes, kernel_init=HEAD_INIT, name="head")
+    head = nn.Dense(self.num_classes, kernel_init=layers.HEAD_INIT, name="head")
     return head(layers.global_mean(x)), features
 
   def _block(self, name: str, options: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,100 @@
+"""What a segmenter tells apart: classes of the stored masks, merged or not.
+
+A stored mask has all of `CLASS_NAMES`, and beside it which of them its source
+annotates ("known"). A task keeps some of them, merges some and leaves the
+rest to the background.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cadjax import names
+
+# Those of the records, in their order.
+CLASS_NAMES = (
+  "background",
+  "aorta",
+  "lumen",
+  "stable_plaque",
+  "unstable_plaque",
+)
+Array = Any  # numpy's or jax's; what comes in goes out.
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """The classes of a segmenter.
+
+  Attributes:
+    parts: class -> the stored classes that it is made of; those of its first
+      part decide whether it is known.
+  """
+
+  parts: Mapping[str, tuple[str, ...]]
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The K classes in the order of the logits; the first is background."""
+    return ("background", *self.parts)
+
+  @property
+  def table(self) -> np.ndarray:
+    """uint8 [5]: stored class -> class of the task."""
+    table = np.zeros(len(CLASS_NAMES), np.uint8)
+    for number, parts in enumerate(self.parts.values(), 1):
+      table[[CLASS_NAMES.index(part) for part in parts]] = number
+    return table
+
+
+_CORONARIES = ("lumen", "stable_plaque", "unstable_plaque")
+TASKS = {
+  "aorta_coronaries": Task({"aorta": ("aorta",), "coronaries": _CORONARIES}),
+  "coronaries": Task({"coronaries": _CORONARIES}),
+  "four": Task({name: (name,) for name in CLASS_NAMES[1:]}),
+}
+
+
+def get_task(name: str) -> Task:
+  """Returns a task of `TASKS`; raises `names.UnknownName` for another name."""
+  return names.look_up(TASKS, name, "task")
+
+
+def map_mask(mask: Array, task: str) -> Array:
+  """Translates a stored mask to the classes of a task.
+
+  Args:
+    mask: [...], integers, indices in `CLASS_NAMES`.
+    task: a key of `TASKS`.
+
+  Returns:
+    [...], uint8, numbers in the task's `names`.
+  """
+  table = get_task(task).table
+  if isinstance(mask, jax.Array):
+    return jnp.asarray(table)[mask]
+  return table[mask]
+
+
+def map_known(known: Array, task: str) -> Array:
+  """Translates which classes a source annotates to those of a task.
+
+  A merged class is known if its first part is: coronaries are known where the
+  lumen is. ImageCAS and others mark the lumen alone, as one label for
+  the vessel, and would teach no coronaries if plaque had to be marked, too.
+  The plaque that such a source leaves out is background there, of coronaries;
+  a task that tells plaque apart takes it as unknown instead.
+
+  Args:
+    known: [..., 5], whether each of `CLASS_NAMES` is annotated.
+    task: a key of `TASKS`.
+
+  Returns:
+    [..., K], of the type of `known`.
+  """
+  first = [parts[0] for parts in get_task(task).parts.values()]
+  return known[..., [0, *(CLASS_NAMES.index(name) for name in first)]]

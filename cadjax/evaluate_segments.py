@@ -1,0 +1,351 @@
+"""Evaluates a trained segmenter by patient and class, with intervals.
+
+`python -m cadjax.evaluate --workdir=W` comes here for a segmenter. Writes
+into W/eval: one row per case and class first, then metrics.json and
+worst.png, the worst cases with what is true and what was found. All is
+measured on the grid of the records, which is the model's.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cadjax import (
+  case_rows,
+  checkpoint,
+  classes,
+  components,
+  evaluation,
+  input_pipeline,
+  intervals,
+  planes,
+  results,
+  segment_metrics,
+  workdir,
+)
+from cadjax.results import Row
+from cadjax.segment_metrics import METRICS
+from data_prep.errors import UserError
+from data_prep.volume import Grid, Volume
+
+# Lesion-wise detection asks where plaque is, not of which kind.
+PLAQUES = ("stable_plaque", "unstable_plaque")
+LESIONS = ("lesions", "detected", "recall", "false_positives")
+WORST = 4
+TRUE_COLOR, FOUND_COLOR = "#5fd35f", "#ff5da2"
+
+
+def evaluate(
+  trained: workdir.Trained,
+  *,
+  split: str = "test",
+  data: str | None = None,
+  against: str | None = None,
+  bootstrap: int = 2000,
+) -> dict[str, Any]:
+  """Evaluates a segmenter; arguments and folders as `evaluate.evaluate`.
+
+  Returns:
+    the contents of metrics.json.
+
+  Raises:
+    UserError: for settings or data that cannot be used.
+  """
+  dataset, external = evaluation.open_data(trained, data)
+  if not dataset.has_masks:
+    raise UserError(f"{dataset.path} holds no masks to compare with")
+  splits = evaluation.splits_of(split, dataset)
+  folder = evaluation.folder_of(
+    trained.path, split, dataset.fingerprint, external
+  )
+  other = None
+  if against:
+    other = evaluation.read_other(
+      trained, against, folder, ("patient_id", "class", *METRICS)
+    )
+
+  rows, lesions = score_cases(trained, dataset, splits)
+  if not rows:
+    raise UserError(
+      f"{dataset.path}: no case of the {split} split has"
+      f" {' or '.join(_foreground(trained))} in its mask"
+    )
+  folder.mkdir(parents=True, exist_ok=True)
+  name = evaluation.cases_name(split, external)
+  case_rows.write_rows(folder, name, rows)
+  if lesions:
+    case_rows.write_rows(folder, name.replace("cases", "lesions"), lesions)
+
+  result = evaluation.describe(trained, dataset, split, external)
+  result |= summarise(rows, lesions, draws=bootstrap)
+  result |= {
+    "segmentation": {
+      "window": trained.config.segment.window or trained.config.data.patch_size,
+      **{
+        key: trained.config.segment[key]
+        for key in ("overlap", "mirror", "min_component_mm3")
+      },
+    },
+    "notes": evaluation.split_notes(split, external),
+  }
+  if other:
+    result["against"] = {
+      "workdir": str(against),
+      "difference": compare(rows, other[0], draws=bootstrap),
+    }
+  result = results.strict(result)
+  write_worst(folder, trained, dataset, rows)
+  checkpoint.write_json(folder / "metrics.json", result)
+  return result
+
+
+def score_cases(
+  trained: workdir.Trained,
+  dataset: input_pipeline.Dataset,
+  splits: Sequence[str],
+) -> tuple[list[Row], list[Row]]:
+  """Segments every case of the splits once and compares it with its mask.
+
+  Args:
+    trained: the segmenter.
+    dataset: records with masks.
+    splits: names of splits.
+
+  Returns:
+    a row for each case and foreground class that the case annotates, with
+    `METRICS`; and a row with `LESIONS` for each case that
+    annotates both kinds of plaque, if the segmenter tells them apart.
+  """
+  rows, lesions = [], []
+  cases = [(split, row) for split in splits for row in dataset.rows[split]]
+  for split, case in tqdm(cases, "cases", leave=False, disable=None):
+    found, truth, known, record = _segment(trained, dataset, case)
+    who = {
+      "split": split,
+      "index": int(case["index"]),
+      "case_id": case["case_id"],
+      "patient_id": case["patient_id"],
+    }
+    spacing = record["spacing"]
+    for number, name in enumerate(_foreground(trained), 1):
+      if known[number]:
+        values = segment_metrics.case_metrics(
+          found == number, truth == number, spacing
+        )
+        rows.append(who | {"class": name} | values)
+    plaques = [
+      number
+      for number, name in enumerate(_foreground(trained), 1)
+      if name in PLAQUES and known[number]
+    ]
+    if len(plaques) == len(PLAQUES):
+      lesions.append(
+        who | _detect(np.isin(found, plaques), np.isin(truth, plaques), record)
+      )
+  return rows, lesions
+
+
+def _segment(trained, dataset, case) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+  """Returns labels, true labels, known [K] and the record of a case."""
+  record = dataset.read(case)
+  task = trained.config.segment.classes
+  labels = components.remove_small(
+    trained.segment(record["image"]).labels,
+    record["spacing"],
+    trained.config.segment.min_component_mm3,
+  )
+  known = classes.map_known(record["mask_classes"], task)
+  return labels, classes.map_mask(record["mask"], task), known, record
+
+
+def _detect(found, truth, record) -> dict[str, float]:
+  affine, centers, lengths = record["grid_affine"], None, None
+  listed = json.loads(record["lesions"])
+  if listed:
+    centers, lengths = segment_metrics.lesion_centers(listed, affine)
+    # The grid may be a box that leaves some out.
+    inside = (centers > -0.5) & (centers < np.array(truth.shape) - 0.5)
+    inside = inside.all(1)
+    centers, lengths = centers[inside], lengths[inside]
+  return segment_metrics.lesion_detection(
+    found, truth, record["spacing"], centers=centers, lengths_mm=lengths
+  )
+
+
+def _foreground(trained: workdir.Trained) -> tuple[str, ...]:
+  return classes.get_task(trained.config.segment.classes).names[1:]
+
+
+def summarise(
+  rows: Sequence[Row], lesions: Sequence[Row], *, draws: int = 2000
+) -> dict[str, Any]:
+  """Averages over patients; needs no model and no files.
+
+  Args:
+    rows: of `score_cases`.
+    lesions: of `score_cases`.
+    draws: of the bootstrap over patients.
+
+  Returns:
+    "n_patients", "n_scans", "patient" {class: {metric: interval}},
+    "mean_dice" (over the classes of each scan) and, if there are such rows,
+    "lesions" {metric: interval}, all as `intervals.mean_interval` gives them.
+  """
+  scans = by_scan(rows)
+  result = {
+    "n_patients": len({row["patient_id"] for row in rows}),
+    "n_scans": len(scans),
+    "patient": {
+      row.pop("class"): row
+      for row in intervals.mean_table(rows, ["class"], METRICS, draws=draws)
+    },
+    "mean_dice": intervals.mean_interval(
+      np.array([mean_dice(some) for some in scans.values()]),
+      patients=np.array([some[0]["patient_id"] for some in scans.values()]),
+      draws=draws,
+    ),
+    "bootstrap": {"draws": draws, "seed": 0, "confidence": 0.95},
+  }
+  if lesions:
+    (result["lesions"],) = intervals.mean_table(
+      lesions, [], LESIONS, draws=draws
+    )
+  return result
+
+
+def by_scan(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+  """Returns the rows of each scan, one a class, by (split, index)."""
+  scans: dict[tuple[str, int], list[Row]] = {}
+  for row in rows:
+    scans.setdefault((row["split"], row["index"]), []).append(row)
+  return scans
+
+
+def mean_dice(rows: Sequence[Row]) -> float:
+  """Returns the mean Dice over the classes of a scan that define it."""
+  return results.defined_mean([row["dice"] for row in rows])
+
+
+def compare(
+  rows: Sequence[Row], other: Sequence[Row], *, draws: int = 2000
+) -> dict[str, dict[str, Any]]:
+  """Compares two segmenters on the same scans and their common classes.
+
+  Args:
+    rows: of this one.
+    other: of the other one, as they were written.
+    draws: of the bootstrap over patients.
+
+  Returns:
+    {class: {metric: interval}} of this minus the other, where both are
+    defined.
+
+  Raises:
+    UserError: the scans differ, or no class is common.
+  """
+  common = {row["class"] for row in rows} & {row["class"] for row in other}
+  if not common:
+    raise UserError("the two segmenters have no class in common")
+  ours, theirs = (
+    {
+      (row["case_id"], row["class"]): row
+      for row in some
+      if row["class"] in common
+    }
+    for some in (rows, other)
+  )
+  if ours.keys() != theirs.keys():
+    raise UserError(
+      "the two segmenters were not evaluated on the same scans; evaluate both"
+      " on the same data"
+    )
+  # None stands for NaN in a file.
+  number = lambda x: math.nan if x is None else x  # noqa: E731
+  differences = [
+    row
+    | {name: number(row[name]) - number(theirs[key][name]) for name in METRICS}
+    for key, row in ours.items()
+  ]
+  table = intervals.mean_table(differences, ["class"], METRICS, draws=draws)
+  return {row.pop("class"): row for row in table}
+
+
+def write_worst(
+  folder: pathlib.Path,
+  trained: workdir.Trained,
+  dataset: input_pipeline.Dataset,
+  rows: Sequence[Row],
+) -> None:
+  """Writes worst.png: the cases of the least mean Dice, each in three planes.
+
+  Each plane is the slice with the most wrong voxels.
+  """
+  dice = {key: mean_dice(some) for key, some in by_scan(rows).items()}
+  judged = [key for key in dice if np.isfinite(dice[key])]
+  headings = {}
+  for split, index in sorted(judged, key=dice.get)[:WORST]:
+    case = next(
+      row for row in dataset.rows[split] if int(row["index"]) == index
+    )
+    heading = f"{case['case_id']}, Dice {dice[split, index]:.2f}"
+    headings[heading] = _panels(trained, dataset, case)
+  if headings:
+    png = planes.planes_png(
+      headings,
+      "Worst cases by mean Dice  ·  green: true  ·  pink: found  ·  "
+      + evaluation.DISCLAIMER,
+    )
+    (folder / "worst.png").write_bytes(png)
+
+
+def _panels(trained, dataset, case) -> list[planes.Panel]:
+  found, truth, known, record = _segment(trained, dataset, case)
+  grid = Grid.from_affine(found.shape, record["grid_affine"])
+  numbers = [k for k in range(1, len(known)) if known[k]]
+  wrong = np.zeros(found.shape, bool)
+  masks = []
+  for k in numbers:
+    wrong |= (found == k) != (truth == k)
+    masks += [(truth == k, TRUE_COLOR), (found == k, FOUND_COLOR)]
+  return planes.three_planes(
+    Volume(record["image"], grid),
+    grid.to_mm(planes.fullest(wrong if wrong.any() else truth > 0)),
+    masks=masks,
+  )
+
+
+def table(result: Mapping[str, Any]) -> str:
+  """Returns the metrics as text: a line a metric, a column a class."""
+  columns = result["patient"]
+  lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
+  for metric in METRICS:
+    cells = [f"{_cell(column[metric]):<31}" for column in columns.values()]
+    lines.append("".join([f"{metric:<19}", *cells]))
+  lines = [line.rstrip() for line in lines]
+  lines.append(f"{'mean dice':<19}{_cell(result['mean_dice'])}")
+  for metric, entry in result.get("lesions", {}).items():
+    lines.append(f"{'lesions: ' + metric:<27}{_cell(entry)}")
+  if "against" in result:
+    lines.append(f"difference to {result['against']['workdir']}:")
+    for name, metrics in result["against"]["difference"].items():
+      lines.append(f"  {name}: dice {_cell(metrics['dice'], sign='+')}")
+  draws = result["bootstrap"]["draws"]
+  lines.append(
+    "means over patients (n), 95 % intervals by a bootstrap over patients"
+    f" ({draws} draws)"
+  )
+  return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _cell(entry: Mapping[str, Any], sign: str = "") -> str:
+  if entry["value"] is None:
+    return "undefined"
+  text = f"{entry['value']:{sign}.3f}"
+  if entry["low"] is not None:
+    text += f" [{entry['low']:{sign}.3f}, {entry['high']:{sign}.3f}]"
+  return f"{text} ({entry['n']})"

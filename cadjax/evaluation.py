@@ -1,0 +1,175 @@
+"""What evaluations of classifiers and of segmenters share: data and files."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from cadjax import input_pipeline, results, tasks, workdir
+from cadjax.results import Row
+from data_prep.errors import UserError
+
+DISCLAIMER = "Research software, not a medical device."
+SPLITS = ("test", "validation", "train", "all")
+LEAST_DRAWS = 100
+
+
+def check_settings(split: str, bootstrap: int, batch_size: int | None) -> None:
+  """Raises `UserError` for a setting that no evaluation can use."""
+  if split not in SPLITS:
+    raise UserError(f"--split={split} is none of {', '.join(SPLITS)}")
+  if bootstrap < LEAST_DRAWS:
+    raise UserError(
+      f"--bootstrap={bootstrap} is too few for an interval; use at least"
+      f" {LEAST_DRAWS}"
+    )
+  if batch_size is not None and batch_size < 1:
+    raise UserError(f"--batch_size={batch_size} must be at least 1")
+
+
+def splits_of(split: str, dataset: input_pipeline.Dataset) -> Sequence[str]:
+  """Returns the splits that `split` names; UserError if all are empty."""
+  named = input_pipeline.SPLITS if split == "all" else (split,)
+  if not any(dataset.rows[name] for name in named):
+    raise UserError(f"{dataset.path}: the {split} split holds no case")
+  return named
+
+
+def open_data(
+  trained: workdir.Trained, data: str | None = None
+) -> tuple[input_pipeline.Dataset, bool]:
+  """Opens the workdir's own data, or other data on the same grid.
+
+  Returns:
+    the data set, and whether it is another one than the workdir's own.
+
+  Raises:
+    UserError: the own data has changed, or the other grid differs.
+  """
+  config = ml_collections.ConfigDict(trained.config.to_dict())
+  own = trained.dataset["fingerprint"]
+  if data is None:
+    dataset = tasks.open_dataset(config)
+    if dataset.fingerprint != own:
+      raise UserError(
+        f"{dataset.path} is not the data that {trained.path} was trained on"
+        f" (fingerprint {dataset.fingerprint}, not {own}); to evaluate on it"
+        f" as external data, add --data={dataset.path}"
+      )
+    return dataset, False
+  config.data.path = data
+  fold = config.data.fold
+  config.data.fold = None
+  dataset = tasks.open_dataset(config)
+  if dataset.fingerprint == own:
+    config.data.fold = fold
+    return tasks.open_dataset(config), False
+  if results.strict(dataset.grid) != trained.dataset["grid"]:
+    raise UserError(
+      f"{dataset.path} has the grid {results.strict(dataset.grid)}, but"
+      f" {trained.path} was trained on {trained.dataset['grid']}; build the"
+      " data on that grid"
+    )
+  return dataset, True
+
+
+def folder_of(
+  path: pathlib.Path, split: str, fingerprint: str, external: bool
+) -> pathlib.Path:
+  """Returns where the files of an evaluation go."""
+  folder = path / "eval"
+  if external:
+    folder /= f"external_{fingerprint[:8]}"
+  return folder if split == "test" else folder / split
+
+
+def cases_name(split: str, external: bool) -> str:
+  """Returns the name of the per-case rows."""
+  return f"{'external_' if external else ''}{split}_cases"
+
+
+def describe(
+  trained: workdir.Trained,
+  dataset: input_pipeline.Dataset,
+  split: str,
+  external: bool,
+) -> dict[str, Any]:
+  """Returns the part of metrics.json that says what was evaluated."""
+  source = dataset.metadata.get("source")
+  phantom = "Phantom results. " if source == "phantom" else ""
+  return {
+    "disclaimer": phantom + DISCLAIMER,
+    "task": trained.task,
+    "workdir": str(trained.path),
+    "step": trained.step,
+    "split": split,
+    "cases": cases_name(split, external),
+    "data": {
+      "path": str(dataset.path),
+      "fingerprint": dataset.fingerprint,
+      "source": source,
+      "external": external,
+    },
+    "phantom": source == "phantom",
+    "versions": workdir.versions(),
+  }
+
+
+def split_notes(split: str, external: bool) -> list[str]:
+  """Returns what must be said of evaluating on a split."""
+  if external:
+    return ["external validation: other data than the workdir was trained on"]
+  notes = []
+  if split in ("train", "all"):
+    notes.append("these cases include those that the model was trained on")
+  if split in ("validation", "all"):
+    notes.append("the checkpoint was chosen on validation cases: optimistic")
+  return notes
+
+
+def read_rows(path: pathlib.Path, keys: Sequence[str]) -> list[Row]:
+  """Reads a .jsonl of rows; UserError if it cannot be or lacks a key."""
+  try:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+  except (OSError, json.JSONDecodeError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+  if not all(set(keys) <= row.keys() for row in rows):
+    raise UserError(f"{path} is not what cadjax.evaluate writes; run it again")
+  return rows
+
+
+def read_other(
+  trained: workdir.Trained,
+  against: str,
+  folder: pathlib.Path,
+  keys: Sequence[str],
+) -> tuple[list[Row], dict[str, Any]]:
+  """Reads the evaluation of another workdir on the same split.
+
+  Args:
+    trained: the model of this evaluation.
+    against: the other workdir.
+    folder: where this evaluation goes.
+    keys: that every row must have.
+
+  Returns:
+    the rows and metrics.json.
+
+  Raises:
+    UserError: there is none, or it is of a model of another task.
+  """
+  there = pathlib.Path(against) / folder.relative_to(trained.path)
+  if not (there / "metrics.json").exists():
+    raise UserError(
+      f"{there} holds no evaluation; run python -m cadjax.evaluate"
+      f" --workdir={against} on the same split and data first"
+    )
+  result = workdir.read_json(there / "metrics.json")
+  if result.get("task", "classify") != trained.task:
+    raise UserError(
+      f"{trained.path} and {against} do not do the same: a classifier and a"
+      " segmenter cannot be compared"
+    )
+  return read_rows(there / f"{result['cases']}.jsonl", keys), result

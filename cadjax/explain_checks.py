@@ -1,0 +1,268 @@
+"""Whether an explanation map can be trusted: faithfulness and sanity.
+
+Faithfulness asks the model: does its score follow the voxels that the map
+ranks first (`perturbation_auc`)? Sanity and repeatability compare maps with
+maps (`compare`): of a model with layers re-initialised (`randomise`), of
+another seed or of another architecture. Two maps of unrelated patients are
+alike too, since every heart lies in the middle; `random_pairs` says how much.
+
+Maps are [D, H, W], finite and at least 0, of any scale.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.integrate
+import scipy.ndimage
+import scipy.stats
+import skimage.metrics
+
+from cadjax import names
+
+Score = Callable[[np.ndarray], np.ndarray]
+
+
+def blurred(
+  image: np.ndarray, spacing_mm: Sequence[float], sigma_mm: float = 10.0
+) -> np.ndarray:
+  """Returns an image [D, H, W] without its detail, in its own dtype.
+
+  The usual baseline of `perturbation_auc`: unlike a constant it keeps the
+  body's outline, so that a replaced block is not itself a finding.
+
+  Args:
+    image: [D, H, W].
+    spacing_mm: of a voxel along D, H and W.
+    sigma_mm: of the Gaussian.
+  """
+  sigma = sigma_mm / np.asarray(spacing_mm, np.float64)
+  smooth = scipy.ndimage.gaussian_filter(image.astype(np.float32), sigma)
+  if np.issubdtype(image.dtype, np.integer):
+    smooth = np.rint(smooth)
+  return smooth.astype(image.dtype)
+
+
+def perturbation_auc(
+  score: Score,
+  image: np.ndarray,
+  heat: np.ndarray,
+  *,
+  baseline: np.ndarray,
+  block: int = 8,
+  steps: int = 16,
+  batch_size: int = 4,
+  seed: int = 0,
+) -> dict[str, float]:
+  """Returns the insertion and deletion AUC of a map (Petsiuk, BMVC 2018).
+
+  The image is cut into blocks, ranked by the map's mean over each. Deletion
+  replaces the first blocks of the image by the baseline, insertion puts them
+  into the baseline. The AUC is the area under the score against the share of
+  voxels replaced (trapezoids), so it is in the score's unit: a low deletion
+  and a high insertion AUC speak for the map. Blocks of equal heat come in
+  random order.
+
+  Args:
+    score: images [n, D, H, W] to [n] numbers; it always gets `batch_size` of
+      them, so a compiled one is compiled once.
+    image: [D, H, W].
+    heat: map [D, H, W].
+    baseline: [D, H, W], what replaces; see `blurred`.
+    block: edge of a block in voxels; those at the far edges may be smaller.
+    steps: parts in which the blocks are replaced.
+    batch_size: images at a time.
+    seed: of the order of equal blocks.
+
+  Returns:
+    insertion and deletion; NaN for a zero map.
+
+  Raises:
+    ValueError: shapes differ.
+  """
+  if not image.shape == heat.shape == baseline.shape:
+    raise ValueError(
+      f"image {image.shape}, map {heat.shape} and baseline {baseline.shape}"
+      " must have one shape"
+    )
+  if not np.any(heat > 0):
+    return {"insertion": math.nan, "deletion": math.nan}
+  blocks = _blocks(image.shape, block)
+  sizes = np.bincount(blocks.ravel())
+  # Rounded, so that the order of equal blocks is not that of rounding errors.
+  means = np.bincount(blocks.ravel(), heat.ravel()) / sizes / heat.max()
+  chance = np.random.default_rng(seed).random(sizes.size)
+  order = np.lexsort((chance, -means.round(12)))
+  rank = np.argsort(order)[blocks]
+  counts = np.unique(np.linspace(0, sizes.size, steps + 1).round().astype(int))
+  replaced = np.concatenate([[0], sizes[order].cumsum()])[counts] / image.size
+  pairs = ((baseline, image), (image, baseline))
+  images = (
+    np.where(rank < count, new, old) for new, old in pairs for count in counts
+  )
+  curves = _score_all(score, images, batch_size).reshape(2, counts.size)
+  deletion, insertion = scipy.integrate.trapezoid(curves, replaced)
+  return {"insertion": float(insertion), "deletion": float(deletion)}
+
+
+def random_perturbation_auc(
+  score: Score,
+  image: np.ndarray,
+  *,
+  orders: int = 4,
+  seed: int = 0,
+  **options: Any,
+) -> dict[str, float]:
+  """Returns the mean `perturbation_auc` of random orders of the blocks.
+
+  The null of every map of this image: a map is faithful where its insertion
+  is above and its deletion below.
+
+  Args:
+    score: as there.
+    image: [D, H, W].
+    orders: how many.
+    seed: of the first one.
+    **options: as there.
+  """
+  flat = np.ones(image.shape)
+  found = [
+    perturbation_auc(score, image, flat, seed=seed + i, **options)
+    for i in range(orders)
+  ]
+  return {
+    name: float(np.mean([each[name] for each in found])) for name in found[0]
+  }
+
+
+def layer_modules(tree: Mapping[str, Any], layer: str) -> list[str]:
+  """Returns the top-level modules of a parameter tree that make a layer.
+
+  They are those that have the layer's name as one of the words of theirs:
+  "stage4" has stage4_block1 and stage4_block2, "stem" conv_stem and norm_stem.
+  """
+  return [name for name in tree if layer in (name, *name.split("_"))]
+
+
+def randomise(
+  variables: Mapping[str, Any],
+  fresh: Mapping[str, Any],
+  layer_order: Sequence[str],
+  upto: str,
+) -> dict[str, Any]:
+  """Re-initialises a model from the top down (Adebayo, NeurIPS 2018).
+
+  Cascading weight randomisation: a map that does not change with it does not
+  depend on what the model has learned.
+
+  Args:
+    variables: of the trained model: {"params": ..., "batch_stats": ...}.
+    fresh: of `model.init` with another key, the same tree.
+    layer_order: layers from the head down to the input, see `layer_modules`.
+    upto: the last layer re-initialised; all before it in the order are too.
+
+  Returns:
+    new variables: parameters and running statistics of those layers are the
+    fresh ones, all others the trained ones. Nothing is copied or changed.
+
+  Raises:
+    names.UnknownName: `upto` is not in the order, or a layer has no module.
+  """
+  names.check_known([upto], layer_order, "layer")
+  chosen: set[str] = set()
+  for layer in layer_order[: list(layer_order).index(upto) + 1]:
+    modules = layer_modules(variables["params"], layer)
+    if not modules:
+      names.check_known([layer], variables["params"], "layer")
+    chosen.update(modules)
+  return {
+    kind: {
+      name: fresh[kind][name] if name in chosen else part
+      for name, part in tree.items()
+    }
+    for kind, tree in variables.items()
+  }
+
+
+def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+  """Returns how alike two maps [D, H, W] of one grid are.
+
+  Returns:
+    ssim: the mean structural similarity (Wang et al. 2004) in 3D, in [-1, 1],
+    of the maps divided by their maxima, in a cube of 7 voxels or the largest
+    odd number that fits; NaN below 3 voxels. spearman: the rank correlation
+    over voxels, in [-1, 1]; NaN where a map is flat. Both NaN where a map is
+    zero.
+
+  Raises:
+    ValueError: shapes differ.
+  """
+  a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+  if a.shape != b.shape or a.ndim != 3:
+    raise ValueError(f"maps must be 3D and of one shape: {a.shape}, {b.shape}")
+  result = {"ssim": math.nan, "spearman": math.nan}
+  if not (a.max() > 0 and b.max() > 0):
+    return result
+  size = min(7, min(a.shape) - (min(a.shape) + 1) % 2)
+  if size >= 3:
+    result["ssim"] = float(
+      skimage.metrics.structural_similarity(
+        a / a.max(), b / b.max(), win_size=size, data_range=1.0
+      )
+    )
+  if np.ptp(a) > 0 and np.ptp(b) > 0:
+    result["spearman"] = float(
+      scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic
+    )
+  return result
+
+
+def random_pairs(
+  maps: Sequence[np.ndarray], *, pairs: int = 20, seed: int = 0
+) -> dict[str, float]:
+  """Returns the mean of `compare` over pairs of unrelated maps.
+
+  The baseline of every comparison: what two maps of different patients have
+  in common.
+
+  Args:
+    maps: [D, H, W] each, one a patient.
+    pairs: at most this many, drawn without replacement.
+    seed: of the draw.
+
+  Returns:
+    ssim and spearman, means over the pairs where they are defined, and pairs,
+    the number compared.
+  """
+  every = list(itertools.combinations(range(len(maps)), 2))
+  rng = np.random.default_rng(seed)
+  drawn = rng.permutation(len(every))[:pairs]
+  results = [compare(maps[every[k][0]], maps[every[k][1]]) for k in drawn]
+  means = {}
+  for name in ("ssim", "spearman"):
+    values = [r[name] for r in results if not math.isnan(r[name])]
+    means[name] = float(np.mean(values)) if values else math.nan
+  return means | {"pairs": float(len(results))}
+
+
+def _blocks(shape: tuple[int, ...], block: int) -> np.ndarray:
+  """Returns the number of its block for every voxel, int [D, H, W]."""
+  index = np.zeros(shape, np.int64)
+  for axis, size in enumerate(shape):
+    along = np.arange(size) // block
+    index *= along[-1] + 1
+    index += along.reshape([-1 if k == axis else 1 for k in range(len(shape))])
+  return index
+
+
+def _score_all(
+  score: Score, images: Iterator[np.ndarray], batch_size: int
+) -> np.ndarray:
+  """Returns the score of every image [n], `batch_size` images at a time."""
+  scores = []
+  while chunk := list(itertools.islice(images, batch_size)):
+    full = chunk + [chunk[-1]] * (batch_size - len(chunk))
+    scores.append(np.asarray(score(np.stack(full)))[: len(chunk)])
+  return np.concatenate(scores).astype(np.float64)

@@ -1,0 +1,367 @@
+"""Where an explanation map points: measures against masks, in mm, with nulls.
+
+A map is [D, H, W], finite and at least 0, of any scale: no measure changes if
+the map is multiplied by a number above 0. A structure is given by its distance
+field (`distance_mm`), 0 inside; dilated by r mm it is where the distance is at
+most r. A region (a body mask, say) limits everything to its voxels. What is
+undefined is NaN: a map that is zero everywhere in the region, a structure that
+has no voxel there or has all of them.
+
+Lift and pointing have two nulls. A map that is uniform over the region has
+lift 1 and points by chance as often as the structure is large. Rolled masks
+(toroidal shifts of the structure) keep its shape and the map's, and lose only
+their alignment; they do not know that hearts lie in the middle of a scan, so
+a map that merely prefers the middle can pass them. A region narrows that gap.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import scipy.spatial
+import scipy.stats
+import sklearn.metrics
+
+from cadjax import intervals
+
+RADII_MM = (0.0, 2.0, 5.0, 10.0)
+PEAK_MM = 5.0
+ROLLS = 99
+
+
+def distance_mm(
+  mask: np.ndarray,
+  spacing_mm: Sequence[float],
+  centers: np.ndarray | None = None,
+) -> np.ndarray:
+  """Returns the distance of every voxel's centre from a structure.
+
+  Args:
+    mask: [D, H, W]; its voxels have the distance 0, others the Euclidean
+      distance to the nearest of its voxels' centres.
+    spacing_mm: of a voxel along D, H and W, each above 0.
+    centers: voxel coordinates [n, 3] of points that belong to the structure
+      too, such as lesions; they may lie between voxels or outside.
+
+  Returns:
+    float32 [D, H, W] in mm, infinite for an empty structure.
+  """
+  mask = np.asarray(mask, bool)
+  spacing = np.asarray(spacing_mm, np.float64)
+  distance = np.full(mask.shape, np.inf, np.float32)
+  if mask.any():
+    distance = scipy.ndimage.distance_transform_edt(
+      ~mask, sampling=spacing
+    ).astype(np.float32)
+  points = np.zeros((0, 3)) if centers is None else np.asarray(centers)
+  axes = [np.arange(n, dtype=np.float64) for n in mask.shape]
+  for point in points.reshape(-1, 3):
+    d, h, w = (
+      ((axis - at) * step) ** 2
+      for axis, at, step in zip(axes, point, spacing, strict=True)
+    )
+    squares = d[:, None, None] + h[:, None] + w
+    np.minimum(distance, np.sqrt(squares), out=distance, casting="same_kind")
+  return distance
+
+
+def energy_in(
+  heat: np.ndarray, inside: np.ndarray, region: np.ndarray | None = None
+) -> dict[str, float]:
+  """Returns how much of a map lies in a mask.
+
+  Args:
+    heat: map [D, H, W].
+    inside: bool [D, H, W].
+    region: bool [D, H, W]; all voxels if left out.
+
+  Returns:
+    energy, the share of the map's sum over the region that lies inside, in
+    [0, 1] (the energy-based pointing game, Wang et al., CVPRW 2020); share,
+    the mask's share of the region's voxels; and lift = energy / share, at
+    least 0, 1 for a uniform map and 1 / share for a map within the mask.
+  """
+  heat, inside = _in_region(_checked(heat), inside, region)
+  total, share = heat.sum(), float(inside.mean()) if inside.size else 0.0
+  if not total > 0 or not 0 < share < 1:
+    return {"energy": math.nan, "share": share, "lift": math.nan}
+  energy = float(heat[inside].sum() / total)
+  return {"energy": energy, "share": share, "lift": energy / share}
+
+
+def pointing(
+  heat: np.ndarray, near: np.ndarray, region: np.ndarray | None = None
+) -> dict[str, float]:
+  """Plays the pointing game: does the map's peak lie where it should?
+
+  Zhang et al., Int. J. Comput. Vis. 126 (2018) 1084-1102.
+
+  Args:
+    heat: map [D, H, W].
+    near: bool [D, H, W], where a peak counts as a hit.
+    region: bool [D, H, W]; all voxels if left out.
+
+  Returns:
+    pointing: 1 or 0; where several voxels share the largest value, the share
+    of them that hit, so that a flat map has no luck. chance: the same for a
+    voxel drawn at random from the region.
+  """
+  heat, near = _in_region(_checked(heat), near, region)
+  chance = float(near.mean()) if near.size else 0.0
+  if not heat.sum() > 0 or not 0 < chance < 1:
+    return {"pointing": math.nan, "chance": chance}
+  return {"pointing": float(near[heat == heat.max()].mean()), "chance": chance}
+
+
+def auprc(
+  heat: np.ndarray, inside: np.ndarray, region: np.ndarray | None = None
+) -> dict[str, float]:
+  """Returns the average precision of the map as a detector of the mask.
+
+  Args:
+    heat: map [D, H, W].
+    inside: bool [D, H, W].
+    region: bool [D, H, W]; all voxels if left out.
+
+  Returns:
+    auprc in [0, 1], scikit-learn's average precision over voxels, and chance,
+    the mask's prevalence, which is what a uniform map gets.
+  """
+  heat, inside = _in_region(_checked(heat), inside, region)
+  chance = float(inside.mean()) if inside.size else 0.0
+  if not heat.sum() > 0 or not 0 < chance < 1:
+    return {"auprc": math.nan, "chance": chance}
+  value = sklearn.metrics.average_precision_score(inside, heat)
+  return {"auprc": float(value), "chance": chance}
+
+
+def gini(heat: np.ndarray, region: np.ndarray | None = None) -> float:
+  """Returns the Gini index of a map [D, H, W], its sparseness.
+
+  0 for a uniform map, 1 - 1/n for a single voxel of n: Hurley and Rickard,
+  IEEE Trans. Inf. Theory 55 (2009) 4723-4741, used for explanations by
+  Chalasani et al., ICML 2020.
+  """
+  heat, _ = _in_region(_checked(heat), np.zeros(heat.shape, bool), region)
+  total, n = heat.sum(), heat.size
+  if not total > 0:
+    return math.nan
+  weight = 2 * np.arange(1, n + 1) - n - 1
+  return float(np.sort(heat) @ weight / (n * total))
+
+
+def rolled_null(
+  heat: np.ndarray,
+  distance: np.ndarray,
+  *,
+  region: np.ndarray | None = None,
+  radii_mm: Sequence[float] = RADII_MM,
+  peak_mm: float = PEAK_MM,
+  rolls: int = ROLLS,
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """Measures a map against its structure rolled away, many times.
+
+  Each roll shifts the structure by a random number of voxels along D, H and
+  W; what leaves the volume comes in at the other side. The region and the map
+  stay. Over all shifts without a region the mean lift is exactly 1.
+
+  Args:
+    heat: map [D, H, W].
+    distance: of the structure, see `distance_mm`.
+    region: bool [D, H, W]; all voxels if left out.
+    radii_mm: of the dilations whose lift is measured.
+    peak_mm: distance up to which the peak is a hit.
+    rolls: how many.
+    seed: of the shifts: equal ones for maps of one shape.
+
+  Returns:
+    "lift" [rolls, radii] and "pointing" [rolls], NaN where a roll leaves
+    nothing of the structure in the region.
+  """
+  heat = _checked(heat)
+  shape = heat.shape
+  kept = np.ones(shape, bool) if region is None else np.asarray(region, bool)
+  heat = np.where(kept, heat, 0)
+  # Rings between one radius and the next, so that a voxel is looked up once.
+  order = np.argsort(radii_mm)
+  ring = np.searchsorted(np.asarray(radii_mm)[order], distance)
+  (voxels,) = np.nonzero(ring.ravel() < len(order))
+  ring = ring.ravel()[voxels]
+  (near,) = np.nonzero((distance <= peak_mm).ravel())
+  peaks = np.argwhere((heat == heat.max()) & kept)
+  is_near = distance <= peak_mm
+
+  rng = np.random.default_rng(seed)
+  lift = np.full((rolls, len(order)), np.nan)
+  hit = np.full(rolls, np.nan)
+  total, size = heat.sum(), kept.sum()
+  if not total > 0:
+    return {"lift": lift, "pointing": hit}
+  for i in range(rolls):
+    shift = rng.integers(shape)
+    # To roll the map back is to roll the structure forth.
+    back = np.roll(heat, -shift, (0, 1, 2)).ravel()
+    here = np.roll(kept, -shift, (0, 1, 2)).ravel()
+    energy = np.bincount(ring, back[voxels], len(order)).cumsum() / total
+    share = np.bincount(ring, here[voxels], len(order)).cumsum() / size
+    defined = (share > 0) & (share < 1)
+    lift[i, order[defined]] = energy[defined] / share[defined]
+    if 0 < here[near].sum() < size:
+      hit[i] = is_near[tuple(((peaks - shift) % shape).T)].mean()
+  return {"lift": lift, "pointing": hit}
+
+
+def p_value(observed: float, null: np.ndarray) -> float:
+  """Returns the one-sided p-value of an observed value under null draws [n].
+
+  (1 + draws at or above it) / (1 + draws), in (0, 1]: Phipson and Smyth,
+  Stat. Appl. Genet. Mol. Biol. 9 (2010) 39. NaN if nothing is defined.
+  """
+  null = null[np.isfinite(null)]
+  if not null.size or math.isnan(observed):
+    return math.nan
+  # Sums in another order than the observed one's may differ in the last bits.
+  above = null >= observed - 1e-9 * max(1.0, abs(observed))
+  return float((1 + above.sum()) / (1 + null.size))
+
+
+def location_metrics(
+  heat: np.ndarray,
+  distance: np.ndarray,
+  *,
+  region: np.ndarray | None = None,
+  radii_mm: Sequence[float] = RADII_MM,
+  peak_mm: float = PEAK_MM,
+  rolls: int = ROLLS,
+  seed: int = 0,
+) -> dict[str, float]:
+  """Returns every measure of one map against one structure.
+
+  Args:
+    heat: map [D, H, W].
+    distance: of the structure, see `distance_mm`.
+    region: bool [D, H, W]; all voxels if left out.
+    radii_mm: of the dilations.
+    peak_mm: distance up to which the peak is a hit.
+    rolls: of the null, see `rolled_null`.
+    seed: of the rolls.
+
+  Returns:
+    for each radius, as in "lift_2mm": energy_, share_, lift_, lift_null_ (the
+    mean over the rolls) and lift_p_; then pointing, pointing_chance,
+    pointing_null, pointing_p, auprc, auprc_chance (of the structure itself)
+    and gini.
+
+  Raises:
+    ValueError: the map is not 3D, has a negative or infinite value or NaN, or
+      differs in shape.
+  """
+  options = {"region": region, "radii_mm": radii_mm, "peak_mm": peak_mm}
+  null = rolled_null(heat, distance, rolls=rolls, seed=seed, **options)
+  row = {}
+  for i, radius in enumerate(radii_mm):
+    found = energy_in(heat, distance <= radius, region)
+    drawn = null["lift"][:, i] if found["lift"] >= 0 else np.zeros(0)
+    found["lift_null"] = _mean(drawn)
+    found["lift_p"] = p_value(found["lift"], drawn)
+    row |= {f"{name}_{radius:g}mm": value for name, value in found.items()}
+  found = pointing(heat, distance <= peak_mm, region)
+  drawn = null["pointing"] if found["pointing"] >= 0 else np.zeros(0)
+  row |= {
+    "pointing": found["pointing"],
+    "pointing_chance": found["chance"],
+    "pointing_null": _mean(drawn),
+    "pointing_p": p_value(found["pointing"], drawn),
+  }
+  found = auprc(heat, distance <= 0, region)
+  row |= {"auprc": found["auprc"], "auprc_chance": found["chance"]}
+  return row | {"gini": gini(heat, region)}
+
+
+def summarise(
+  rows: Sequence[Mapping[str, Any]],
+  by: Sequence[str] = ("layer", "method", "structure"),
+  **options: Any,
+) -> list[dict[str, Any]]:
+  """Returns the table of maps: means over patients with 95 % intervals.
+
+  Args:
+    rows: one map against one structure of one case: patient_id, the keys of
+      `by`, and numbers, NaN where undefined.
+    by: what the table's rows are told apart by.
+    **options: draws and seed of `intervals.mean_interval`.
+
+  Returns:
+    one row for each group, in order of appearance: for each measured number
+    an interval with the number of patients that had a value. p-values are
+    not averaged: each becomes the one p of all patients by Fisher's method
+    (a patient of several scans counts with twice their mean p, which is a
+    valid p-value: Rueschendorf, Adv. Appl. Probab. 14 (1982) 623-632).
+  """
+  known = {*by, "patient_id"}
+  numbers = [
+    name
+    for name in dict.fromkeys(name for row in rows for name in row)
+    if name not in known
+    and all(isinstance(row.get(name, 0.0), float) for row in rows)
+  ]
+  tests = [name for name in numbers if "_p_" in f"{name}_"]
+  table = intervals.mean_table(
+    rows,
+    by,
+    [name for name in numbers if name not in tests],
+    proportions=("pointing",),
+    **options,
+  )
+  for group in table:
+    some = [row for row in rows if all(row[k] == group[k] for k in by)]
+    patients = [str(row["patient_id"]) for row in some]
+    for name in tests:
+      values = np.array([row.get(name, math.nan) for row in some])
+      group[name] = _combined_p(values, np.array(patients))
+  return table
+
+
+def _combined_p(values: np.ndarray, patients: np.ndarray) -> float:
+  defined = np.isfinite(values)
+  values, patients = values[defined], patients[defined]
+  if not values.size:
+    return math.nan
+  _, member, counts = np.unique(
+    patients, return_inverse=True, return_counts=True
+  )
+  means = np.bincount(member, values) / counts
+  each = np.where(counts > 1, np.minimum(1, 2 * means), means)
+  return float(scipy.stats.combine_pvalues(each, method="fisher").pvalue)
+
+
+def _checked(heat: np.ndarray) -> np.ndarray:
+  heat = np.asarray(heat, np.float64)
+  if heat.ndim != 3 or not (np.isfinite(heat) & (heat >= 0)).all():
+    raise ValueError(
+      f"a map must be [D, H, W], finite and at least 0; this one is"
+      f" {heat.shape} from {heat.min():g} to {heat.max():g}"
+    )
+  return heat
+
+
+def _in_region(
+  heat: np.ndarray, mask: np.ndarray, region: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns map and mask of the region's voxels, each [n]."""
+  mask = np.asarray(mask, bool)
+  if mask.shape != heat.shape:
+    raise ValueError(f"a map {heat.shape} and a mask {mask.shape} do not match")
+  if region is None:
+    return heat.ravel(), mask.ravel()
+  if region.shape != heat.shape:
+    raise ValueError(f"map {heat.shape} and region {region.shape} do not match")
+  return heat[region], mask[region]
+
+
+def _mean(values: np.ndarray) -> float:
+  values = values[np.isfinite(values)]
+  return float(values.mean()) if values.size else math.nan

@@ -1,0 +1,384 @@
+"""What training does differently for a classifier and for a segmenter.
+
+The loop, the step, checkpoints and resuming are one for both; a `Task` holds
+the rest: batches, target, loss, the score of a step and validation.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from cadjax import (
+  augment,
+  classes,
+  input_pipeline,
+  intervals,
+  losses,
+  metrics,
+  models,
+  names,
+  parallel,
+  patches,
+  results,
+  segment_losses,
+  sliding,
+  steps,
+)
+from cadjax.input_pipeline import Batch, Dataset, Row
+from data_prep.errors import UserError
+
+# What early stopping may watch on validation; all but the loss grow.
+MONITORS = {
+  "classify": ("loss", "accuracy", "balanced_accuracy", "roc_auc"),
+  "segment": ("dice",),
+}
+# config.task: the model that does it.
+MODELS = {"classify": "resnet", "segment": "unet"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """The parts of training that depend on the task.
+
+  Attributes:
+    image_shape: of one example of the model, [(D,) H, W, 1].
+    steps_per_epoch: full batches in an epoch.
+    batches: (start, stop) to the batches of these steps and their rows.
+    prepare: of `steps.make_prepare`.
+    loss_fn: (logits, target) -> [N].
+    score: of `steps.make_train_step`.
+    validate: the variables of an evaluation to the metrics of validation.
+  """
+
+  image_shape: tuple[int, ...]
+  steps_per_epoch: int
+  batches: Callable[[int, int], Iterator[tuple[Batch, Sequence[Row]]]]
+  prepare: Callable
+  loss_fn: Callable[[jax.Array, steps.Target], jax.Array]
+  score: tuple[str, Callable]
+  validate: Callable[[Any], dict[str, float]]
+
+
+def task_of(config: ml_collections.ConfigDict) -> str:
+  """Returns "classify" or "segment".
+
+  Raises:
+    names.ConfigError: for another task, or a model that cannot do it.
+  """
+  # Runs from before there were segmenters do not say.
+  task = config.get("task", "classify")
+  wanted = names.look_up(MODELS, task, "config.task")
+  model = config.model.get("name", "resnet")
+  if model in MODELS.values() and model != wanted:
+    raise names.ConfigError(
+      f"config.task is {task!r}, which takes config.model.name = {wanted!r},"
+      f" not {model!r}"
+    )
+  return task
+
+
+def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+  """Opens the data of a config; only a classifier needs labels."""
+  labelled = task_of(config) == "classify"
+  return input_pipeline.open_dataset(config.data, labelled=labelled)
+
+
+def make_model(
+  config: ml_collections.ConfigDict, axis_name: str | None = None
+) -> nn.Module:
+  """Makes the model of a config; a segmenter has the classes of its task."""
+  options = dict(config.model)
+  if task_of(config) == "segment":
+    task = classes.get_task(config.segment.classes)
+    options["num_classes"] = len(task.names)
+  return models.get_model(options, axis_name=axis_name)
+
+
+def make_sliding(
+  config: ml_collections.ConfigDict,
+  devices: parallel.Parallel | None = None,
+) -> sliding.SlidingWindow:
+  """Makes the sliding window of a segmenter's config.
+
+  Args:
+    config: of a segmenter; `config.segment` has window (None: the patch of
+      training), overlap and mirror, `config.data.eval_batch_size` is how many
+      windows run at a time.
+    devices: where it runs; the first device if left out.
+  """
+  model = make_model(config)
+  apply = steps.make_voxel_logits(
+    model, ndim=config.model.ndim, window_hu=tuple(config.data.window_hu)
+  )
+  return sliding.SlidingWindow(
+    apply,
+    _window(config),
+    config.segment.overlap,
+    config.data.eval_batch_size,
+    model.num_classes,
+    mirror=config.segment.mirror,
+    devices=devices,
+  )
+
+
+def make_task(
+  config: ml_collections.ConfigDict,
+  dataset: Dataset,
+  devices: parallel.Parallel,
+) -> Task:
+  """Makes the task of a config.
+
+  Raises:
+    UserError: the data cannot be used for it.
+    names.ConfigError: a field of the config cannot be used.
+  """
+  task = task_of(config)
+  if config.monitor not in MONITORS[task]:
+    raise UserError(
+      f"config.monitor is {config.monitor!r}; for config.task = {task!r} it is"
+      f" one of {', '.join(MONITORS[task])}"
+    )
+  make = {"classify": _classification, "segment": _segmentation}[task]
+  return make(config, dataset, devices)
+
+
+def make_augment(config: ml_collections.ConfigDict) -> Callable | None:
+  """The augmentation with the options of `config.augment`; None if empty."""
+  if not config:
+    return None
+  return functools.partial(augment.augment, options=config.to_dict())
+
+
+def evaluate_split(
+  dataset: Dataset,
+  split: str,
+  score: Callable[[Batch], np.ndarray],
+  batch_size: int,
+) -> tuple[list[Row], np.ndarray]:
+  """Scores every case of a split once.
+
+  Args:
+    dataset: the records.
+    split: "train", "validation" or "test".
+    score: a batch to logits [B, S, K].
+    batch_size: of the batches; the last one is padded.
+
+  Returns:
+    the rows of the cases and their logits [N, S, K].
+  """
+  rows, logits = [], []
+  for batch, cases in dataset.eval_batches(split, batch_size):
+    logits.append(score(batch)[: len(cases)])
+    rows.extend(cases)
+  return rows, np.concatenate(logits)
+
+
+def validation_metrics(
+  rows: list[Row], logits: np.ndarray, loss_fn: Callable
+) -> dict[str, float]:
+  """Mean loss and the patient-level metrics at threshold 0.5.
+
+  Args:
+    rows: of cases.csv, N of them.
+    logits: [N, S, K]; the probabilities of the S slices are averaged.
+    loss_fn: per example.
+  """
+  labels = np.array([int(row["label"]) for row in rows])
+  n, s, k = logits.shape
+  loss = np.asarray(loss_fn(logits.reshape(n * s, k), np.repeat(labels, s)))
+  probs = np.asarray(jax.nn.softmax(logits, axis=-1))[..., 1].mean(axis=1)
+  _, first, patient = np.unique(
+    [row["patient_id"] for row in rows], return_index=True, return_inverse=True
+  )
+  # Several scans of one patient count as one: their mean.
+  probs = np.bincount(patient, probs) / np.bincount(patient)
+  values = metrics.binary_metrics(labels[first], probs, 0.5)
+  return {"loss": float(loss.mean())} | {
+    name: float(values[name]) for name in MONITORS["classify"] if name != "loss"
+  }
+
+
+def _classification(config, dataset, devices) -> Task:
+  for split in ("train", "validation"):
+    labels = {row["label"] for row in dataset.rows[split]}
+    if len(labels) < 2:
+      found = f"only the label {labels.pop()}" if labels else "no case"
+      raise UserError(
+        f"{dataset.path}: the {split} split has {found}; both classes are"
+        " needed"
+      )
+  ndim, batch_size = config.model.ndim, config.data.batch_size
+  shape, slices = dataset.shape, config.data.slices_per_volume
+  if ndim == 2 and not 1 <= slices <= shape[0]:
+    raise UserError(
+      f"config.data.slices_per_volume = {slices}; a volume has {shape[0]}"
+      " slices"
+    )
+  slices = slices if ndim == 2 else None
+  devices.check_batch(batch_size, slices or shape[0])
+  window_hu = tuple(config.data.window_hu)
+  loss_fn = losses.get_loss(config.loss)
+  eval_step = devices.eval_step(
+    steps.make_eval_step(make_model(config), ndim=ndim, window_hu=window_hu)
+  )
+
+  def validate(variables):
+    rows, logits = evaluate_split(
+      dataset,
+      "validation",
+      lambda batch: eval_step(variables, devices.put_batch(batch)),
+      config.data.eval_batch_size,
+    )
+    return validation_metrics(rows, logits, loss_fn)
+
+  return Task(
+    image_shape=(*(shape[1:] if ndim == 2 else shape), 1),
+    steps_per_epoch=dataset.steps_per_epoch(batch_size),
+    batches=lambda start, stop: dataset.train_batches(
+      batch_size,
+      seed=config.seed,
+      start=start,
+      stop=stop,
+      slices_per_volume=slices,
+    ),
+    prepare=steps.make_prepare(
+      ndim=ndim, window_hu=window_hu, augment=make_augment(config.augment)
+    ),
+    loss_fn=loss_fn,
+    score=("accuracy", steps.hits),
+    validate=validate,
+  )
+
+
+def dice_by_class(
+  predicted: np.ndarray, truth: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """Returns the Dice coefficient of each foreground class of one case.
+
+  Args:
+    predicted: integers [D, H, W] in 0 ... K - 1.
+    truth: the same of the mask.
+    num_classes: K.
+
+  Returns:
+    float64 [K - 1]; NaN for a class that is in neither.
+  """
+  pairs = truth.astype(np.int64).ravel() * num_classes + predicted.ravel()
+  table = np.bincount(pairs, minlength=num_classes**2)
+  table = table.reshape(num_classes, num_classes)
+  both, sizes = 2.0 * np.diag(table), table.sum(0) + table.sum(1)
+  blank = np.full(num_classes, np.nan)
+  return np.divide(both, sizes, out=blank, where=sizes > 0)[1:]
+
+
+def _segmentation(config, dataset, devices) -> Task:
+  _check_segment(config, dataset)
+  task, ndim = config.segment.classes, config.model.ndim
+  data = config.data
+  patch = tuple(data.patch_size)
+  devices.check_batch(data.batch_size, patch[0])
+  loss_fn = segment_losses.deep_supervision(
+    segment_losses.get_segment_loss(config.loss)
+  )
+  segment = make_sliding(config, devices)
+  foreground = classes.get_task(task).names[1:]
+
+  def validate(variables):
+    rows = dataset.rows["validation"]
+    scans = np.full((len(rows), len(foreground)), np.nan)
+    for i, row in enumerate(rows):
+      record = dataset.read(row)
+      labels = segment(variables, record["image"]).labels
+      truth = classes.map_mask(record["mask"], task)
+      known = classes.map_known(record["mask_classes"], task)[1:] > 0
+      dice = dice_by_class(labels, truth, len(foreground) + 1)
+      scans[i, known] = dice[known]
+    if not np.isfinite(scans).any():
+      raise UserError(
+        f"{dataset.path}: no validation case has {' or '.join(foreground)} in"
+        " its mask"
+      )
+    patients = np.array([row["patient_id"] for row in rows])
+    whole = np.array([results.defined_mean(scan) for scan in scans])
+    return {
+      "dice": _mean_over_patients(whole, patients),
+      **{
+        f"dice_{name}": _mean_over_patients(scans[:, i], patients)
+        for i, name in enumerate(foreground)
+      },
+    }
+
+  return Task(
+    image_shape=(*(patch[1:] if ndim == 2 else patch), 1),
+    steps_per_epoch=patches.steps_per_epoch(
+      dataset, data.batch_size, data.patches_per_volume
+    ),
+    batches=lambda start, stop: patches.train_batches(
+      dataset,
+      task,
+      batch_size=data.batch_size,
+      patch_size=patch,
+      patches_per_volume=data.patches_per_volume,
+      foreground_share=data.foreground_share,
+      seed=config.seed,
+      start=start,
+      stop=stop,
+    ),
+    prepare=steps.make_prepare(
+      ndim=ndim,
+      window_hu=tuple(data.window_hu),
+      augment=make_augment(config.augment),
+      task=task,
+    ),
+    loss_fn=lambda logits, target: loss_fn(logits, *target),
+    score=("dice", steps.overlaps),
+    validate=validate,
+  )
+
+
+def _mean_over_patients(values: np.ndarray, patients: np.ndarray) -> float:
+  """The mean over patients of their means over scans; NaNs do not count."""
+  # Only the mean is of use here, so one draw will do.
+  found = intervals.mean_interval(values, patients=patients, draws=1)
+  return found["value"]
+
+
+def _window(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  return tuple(config.segment.window or config.data.patch_size)
+
+
+def _check_segment(config, dataset: Dataset) -> None:
+  for split in ("train", "validation"):
+    if not dataset.rows[split]:
+      raise UserError(f"{dataset.path}: the {split} split has no case")
+  if not dataset.has_masks:
+    raise UserError(
+      f"{dataset.path} holds no masks, which a segmenter learns from; build it"
+      " from a source with masks, or a manifest.csv with a column mask"
+    )
+  stride = 2 ** (len(config.model.features) - 1)
+  sizes = {
+    "config.data.patch_size": tuple(config.data.patch_size),
+    "config.segment.window": _window(config),
+  }
+  for name, size in sizes.items():
+    in_model = size[1:] if config.model.ndim == 2 else size
+    if len(size) != 3 or size[0] < 1 or any(n % stride for n in in_model):
+      axes = "H and W" if config.model.ndim == 2 else "D, H and W"
+      raise names.ConfigError(
+        f"{name} is {size}; it must be 3 sizes, and {axes} multiples of"
+        f" {stride} for {len(config.model.features)} levels"
+      )
+  if not 0 <= config.data.foreground_share <= 1:
+    raise names.ConfigError(
+      f"config.data.foreground_share is {config.data.foreground_share}; it"
+      " must be in [0, 1]"
+    )
+  if config.data.patches_per_volume < 1:
+    raise names.ConfigError("config.data.patches_per_volume must be at least 1")

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from cadjax import components
+
+
+def islands():
+  """Components of 1, 3 and 8 voxels; the last has two classes."""
+  labels = np.zeros((6, 8, 10), np.uint8)
+  labels[0, 0, 0] = 1
+  labels[3, 3, 3:6] = 2
+  labels[4:6, 6:8, 8:10] = 1
+  labels[5, 7, 9] = 4
+  return labels
+
+
+@pytest.mark.parametrize(
+  ("min_mm3", "kept"),
+  [(0, 12), (2.0, 12), (2.1, 11), (6.0, 11), (6.5, 8), (16.1, 0)],
+)
+def test_components_below_a_volume_go(min_mm3, kept):
+  labels = islands()
+  found = components.remove_small(labels, (2.0, 1.0, 1.0), min_mm3)
+  assert found.dtype == np.uint8
+  assert np.count_nonzero(found) == kept
+  same = found > 0
+  np.testing.assert_array_equal(found[same], labels[same])
+
+
+def test_a_plaque_stays_with_its_vessel():
+  found = components.remove_small(islands(), (1.0, 1.0, 1.0), 5)
+  assert (found == 4).sum() == 1
+
+
+def test_voxels_that_share_a_corner_belong_together():
+  labels = np.zeros((4, 4, 4), np.uint8)
+  labels[1, 1, 1] = labels[2, 2, 2] = 1
+  assert components.remove_small(labels, (1, 1, 1), 2).sum() == 2
+
+
+def test_an_empty_segmentation_stays_empty():
+  empty = np.zeros((3, 4, 5), np.uint8)
+  assert not components.remove_small(empty, (1, 1, 1), 5).any()

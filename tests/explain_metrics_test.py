@@ -1,0 +1,269 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from cadjax import explain_metrics
+
+SPACING = (0.5, 1.25, 0.8)
+SHAPE = (8, 10, 12)
+
+
+def mask_of(seed, share=0.05, shape=SHAPE):
+  return np.random.default_rng(seed).random(shape) < share
+
+
+def heat_of(seed, shape=SHAPE):
+  return np.random.default_rng(seed).gamma(0.5, size=shape)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distance_equals_brute_force(seed):
+  mask = mask_of(seed, 0.01)
+  centers = np.array([[2.25, 3.5, 4.75], [-1, 5, 20.0]])
+  points = np.concatenate([np.argwhere(mask), centers]) * SPACING
+  grid = np.argwhere(np.ones(SHAPE)) * SPACING
+  expected = np.linalg.norm(grid[:, None] - points, axis=-1).min(1)
+  ours = explain_metrics.distance_mm(mask, SPACING, centers)
+  np.testing.assert_allclose(ours.ravel(), expected, rtol=1e-6)
+  empty = np.zeros(SHAPE, bool)
+  assert np.isinf(explain_metrics.distance_mm(empty, SPACING)).all()
+  alone = explain_metrics.distance_mm(empty, SPACING, centers)
+  near = np.linalg.norm(grid[:, None] - centers * SPACING, axis=-1).min(1)
+  np.testing.assert_allclose(alone.ravel(), near, rtol=1e-6)
+
+
+def test_dilation_is_in_mm_along_each_axis():
+  mask = np.zeros((41, 31, 35), bool)
+  mask[20, 15, 17] = True
+  distance = explain_metrics.distance_mm(mask, SPACING)
+  inside = distance <= 5
+  # 5 mm are 10, 4 and 6.25 voxels.
+  assert [np.ptp(np.nonzero(inside)[k]) for k in range(3)] == [20, 8, 12]
+
+
+def test_a_map_equal_to_the_mask_has_the_largest_lift():
+  mask = mask_of(0)
+  ours = explain_metrics.energy_in(7.0 * mask, mask)
+  assert ours["energy"] == pytest.approx(1)
+  assert ours["lift"] == pytest.approx(mask.size / mask.sum())
+
+
+def test_a_uniform_map_has_no_skill():
+  mask, heat = mask_of(0), np.full(SHAPE, 0.3)
+  ours = explain_metrics.energy_in(heat, mask)
+  assert ours["lift"] == pytest.approx(1)
+  assert explain_metrics.auprc(heat, mask)["auprc"] == pytest.approx(
+    mask.mean()
+  )
+  found = explain_metrics.pointing(heat, mask)
+  assert found["pointing"] == pytest.approx(found["chance"])
+  assert explain_metrics.gini(heat) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("with_region", [False, True])
+def test_location_equals_loops(with_region):
+  heat, mask = heat_of(1), mask_of(2, 0.1)
+  region = mask_of(3, 0.6) if with_region else None
+  kept = np.ones(SHAPE, bool) if region is None else region
+  voxels = [tuple(v) for v in np.argwhere(kept)]
+  energy = sum(heat[v] for v in voxels if mask[v])
+  energy /= sum(heat[v] for v in voxels)
+  share = sum(mask[v] for v in voxels) / len(voxels)
+  ours = explain_metrics.energy_in(heat, mask, region)
+  assert ours["energy"] == pytest.approx(energy)
+  assert ours["share"] == pytest.approx(share)
+  assert ours["lift"] == pytest.approx(energy / share)
+  peak = max(voxels, key=lambda v: heat[v])
+  for near in (mask, ~mask):
+    assert (
+      explain_metrics.pointing(heat, near, region)["pointing"] == near[peak]
+    )
+  # Average precision: the mean over the mask's voxels of the precision at
+  # each (no ties here).
+  ranked = sorted(voxels, key=lambda v: -heat[v])
+  hits, precisions = 0, []
+  for rank, v in enumerate(ranked, 1):
+    if mask[v]:
+      hits += 1
+      precisions.append(hits / rank)
+  found = explain_metrics.auprc(heat, mask, region)
+  assert found["auprc"] == pytest.approx(np.mean(precisions))
+  assert found["chance"] == pytest.approx(share)
+  # Gini: half the mean absolute difference over the mean.
+  values = np.array([heat[v] for v in voxels])
+  difference = np.abs(values[:, None] - values).mean()
+  assert explain_metrics.gini(heat, region) == pytest.approx(
+    difference / (2 * values.mean())
+  )
+
+
+def test_gini_of_one_voxel():
+  heat = np.zeros(SHAPE)
+  heat[1, 2, 3] = 5
+  assert explain_metrics.gini(heat) == pytest.approx(1 - 1 / heat.size)
+
+
+def test_tied_peaks_count_by_their_share():
+  heat, near = np.zeros(SHAPE), np.zeros(SHAPE, bool)
+  heat[0, 0, :4] = 1
+  near[0, 0, 3:7] = True
+  assert explain_metrics.pointing(heat, near)["pointing"] == 0.25
+  heat[0, 0, 3] = 1.001
+  assert explain_metrics.pointing(heat, near)["pointing"] == 1
+
+
+def test_no_measure_depends_on_the_scale_of_the_map():
+  heat = heat_of(1)
+  distance = explain_metrics.distance_mm(mask_of(2, 0.01), SPACING)
+  a = explain_metrics.location_metrics(heat, distance, rolls=9)
+  b = explain_metrics.location_metrics(1000 * heat, distance, rolls=9)
+  assert a == pytest.approx(b)
+  assert a != pytest.approx(
+    explain_metrics.location_metrics(heat**2, distance, rolls=9)
+  )
+
+
+@pytest.mark.parametrize("with_region", [False, True])
+def test_rolls_equal_measures_of_the_rolled_structure(with_region):
+  heat = heat_of(1)
+  heat[heat < np.quantile(heat, 0.99)] = 0
+  heat[heat > 0] = heat.max()  # Peaks that tie.
+  heat += 0.01 * heat_of(4) * (heat == 0)
+  region = mask_of(3, 0.6) if with_region else None
+  distance = explain_metrics.distance_mm(mask_of(2, 0.004), SPACING)
+  radii = (2.0, 0.0, 1.0)  # In any order.
+  ours = explain_metrics.rolled_null(
+    heat, distance, region=region, radii_mm=radii, peak_mm=1.5, rolls=6, seed=8
+  )
+  rng = np.random.default_rng(8)
+  for i in range(6):
+    rolled = np.roll(distance, rng.integers(SHAPE), (0, 1, 2))
+    for k, radius in enumerate(radii):
+      expected = explain_metrics.energy_in(heat, rolled <= radius, region)
+      assert ours["lift"][i, k] == pytest.approx(expected["lift"], nan_ok=True)
+    expected = explain_metrics.pointing(heat, rolled <= 1.5, region)
+    assert ours["pointing"][i] == pytest.approx(expected["pointing"])
+  assert np.nanstd(ours["lift"][:, 0]) > 0
+  assert np.std(ours["pointing"]) > 0
+
+
+def test_over_all_shifts_the_mean_lift_is_1_and_pointing_is_chance():
+  shape = (3, 4, 5)
+  heat, mask = heat_of(0, shape), mask_of(1, 0.2, shape)
+  lifts, hits = [], []
+  for shift in itertools.product(*map(range, shape)):
+    rolled = np.roll(mask, shift, (0, 1, 2))
+    lifts.append(explain_metrics.energy_in(heat, rolled)["lift"])
+    hits.append(explain_metrics.pointing(heat, rolled)["pointing"])
+  assert np.mean(lifts) == pytest.approx(1)
+  assert np.mean(hits) == pytest.approx(mask.mean())
+
+
+def test_the_null_of_an_unrelated_map_and_of_a_right_one():
+  distance = explain_metrics.distance_mm(mask_of(2, 0.004), SPACING)
+  ours = explain_metrics.location_metrics(heat_of(7), distance, rolls=400)
+  for radius in ("0mm", "2mm"):
+    assert ours[f"lift_null_{radius}"] == pytest.approx(1, abs=0.2)
+  assert ours["pointing_null"] == pytest.approx(
+    ours["pointing_chance"], abs=0.08
+  )
+  right = np.exp(-distance.astype(float))
+  ours = explain_metrics.location_metrics(right, distance, rolls=199)
+  assert ours["lift_p_0mm"] == 1 / 200
+  assert ours["lift_0mm"] > 3 * ours["lift_null_0mm"]
+  assert ours["pointing"] == 1
+
+
+def test_p_values_of_unrelated_maps_are_uniform():
+  distance = explain_metrics.distance_mm(mask_of(2, 0.02), SPACING)
+  p = []
+  for i in range(200):
+    heat = heat_of(100 + i)
+    null = explain_metrics.rolled_null(
+      heat, distance, radii_mm=(0.0,), rolls=19, seed=i
+    )
+    lift = explain_metrics.energy_in(heat, distance <= 0)["lift"]
+    p.append(explain_metrics.p_value(lift, null["lift"][:, 0]))
+  counts = np.bincount(np.rint(np.array(p) * 20).astype(int), minlength=21)
+  assert counts[0] == 0
+  assert scipy.stats.chisquare(counts[1:]).pvalue > 0.001
+
+
+def test_p_value_of_ties_and_of_nothing():
+  null = np.array([1.0, 2.0, 3.0, np.nan])
+  assert explain_metrics.p_value(2.0, null) == 3 / 4
+  assert explain_metrics.p_value(9.0, null) == 1 / 4
+  assert math.isnan(explain_metrics.p_value(math.nan, null))
+  assert math.isnan(explain_metrics.p_value(1.0, null[3:]))
+
+
+def test_what_is_undefined_is_nan():
+  heat, some = heat_of(0), mask_of(1)
+  zero, none, full = np.zeros(SHAPE), ~some & some, some | ~some
+  region = mask_of(2, 0.5)
+  cases = [(zero, some, None), (heat, none, None), (heat, full, None)]
+  cases += [(heat, ~region, region), (heat, region, region)]
+  cases += [(heat * ~region, some, region), (heat, some, none)]
+  for a, mask, where in cases:
+    distance = explain_metrics.distance_mm(mask, SPACING)
+    ours = explain_metrics.location_metrics(
+      a, distance, region=where, radii_mm=(0.0,), peak_mm=0.0, rolls=3
+    )
+    for name in ("energy_0mm", "lift_0mm", "lift_null_0mm", "lift_p_0mm"):
+      assert math.isnan(ours[name]), name
+    for name in ("pointing", "pointing_null", "pointing_p", "auprc"):
+      assert math.isnan(ours[name]), name
+    assert math.isnan(ours["gini"]) == (not (a * full)[where].sum() > 0) or (
+      where is None
+    )
+
+
+def test_a_map_that_is_none_is_refused():
+  distance = explain_metrics.distance_mm(mask_of(1), SPACING)
+  for bad in (-1.0, np.nan, np.inf):
+    heat = heat_of(0)
+    heat[0, 0, 0] = bad
+    with pytest.raises(ValueError, match="finite and at least 0"):
+      explain_metrics.location_metrics(heat, distance)
+  with pytest.raises(ValueError, match="do not match"):
+    explain_metrics.energy_in(heat_of(0), mask_of(1)[1:])
+  with pytest.raises(ValueError, match="do not match"):
+    explain_metrics.auprc(heat_of(0), mask_of(1), mask_of(2)[1:])
+
+
+def test_the_table_averages_over_patients_and_combines_p():
+  rows = [
+    {"patient_id": f"p{i}", "layer": layer, "method": "gradcam"}
+    | {"structure": "plaque", "case_id": f"c{i}", "label": 1}
+    | {"lift_0mm": lift, "lift_p_0mm": p, "pointing": hit}
+    for layer, values in {
+      "stage4": [(1.0, 0.5, 1.0), (2.0, 0.02, 1.0), (math.nan, math.nan, 0.0)],
+      "stage1": [(5.0, 0.01, 1.0), (3.0, 0.01, 0.0), (4.0, 0.03, 0.25)],
+    }.items()
+    for i, (lift, p, hit) in enumerate(values)
+  ]
+  last, first = explain_metrics.summarise(rows, draws=200)
+  assert (last["layer"], first["layer"]) == ("stage4", "stage1")
+  assert set(last) == {
+    "layer",
+    "method",
+    "structure",
+    "lift_0mm",
+    "lift_p_0mm",
+    "pointing",
+  }
+  assert last["lift_0mm"]["value"] == 1.5
+  assert (last["lift_0mm"]["n"], last["lift_0mm"]["n_patients"]) == (2, 3)
+  assert last["pointing"]["method"] == "wilson"
+  assert first["pointing"]["method"] == "bootstrap over patients"
+  # Fisher: -2 sum log p is chi-square with 2n degrees of freedom.
+  statistic = -2 * np.log([0.01, 0.01, 0.03]).sum()
+  assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))
+  # A second scan of one patient doubles that patient's mean p.
+  again = {**rows[3], "lift_p_0mm": 0.03}
+  first = explain_metrics.summarise([*rows, again], draws=200)[1]
+  statistic = -2 * np.log([0.04, 0.01, 0.03]).sum()
+  assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))
