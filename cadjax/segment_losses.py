@@ -363,7 +363,7 @@ def _merge(
       f"known {known.shape} does not fit logits {logits.shape}: it has one"
       " value per example and class"
     )
-  known = known.astype(bool).at[:, 0].set(True)
+  known = jnp.asarray(known, bool).at[:, 0].set(True)
   target = jnp.zeros(mask.shape, jnp.int32)
   for k in range(1, num_classes):
     marked = known[:, k].reshape((-1,) + (1,) * (mask.ndim - 1))

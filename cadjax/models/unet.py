@@ -219,7 +219,7 @@ class UNet(nn.Module):
       axis_name=self.axis_name,
       dtype=self.dtype,
       conv=self.conv,
-      name=name,
+      name=f"{name}_block",
     )
 
   def _check_image(self, shape: Sequence[int]) -> None:
