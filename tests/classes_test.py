@@ -1,0 +1,86 @@
+"""classes: the tasks, and that their order is that of the records."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadjax import classes, names
+from data_prep import cases
+
+
+def test_the_stored_classes_are_those_of_the_records():
+  assert classes.CLASS_NAMES == cases.CLASS_NAMES
+
+
+@pytest.mark.parametrize(
+  ("task", "expected", "table"),
+  [
+    (
+      "aorta_coronaries",
+      ("background", "aorta", "coronaries"),
+      [0, 1, 2, 2, 2],
+    ),
+    ("coronaries", ("background", "coronaries"), [0, 0, 1, 1, 1]),
+    ("four", cases.CLASS_NAMES, [0, 1, 2, 3, 4]),
+  ],
+)
+def test_names_and_table(task, expected, table):
+  made = classes.TASKS[task]
+  assert made.names == expected
+  assert made.table.dtype == np.uint8
+  np.testing.assert_array_equal(made.table, table)
+
+
+@pytest.mark.parametrize("task", classes.TASKS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_a_mask_is_mapped_alike_by_numpy_and_jax(task, dtype):
+  mask = np.random.default_rng(0).integers(0, 5, (2, 3, 4, 5)).astype(dtype)
+  expected = np.vectorize(classes.TASKS[task].table.tolist().__getitem__)(mask)
+  on_host = classes.map_mask(mask, task)
+  assert isinstance(on_host, np.ndarray)
+  on_device = jax.jit(lambda m: classes.map_mask(m, task))(mask)
+  assert isinstance(classes.map_mask(jnp.asarray(mask), task), jax.Array)
+  for mapped in (on_host, on_device):
+    assert mapped.dtype == np.uint8
+    np.testing.assert_array_equal(mapped, expected)
+
+
+LUMEN_ALONE = [1, 0, 1, 0, 0]
+AORTA_ALONE = [1, 1, 0, 0, 0]
+PLAQUE_ALONE = [1, 0, 0, 1, 1]
+NO_MASK = [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+  ("task", "known", "expected"),
+  [
+    ("aorta_coronaries", [1, 1, 1, 1, 1], [1, 1, 1]),
+    ("aorta_coronaries", LUMEN_ALONE, [1, 0, 1]),
+    ("aorta_coronaries", AORTA_ALONE, [1, 1, 0]),
+    ("aorta_coronaries", PLAQUE_ALONE, [1, 0, 0]),
+    ("coronaries", LUMEN_ALONE, [1, 1]),
+    ("coronaries", AORTA_ALONE, [1, 0]),
+    ("four", LUMEN_ALONE, LUMEN_ALONE),
+    ("four", PLAQUE_ALONE, PLAQUE_ALONE),
+    ("coronaries", NO_MASK, [0, 0]),
+  ],
+)
+def test_known_follows_the_first_part(task, known, expected):
+  known = np.array([known, [1, 1, 1, 1, 1]], np.uint8)
+  expected = [expected, [1] * len(expected)]
+  for given in (known, jnp.asarray(known)):
+    mapped = classes.map_known(given, task)
+    assert type(mapped) is type(given)
+    assert mapped.dtype == np.uint8
+    np.testing.assert_array_equal(mapped, expected)
+  np.testing.assert_array_equal(
+    classes.map_known(known[0] > 0, task), np.array(expected[0], bool)
+  )
+
+
+def test_an_unknown_task_is_told():
+  with pytest.raises(
+    names.UnknownName, match="unknown task 'coronary'; did you mean 'coronarie"
+  ):
+    classes.map_mask(np.zeros(3, np.uint8), "coronary")
