@@ -8,6 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from train_test import assert_same, best, lines
 
 from cadjax import (
   checkpoint,
@@ -23,7 +24,6 @@ from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
-from train_test import assert_same, best, lines
 
 
 def test_a_run_logs_the_dice_of_steps_and_of_validation(tiny_segmenter):
