@@ -18,10 +18,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep.errors import UserError
+from data_prep.workers import available_cores
 
 Row = dict[str, str]
 Batch = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
+MOST_READERS = 8  # And batches in memory at a time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,11 @@ def read_ahead(length: int, load: Callable[[int], Any]) -> Iterator:
   """Yields load(0), ..., load(length - 1), called in threads and in order."""
   if length <= 0:
     return
-  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+  # Unpacking is the work. On 16 cores 2 threads let a GPU wait for patches.
+  threads = min(max(available_cores(), 2), MOST_READERS)
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=threads
+  )
   source = grain.MapDataset.source(_Lazy(length, load))
   dataset = source.to_iter_dataset(options)
   # Grain skips None and stops by itself after the last element.
