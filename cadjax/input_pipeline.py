@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_prep.errors import UserError
-from data_prep.workers import available_cores
 
 Row = dict[str, str]
 Batch = dict[str, np.ndarray]
@@ -182,10 +182,8 @@ def read_ahead(length: int, load: Callable[[int], Any]) -> Iterator:
   if length <= 0:
     return
   # Unpacking is the work. On 16 cores 2 threads let a GPU wait for patches.
-  threads = min(max(available_cores(), 2), MOST_READERS)
-  options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=threads
-  )
+  threads = min(max(os.cpu_count() or 1, 2), MOST_READERS)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   source = grain.MapDataset.source(_Lazy(length, load))
   dataset = source.to_iter_dataset(options)
   # Grain skips None and stops by itself after the last element.

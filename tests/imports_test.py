@@ -31,6 +31,7 @@ LAYERS = {
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
     " evaluate_segments planes plots predict report scans segment train"
+    " viewer"
   ),
   4: "experiment main",
 }
