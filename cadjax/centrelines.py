@@ -4,8 +4,6 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from cadjax.skeleton import Skeleton
-
 
 def arc_length(line: np.ndarray) -> np.ndarray:
   """Returns the way walked [N] along points [N, 3]."""
@@ -35,36 +33,67 @@ def smooth(line: np.ndarray, sigma_mm: float, step_mm: float) -> np.ndarray:
 
 
 def centred(
-  graph: Skeleton, nodes: np.ndarray, mask: np.ndarray, affine: np.ndarray
-) -> np.ndarray:
-  """Moves nodes to the middle of the mask around them.
+  lines: list[np.ndarray],
+  own: list[tuple[int, int]],
+  parents: list[int],
+  mask: np.ndarray,
+  affine: np.ndarray,
+  sigma_mm: float,
+  step_mm: float,
+) -> list[np.ndarray]:
+  """Moves lines to the middle of the mask around them.
 
-  A skeleton is thinned to whole voxels, so it is up to half a voxel beside
-  the middle. Each node goes to the mean of the mask's voxels that are nearest
-  to it, of those not much farther than the background.
+  A skeleton is thinned to whole voxels and leans to one side of a vessel, and
+  smoothing cuts its curves. Each voxel of the mask is told to the nearest
+  point of the nearest line; a point moves by the mean of its voxels' offsets
+  across the line, averaged along it.
 
   Args:
-    graph: the skeleton.
-    nodes: [K] those to move; voxels count for these only.
+    lines: courses [M, 3] in mm from the root on, each after its parent's.
+    own: which voxels count for a line: those nearest to its points from the
+      first index on; the second is where it leaves its parent.
+    parents: number of the parent's line; -1 for none.
     mask: [D, H, W] bool.
     affine: [4, 4], (d, h, w, 1) to LPS mm.
+    sigma_mm: of the Gaussian that averages along a line.
+    step_mm: between points.
 
   Returns:
-    [N, 3] mm of all nodes; those not in `nodes` as they were.
+    The moved lines; up to where it leaves its parent, a line moves as the
+    parent does.
   """
-  mm = graph.mm.copy()
   voxels = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
-  away, owner = cKDTree(graph.mm[nodes]).query(voxels)
-  spacing = np.linalg.norm(affine[:3, :3], axis=0)
-  near = away <= 1.5 * graph.inner_mm[nodes][owner] + spacing.max()
-  count = np.bincount(owner[near], minlength=len(nodes))
-  for axis in range(3):
-    total = np.bincount(
-      owner[near], weights=voxels[near, axis], minlength=len(nodes)
+  counts = [len(line) for line in lines]
+  firsts = np.concatenate([[0], np.cumsum(counts)])
+  points, mine = np.concatenate(lines), np.zeros(firsts[-1], bool)
+  for k, (_, free) in enumerate(own):
+    mine[firsts[k] + free : firsts[k + 1]] = True
+  place = np.flatnonzero(mine)
+  _, found = cKDTree(points[place]).query(voxels)
+  found = place[found]
+  way = np.concatenate([np.gradient(line, axis=0) for line in lines])
+  way /= np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-9)
+  offset = voxels - points[found]
+  offset -= (offset * way[found]).sum(1, keepdims=True) * way[found]
+  count = np.bincount(found, minlength=len(points)).astype(float)
+  total = np.stack(
+    [np.bincount(found, offset[:, k], len(points)) for k in range(3)], 1
+  )
+  moves: list[np.ndarray] = []
+  for k, line in enumerate(lines):
+    part = slice(firsts[k], firsts[k + 1])
+    blur = lambda x: ndimage.gaussian_filter1d(  # noqa: E731
+      x, sigma_mm / step_mm, axis=0, mode="nearest"
     )
-    has = count > 0
-    mm[nodes[has], axis] = total[has] / count[has]
-  return mm
+    weight = blur(count[part])[:, None]
+    move = blur(total[part]) / np.maximum(weight, 1e-6)
+    start, free = own[k]
+    if parents[k] >= 0:
+      parent = parents[k]
+      _, same = cKDTree(lines[parent]).query(line[:free])
+      move[:free] = moves[parent][same]
+    moves.append(move)
+  return [line + move for line, move in zip(lines, moves, strict=True)]
 
 
 def extend(

@@ -57,6 +57,9 @@ _SNAP_MM = 5.0
 _SHORTEST_END_MM = 12.0
 # Share of the way that must lead to the apex for a vessel to have turned.
 _TURNED = 0.5
+# A posterior descending artery, from its take-off to its end.
+_TO_APEX = 0.3
+_PAST_MARGIN_MM = 20.0
 _GONE = -2
 
 
@@ -208,16 +211,20 @@ def name_segments(
   sides = _sides(forest, {o: trees[o] for o in ostia if o in trees}, middle_mm)
   # Longest first: of two trees on one side it has the first choice of names.
   order = sorted(trees, key=lambda o: -sum(map(forest.total, trees[o])))
+  left, sureness = [], "none"
   for ostium in order:
-    side, sureness = sides.get(ostium, ("", "none"))
-    first, *others = sorted(trees[ostium], key=lambda k: -forest.total(k))
+    side, sure = sides.get(ostium, ("", "none"))
     if side == "left":
-      _name_left(forest, first, sureness)
+      left += trees[ostium]
+      sureness = sure if sureness == "none" else sureness
     elif side == "right" and not _taken(forest, "RCA"):
-      _name_groove(forest, first, "RCA", sureness, -1)
-    else:
-      others.insert(0, first)
-    for root in others:
+      first = max(trees[ostium], key=forest.total)
+      _name_groove(forest, first, "RCA", sure, -1)
+  if left:
+    _name_left(forest, left, sureness)
+  named = {k for path in forest.paths for k in path.segments}
+  for root in roots:
+    if root not in named:
       number = forest.add(UNNAMED, "none", -1, forest.longest(root))
       forest.add_sides(number, UNNAMED)
   return forest.paths, sides
@@ -259,19 +266,26 @@ def _sides(forest, trees, middle_mm) -> dict[int, tuple[str, str]]:
   return sides
 
 
-def _name_left(forest: _Forest, root: int, sureness: str) -> None:
-  run = [root]
-  while len(major := _major(forest, run[-1])) == 1:
-    run += major
-  walked = sum(forest.length[k] for k in run)
-  if len(major) < 2 or walked > _LONGEST_LM_MM or _taken(forest, "LM"):
-    _name_without_lm(forest, root)
+def _name_left(forest: _Forest, roots: list[int], sureness: str) -> None:
+  """Names the left tree, or the left trees where there is no left main."""
+  left_main = -1
+  major = _major(forest, roots)
+  if len(major) == 1:
+    run = major
+    while len(major := _major(forest, forest.segments[run[-1]].children)) == 1:
+      run = run + major
+    walked = sum(forest.length[k] for k in run)
+    if len(major) < 2 or walked > _LONGEST_LM_MM:
+      _name_without_lm(forest, run[0])
+      return
+    left_main = forest.add("LM", sureness, -1, run)
+    for child in major:
+      short = forest.length[child] <= _TRIFURCATION_MM
+      if short and _major(forest, forest.segments[child].children):
+        forest.dissolve(child)
+    major = _major(forest, forest.segments[run[-1]].children)
+  if not major:
     return
-  left_main = forest.add("LM", sureness, -1, run)
-  for child in major:
-    if forest.length[child] <= _TRIFURCATION_MM and _major(forest, child):
-      forest.dissolve(child)
-  major = _major(forest, run[-1])
   front = {c: -float(forest.ahead(c, 40.0) @ _BACK) for c in major}
   lad, lcx = max(major, key=front.get), min(major, key=front.get)
   margin = front[lad] - front[lcx]
@@ -280,25 +294,21 @@ def _name_left(forest: _Forest, root: int, sureness: str) -> None:
   _name_lad(forest, lad, sure, left_main)
   _name_groove(forest, lcx, "LCx", sure, left_main)
   for child in major:
-    if child not in (lad, lcx):
+    if child not in (lad, lcx) and left_main >= 0:
       kind = "intermediate of LM"
       number = forest.add(kind, "moderate", left_main, forest.longest(child))
       forest.add_sides(number, kind)
-  forest.add_sides(left_main, UNNAMED)
+  if left_main >= 0:
+    forest.add_sides(left_main, UNNAMED)
 
 
-def _major(forest: _Forest, number: int) -> list[int]:
-  children = forest.segments[number].children
-  return [c for c in children if forest.deep[c] >= _MAJOR_MM]
+def _major(forest: _Forest, numbers: list[int]) -> list[int]:
+  return [k for k in numbers if forest.deep[k] >= _MAJOR_MM]
 
 
 def _name_without_lm(forest: _Forest, root: int) -> None:
   """Names a left tree whose left main or one of its children is missing."""
-  kind = "LAD" if forest.ahead(root, _TREE_AHEAD_MM) @ _BACK < 0 else "LCx"
-  if _taken(forest, kind):
-    number = forest.add(UNNAMED, "none", -1, forest.longest(root))
-    forest.add_sides(number, UNNAMED)
-  elif kind == "LAD":
+  if forest.ahead(root, _TREE_AHEAD_MM) @ _BACK < 0:
     _name_lad(forest, root, "low", -1)
   else:
     _name_groove(forest, root, "LCx", "low", -1)
@@ -321,12 +331,33 @@ def _name_groove(
     return -float(forest.ahead(child) @ _APEX) + forest.share(child) / 2
 
   run = forest.follow(first, score)
-  keep, beyond = _turn(forest, run)
+  crux = _crux(forest, run) if kind == "RCA" else None
+  if crux is None:
+    keep, beyond = _turn(forest, run)
+  else:
+    keep, beyond = run[: crux + 1], run[crux + 1 :]
   number = forest.add(kind, sureness, parent, keep)
   if beyond:
     added = forest.add(_BEYOND[kind], "moderate", number, beyond)
     forest.add_sides(added, _BEYOND[kind])
   forest.add_sides(number, _SIDE_BRANCH[kind])
+
+
+def _crux(forest: _Forest, run: list[int]) -> int | None:
+  """Returns where in a run the posterior descending artery springs off.
+
+  That is the first fork well behind the acute margin, the most anterior part
+  of the way, with a child that leads to the apex.
+  """
+  most_front = np.inf
+  for k, number in enumerate(run[:-1]):
+    line = forest.line([number])
+    most_front = min(most_front, float((line @ _BACK).min()))
+    children = _major(forest, forest.segments[number].children)
+    leads = any(forest.ahead(c, np.inf) @ _APEX > _TO_APEX for c in children)
+    if leads and line[-1] @ _BACK - most_front >= _PAST_MARGIN_MM:
+      return k
+  return None
 
 
 def _turn(forest: _Forest, run: list[int]) -> tuple[list[int], list[int]]:

@@ -284,40 +284,32 @@ def _missing(paths) -> list[str]:
 
 def _branches(paths, segments, graph, meets, mask, affine):
   """Returns the branches, without their radii."""
-  used = np.unique(np.concatenate([s.nodes for s in segments]))
-  middle = centrelines.centred(graph, used, mask, affine)
-  sigma_mm = max(_SMOOTH_VOXELS * _voxel_mm(affine), 1.0)
-  chains, branches = [], []
-  totals = collections.Counter(path.kind for path in paths)
-  seen = collections.Counter()
-  for path in paths:
-    own = [segments[path.segments[0]].nodes]
-    own += [segments[k].nodes[1:] for k in path.segments[1:]]
-    own = np.concatenate(own)
-    before = own[:0]
-    if path.parent >= 0:
-      chain = chains[path.parent]
-      before = chain[: int(np.flatnonzero(chain == own[0])[0])]
-    chain = np.concatenate([before, own])
-    chains.append(chain)
-    line = middle[chain]
-    root, last = int(chain[0]), int(chain[-1])
+  chains = _chains(paths, segments)
+  lines, own = [], []
+  for path, (chain, fork) in zip(paths, chains, strict=True):
+    line = graph.mm[chain]
+    root = int(chain[0])
     if meets.get(root) is not None:
       line = np.vstack([meets[root], line])
-    line = centrelines.smooth(line, sigma_mm, STEP_MM)
+    line = centrelines.smooth(line, max(2.0, 1.5 * _voxel_mm(affine)), STEP_MM)
+    lines.append(line)
+    own.append(_own(line, graph, chain[fork], path.parent, lines))
+  parents = [path.parent for path in paths]
+  lines = centrelines.centred(lines, own, parents, mask, affine, 1.5, STEP_MM)
+  totals = collections.Counter(path.kind for path in paths)
+  seen = collections.Counter()
+  branches, ready = [], []
+  for path, (chain, fork), line in zip(paths, chains, lines, strict=True):
+    root, last = int(chain[0]), int(chain[-1])
+    line = centrelines.smooth(line, 1.0, STEP_MM)
     reach = 2 * graph.inner_mm
-    if not len(graph.edges[last].indices) > 1:
+    if graph.ends[last]:
       line = centrelines.extend(line, mask, affine, reach[last])
     if meets.get(root) is None:
       line = centrelines.extend(line[::-1], mask, affine, reach[root])[::-1]
     line = centrelines.resample(line, STEP_MM)
-    start = free = 0
-    if path.parent >= 0:
-      fork = int(own[0])
-      start = _nearest(line, middle[fork])
-      free = start + _leaves(
-        line[start:], branches[path.parent].course_mm, graph.inner_mm[fork]
-      )
+    ready.append(line)
+    start, free = _own(line, graph, chain[fork], path.parent, ready)
     distance = centrelines.arc_length(line)
     seen[path.kind] += 1
     name = path.kind
@@ -339,15 +331,30 @@ def _branches(paths, segments, graph, meets, mask, affine):
   return tuple(branches)
 
 
-def _nearest(line: np.ndarray, point: np.ndarray) -> int:
-  return int(((line - point) ** 2).sum(1).argmin())
+def _chains(paths, segments) -> list[tuple[np.ndarray, int]]:
+  """Returns each path's nodes from its root on, and where its own begin."""
+  chains: list[tuple[np.ndarray, int]] = []
+  for path in paths:
+    own = [segments[path.segments[0]].nodes]
+    own += [segments[k].nodes[1:] for k in path.segments[1:]]
+    own = np.concatenate(own)
+    before = own[:0]
+    if path.parent >= 0:
+      chain, _ = chains[path.parent]
+      before = chain[: int(np.flatnonzero(chain == own[0])[0])]
+    chains.append((np.concatenate([before, own]), len(before)))
+  return chains
 
 
-def _leaves(line: np.ndarray, parent: np.ndarray, radius: float) -> int:
-  """Returns the first index of a line outside a tube around its parent."""
-  away, _ = cKDTree(parent).query(line)
-  outside = away > radius
-  return int(outside.argmax()) if outside.any() else len(line) - 1
+def _own(line, graph, fork, parent, lines) -> tuple[int, int]:
+  """Returns where a line takes off and where it has left its parent."""
+  if parent < 0:
+    return 0, 0
+  start = int(((line - graph.mm[fork]) ** 2).sum(1).argmin())
+  away, _ = cKDTree(lines[parent]).query(line[start:])
+  outside = away > graph.inner_mm[fork]
+  leaves = int(outside.argmax()) if outside.any() else len(line) - 1 - start
+  return start, start + leaves
 
 
 def _voxel_mm(affine: np.ndarray) -> float:
