@@ -17,8 +17,6 @@ from cadjax.vessels import VesselTree
 ELSEWHERE = "elsewhere"
 OFF_VESSEL = "coronary mask off any vessel"
 AORTA = "aorta"
-# A remodelled vessel is up to 4 mm in radius.
-_OF_VESSEL_MM = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +130,8 @@ def vessel_regions(
 ) -> tuple[np.ndarray, dict[int, str]]:
   """Tells every voxel of aorta and coronaries to one vessel.
 
-  A voxel of the coronary mask belongs to the branch with the nearest
-  centreline; farther than 8 mm from any it is `OFF_VESSEL`. Where both masks
+  A voxel of a vessel belongs to the branch with the nearest centreline; what
+  the coronary mask holds beside the tree is `OFF_VESSEL`. Where both masks
   claim a voxel it is coronary.
 
   Args:
@@ -149,10 +147,11 @@ def vessel_regions(
   names |= {k + 3: name for k, name in enumerate(tree.names)}
   if mask_aorta is not None:
     labels[np.asarray(mask_aorta) > 0] = 1
-  index = np.argwhere(np.asarray(mask_coronary) > 0)
-  owner, _, away = tree.nearest(tree.to_mm(index))
-  number = np.where(away <= _OF_VESSEL_MM, owner + 3, 2)
-  labels[tuple(index.T)] = number
+  coronary = np.asarray(mask_coronary) > 0
+  labels[coronary] = 2
+  at = tuple(tree.voxels.T)
+  owner, _, _ = tree.nearest(tree.to_mm(tree.voxels))
+  labels[at] = np.where(coronary[at], owner + 3, labels[at])
   return labels, names
 
 

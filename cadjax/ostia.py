@@ -5,7 +5,7 @@ from scipy import ndimage
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from cadjax.skeleton import Skeleton, bridge
+from cadjax.skeleton import Skeleton, bridge, part_lengths
 
 # Between the lumina of aorta and coronary lies the wall of the aorta.
 _TOUCHES_MM = 5.0
@@ -119,25 +119,26 @@ def _touching(graph: Skeleton, away: np.ndarray) -> list[int]:
 
 
 def _late(graph: Skeleton, away: np.ndarray, found: list[int]) -> list[int]:
-  parts, ends = graph.parts, np.flatnonzero(graph.ends)
-  late = []
+  parts, ends = graph.parts, graph.ends
+  late, lengths = [], part_lengths(graph)
   for part in np.setdiff1d(np.unique(parts), parts[found]):
-    here = ends[parts[ends] == part]
-    if len(here) and _length(graph, parts == part) >= _LONG_MM:
-      first = int(here[away[here].argmin()])
-      if away[first] <= _NEAR_MM:
-        late.append(first)
+    here = np.flatnonzero(parts == part)
+    nearest = away[here].min()
+    if lengths[part] >= _LONG_MM and nearest <= _NEAR_MM:
+      # An end, unless the whole left main is missing up to its fork.
+      near_end = here[ends[here] & (away[here] <= nearest + _TOUCHES_MM)]
+      here = near_end if len(near_end) else here
+      late.append(int(here[away[here].argmin()]))
   return late
 
 
 def _two_largest(graph: Skeleton) -> dict[int, None]:
-  parts = graph.parts
-  sizes = {
-    int(p): _length(graph, parts == p) for p in range(parts.max(initial=-1) + 1)
-  }
-  largest = sorted(sizes, key=sizes.get, reverse=True)[:2]
+  parts, lengths = graph.parts, part_lengths(graph)
+  largest = np.argsort(-lengths, kind="stable")[:2]
   return {
-    widest_end(graph, parts == p): None for p in largest if sizes[p] >= _LONG_MM
+    widest_end(graph, parts == part): None
+    for part in largest
+    if lengths[part] >= _LONG_MM
   }
 
 
@@ -149,8 +150,3 @@ def widest_end(graph: Skeleton, of: np.ndarray) -> int:
   along = csgraph.dijkstra(graph.edges, indices=ends, limit=_WIDTH_MM)
   widths = [graph.inner_mm[np.isfinite(row)].mean() for row in along]
   return int(ends[np.argmax(widths)])
-
-
-def _length(graph: Skeleton, of: np.ndarray) -> float:
-  """Returns the mm of all edges among the nodes `of` [N]."""
-  return float(graph.edges[of][:, of].sum() / 2)

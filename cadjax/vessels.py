@@ -95,6 +95,8 @@ class VesselTree:
     ostia: one per tree that has one.
     affine: [4, 4], (d, h, w, 1) to LPS mm, of the mask.
     shape: of the mask.
+    voxels: [K, 3] (d, h, w) of the mask that are part of these vessels;
+      cavities in them are, islands beside them are not.
     notes: what a reader has to know, in sentences.
   """
 
@@ -102,6 +104,7 @@ class VesselTree:
   ostia: tuple[Ostium, ...]
   affine: np.ndarray
   shape: tuple[int, int, int]
+  voxels: np.ndarray
   notes: tuple[str, ...]
 
   @property
@@ -209,9 +212,10 @@ def find_vessels(
     corner[:3, 3] += affine[:3, :3] @ [part.start for part in box]
     volume = abs(np.linalg.det(affine[:3, :3]))
     mask = skeleton_lib.clean(mask, volume, _LEAST_MM3)
+  shape = np.shape(mask_coronary)
   if box is None or not mask.any():
     notes.append("No coronary artery was found: the mask is empty.")
-    return VesselTree((), (), affine, np.shape(mask_coronary), tuple(notes))
+    return _no_vessels(affine, shape, notes)
   graph = skeleton_lib.make_skeleton(mask, corner)
   surface = ostia_lib.root_surface(mask_aorta, affine)
   if surface is None:
@@ -224,7 +228,9 @@ def find_vessels(
   segments = _grow(graph, meets, spur_mm)
   if not segments:
     notes.append("No coronary artery was found: the mask holds only specks.")
-    return VesselTree((), (), affine, np.shape(mask_coronary), tuple(notes))
+    return _no_vessels(affine, shape, notes)
+  mask = _of_tree(mask, graph, segments)
+  voxels = np.argwhere(mask) + [part.start for part in box]
   middle = ostia_lib.root_middle(surface, [graph.mm[k] for k in meets])
   paths, sides = vessel_names.name_segments(
     segments, graph.mm, list(meets), middle
@@ -236,17 +242,28 @@ def find_vessels(
     if k in sides
   )
   notes += _missing(paths)
-  tree = VesselTree(
-    branches, ostia, affine, np.shape(mask_coronary), tuple(notes)
+  tree = VesselTree(branches, ostia, affine, shape, voxels, tuple(notes))
+  everywhere = np.ones(len(voxels), bool)
+  radii = _radii(tree, everywhere, everywhere)
+  branches = tuple(
+    dataclasses.replace(branch, radius_mm=radius)
+    for branch, radius in zip(branches, radii, strict=True)
   )
-  radii = calibre(tree, np.asarray(mask_coronary) > 0)
-  return dataclasses.replace(
-    tree,
-    branches=tuple(
-      dataclasses.replace(branch, radius_mm=radius)
-      for branch, radius in zip(branches, radii, strict=True)
-    ),
-  )
+  return dataclasses.replace(tree, branches=branches)
+
+
+def _no_vessels(affine, shape, notes) -> VesselTree:
+  return VesselTree((), (), affine, shape, np.zeros((0, 3), int), tuple(notes))
+
+
+def _of_tree(mask, graph, segments) -> np.ndarray:
+  """Returns the components of a mask that a tree runs through."""
+  labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+  keep = np.zeros(count + 1, bool)
+  for segment in segments:
+    keep[labels[tuple(graph.index[segment.nodes].T)]] = True
+  keep[0] = False
+  return keep[labels]
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
@@ -378,7 +395,7 @@ def calibre(
   radius that is too great by half a voxel.
 
   Args:
-    tree: the vessels.
+    tree: the vessels; only its `voxels` count.
     mask: [D, H, W], above 0 inside; of the lumen, say.
     support: where there is a vessel at all; `mask` if None. Where it is empty
       the radius is NaN; where it is not and `mask` is, the radius is 0.
@@ -387,37 +404,37 @@ def calibre(
     One [N] per branch in mm, as long as its `points_mm`; NaN inside bridged
     gaps, in the wall of the aorta and inside the parent.
   """
-  support = mask if support is None else support
+  at = tuple(tree.voxels.T)
+  inside = np.asarray(mask)[at] > 0
+  covered = inside if support is None else np.asarray(support)[at] > 0
+  return _radii(tree, inside, covered)
+
+
+def _radii(
+  tree: VesselTree, inside: np.ndarray, covered: np.ndarray
+) -> list[np.ndarray]:
+  """Does the work of `calibre`, given which voxels of the tree count [K]."""
   voxel_mm = _voxel_mm(tree.affine)
-  volume = voxel_mm**3
   sigma = max(voxel_mm, 1.0) / STEP_MM
-  filled = _along(tree, mask)
-  covered = _along(tree, support) if support is not mask else filled
   reach = int(np.ceil(voxel_mm / STEP_MM))
-  radii = []
-  for branch, count, cover in zip(tree.branches, filled, covered, strict=True):
-    inside = ndimage.maximum_filter1d(cover, 2 * reach + 1) > 0
-    inside[: branch.free - branch.start] = False
-    share = ndimage.gaussian_filter1d(inside.astype(float), sigma)
-    area = ndimage.gaussian_filter1d(count * volume / STEP_MM, sigma)
-    with np.errstate(divide="ignore", invalid="ignore"):
-      radius = np.sqrt(area / share / np.pi)
-    radii.append(np.where(inside, radius, np.nan))
-  return radii
-
-
-def _along(tree: VesselTree, mask: np.ndarray) -> list[np.ndarray]:
-  """Returns how many voxels of a mask are nearest to each point, by branch."""
-  points = tree.to_mm(np.argwhere(mask))
+  points = tree.to_mm(tree.voxels)
   owner, place, _ = tree.nearest(points)
-  counts = []
+  radii = []
   for number, branch in enumerate(tree.branches):
     line = branch.points_mm
     mine = owner == number
     # What lies beyond the ends is no cross-section of theirs.
     for end, before in ((-1, -2), (0, 1)):
       way = line[end] - line[before]
-      way /= np.linalg.norm(way)
-      mine &= (owner != number) | ((points - line[end]) @ way <= STEP_MM / 2)
-    counts.append(np.bincount(place[mine], minlength=len(line)).astype(float))
-  return counts
+      beyond = (points[mine] - line[end]) @ way
+      mine[mine] = beyond <= STEP_MM / 2 * np.linalg.norm(way)
+    count = np.bincount(place[mine & inside], minlength=len(line))
+    cover = np.bincount(place[mine & covered], minlength=len(line))
+    there = ndimage.maximum_filter1d(cover, 2 * reach + 1) > 0
+    there[: branch.free - branch.start] = False
+    share = ndimage.gaussian_filter1d(there.astype(float), sigma)
+    volume = count * voxel_mm**3 / STEP_MM
+    area = ndimage.gaussian_filter1d(volume, sigma)
+    radius = np.sqrt(area / np.maximum(share, 1e-6) / np.pi)
+    radii.append(np.where(there, radius, np.nan))
+  return radii
