@@ -318,7 +318,7 @@ class _Measure:
     span = slice(max(place.first - reach, 0), place.last + reach + 1)
     if not np.isfinite(one.reference_mm).any():
       return None, "the vessel is too short for a reference calibre"
-    if not one.resolved[span].all():
+    if not one.resolved[(place.first + place.last) // 2]:
       return None, (
         f"the reference radius is below {self.options.least_voxels:g} voxels"
       )
