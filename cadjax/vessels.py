@@ -424,14 +424,15 @@ def _radii(
     line = branch.points_mm
     mine = owner == number
     # What lies beyond the ends is no cross-section of theirs.
-    for end, before in ((-1, -2), (0, 1)):
+    first, last = branch.free - branch.start, len(line) - 1
+    for end, before in ((last, last - 1), (first, min(first + 1, last))):
       way = line[end] - line[before]
-      beyond = (points[mine] - line[end]) @ way
-      mine[mine] = beyond <= STEP_MM / 2 * np.linalg.norm(way)
+      beyond = (points - line[end]) @ way > STEP_MM / 2 * np.linalg.norm(way)
+      mine &= ~(beyond & (place == end))
     count = np.bincount(place[mine & inside], minlength=len(line))
     cover = np.bincount(place[mine & covered], minlength=len(line))
     there = ndimage.maximum_filter1d(cover, 2 * reach + 1) > 0
-    there[: branch.free - branch.start] = False
+    there[:first] = False
     share = ndimage.gaussian_filter1d(there.astype(float), sigma)
     volume = count * voxel_mm**3 / STEP_MM
     area = ndimage.gaussian_filter1d(volume, sigma)
