@@ -57,6 +57,7 @@ _SNAP_MM = 5.0
 _SHORTEST_END_MM = 12.0
 # Share of the way that must lead to the apex for a vessel to have turned.
 _TURNED = 0.5
+_TURNS_BY = 0.3
 # A posterior descending artery, from its take-off to its end.
 _TO_APEX = 0.3
 _PAST_MARGIN_MM = 20.0
@@ -365,16 +366,22 @@ def _turn(forest: _Forest, run: list[int]) -> tuple[list[int], list[int]]:
 
   After that place every stretch from it on leads to the apex by more than
   half of its length, and before it none up to it does: the place where the
-  way to the apex less half of the way walked is least.
+  way to the apex less half of the way walked is least. It is a turn only if
+  the way after it leads there by 0.3 of its length more than the way before.
   """
   line = forest.line(run)
   arc = _arc(line)
-  place = int(np.argmin(line @ _APEX - _TURNED * arc))
+  led = line @ _APEX
+  place = int(np.argmin(led - _TURNED * arc))
   forks = np.cumsum([len(forest.segments[k].nodes) - 1 for k in run])
   nearest = int(np.abs(arc[forks] - arc[place]).argmin())
   if abs(arc[forks[nearest]] - arc[place]) <= _SNAP_MM:
     place = int(forks[nearest])
   if arc[-1] - arc[place] < _SHORTEST_END_MM or arc[place] < _MAJOR_MM:
+    return run, []
+  before = (led[place] - led[0]) / arc[place]
+  after = (led[-1] - led[place]) / (arc[-1] - arc[place])
+  if after - before < _TURNS_BY:
     return run, []
   holder = int(np.searchsorted(forks, place))
   if forks[holder] == place:
