@@ -17,21 +17,23 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A new file in cadjax must be placed here, on purpose.
 LAYERS = {
   1: (
-    "augment calibration classes components explain explain_checks"
-    " explain_metrics flops intervals losses metrics models models.conv_cpu"
-    " models.layers models.resnet models.unet models.winograd names optimizer"
-    " parallel segment_losses segment_metrics sliding"
+    "classes components explain_checks explain_metrics segment_losses"
+    " segment_metrics sliding"
   ),
   2: (
-    "case_rows checkpoint evaluation folders input_pipeline inputs log patches"
-    " results steps tasks workdir"
+    "agreement augment calibration candidates case_rows centrelines"
+    " checkpoint evaluation evidence findings flops folders"
+    " input_pipeline inputs intervals log losses metrics models"
+    " models.conv_cpu models.layers models.resnet models.unet"
+    " models.winograd names optimizer ostia parallel patches reformat"
+    " results skeleton stenosis steps tasks vessel_names vessels workdir"
   ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
     " evaluate_segments planes plots predict report scans segment train"
-    " viewer"
+    " vessel_figure viewer"
   ),
   4: "experiment main",
 }

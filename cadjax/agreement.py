@@ -1,0 +1,90 @@
+"""Whether classifier and segmentation tell the same story, in sentences."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cadjax.evidence import Share
+from cadjax.vessels import VesselTree
+
+# A few voxels of plaque are within a segmenter's error.
+LEAST_PLAQUE_MM3 = 10.0
+
+
+def disagreements(
+  tree: VesselTree,
+  *,
+  probability: float,
+  threshold: float,
+  near_vessels: Share | None = None,
+  plaque_mm3: Mapping[str, float] | None = None,
+  aorta_found: bool = True,
+) -> list[str]:
+  """Says where the classifier and the segmentation disagree.
+
+  Args:
+    tree: the vessels that were found.
+    probability: of CAD, 0 to 1.
+    threshold: at or above it the classifier calls CAD.
+    near_vessels: the heat map's share in the coronary mask grown by some mm;
+      None without a map.
+    plaque_mm3: volume by type; None where plaque is not segmented.
+    aorta_found: whether the mask has an aorta.
+
+  Returns:
+    One sentence each, those that void the others first; [] if all agrees.
+  """
+  said = []
+  called = probability >= threshold
+  call = (
+    f"the classifier's probability of CAD, {probability:.2f}, is"
+    f" {'at or above' if called else 'below'} its threshold, {threshold:.2f}"
+  )
+  if not tree.branches:
+    said.append(
+      "No coronary artery was found by the segmentation: nothing of the"
+      " classifier's evidence can be placed on a vessel."
+    )
+  if not aorta_found:
+    said.append(
+      "No aorta was found by the segmentation: the ostia, and so the"
+      " distances and the vessels' names, are less sure."
+    )
+  if near_vessels is not None:
+    said += _of_evidence(tree, call, called, near_vessels)
+  if plaque_mm3 is not None:
+    said += _of_plaque(call, called, plaque_mm3)
+  return said
+
+
+def _of_evidence(tree, call, called, near: Share) -> list[str]:
+  if np.isnan(near.energy):
+    return ["The heat map is empty: the classifier's call has no place."]
+  if not called or not tree.branches or not near.lift < 1:
+    return []
+  return [
+    f"{_capital(call)}, but its evidence is not at the coronary arteries:"
+    f" {near.energy:.1%} of the heat map lies near a vessel, where chance"
+    f" would put {near.volume:.1%} (lift {near.lift:.2f})."
+  ]
+
+
+def _of_plaque(call, called, plaque_mm3) -> list[str]:
+  total = float(sum(plaque_mm3.values()))
+  if not called and total >= LEAST_PLAQUE_MM3:
+    kinds = " and ".join(
+      f"{volume:.0f} mm3 of {kind} plaque"
+      for kind, volume in plaque_mm3.items()
+      if volume > 0
+    )
+    return [f"The segmentation shows {kinds}, but {call}."]
+  if called and total < LEAST_PLAQUE_MM3:
+    return [
+      f"{_capital(call)}, but the segmentation shows no plaque to speak of"
+      f" ({total:.0f} mm3)."
+    ]
+  return []
+
+
+def _capital(sentence: str) -> str:
+  return sentence[0].upper() + sentence[1:]

@@ -1,0 +1,412 @@
+"""Located abnormalities: where, on which vessel, and on what grounds.
+
+Candidates come from three sources: plaque components, peaks of the heat map
+near a vessel, and narrowings of the lumen along a centreline. `MODES` says
+which of them count, so that what each is worth can be compared:
+
+- "map": the peaks of the heat map anywhere, the classifier alone;
+- "vessel_map": its peaks along the centrelines, so restricted to vessels;
+- "plaque": the plaque segmentation alone;
+- "combined": all sources, those of one place joined into one finding.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+
+from cadjax import candidates, names, stenosis
+from cadjax.candidates import Candidate
+from cadjax.vessels import STEP_MM, VesselTree
+
+MODES = ("map", "vessel_map", "plaque", "combined")
+SOURCES = ("plaque", "narrowing", "heat")
+RANKED_BY = {
+  "map": "heat, relative to the map's maximum",
+  "vessel_map": "mean heat within reach, relative to the map's maximum",
+  "plaque": "plaque volume in mm3",
+  "combined": (
+    "weighted sum of log plaque volume, stenosis and log lift of the heat"
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What counts as a finding.
+
+  Attributes:
+    near_mm: a place of the map this near to a centreline is on the vessel;
+      plaque farther than this from any centreline is on none.
+    around_mm: radius of the ball in which evidence is summed.
+    apart_mm: of two peaks nearer than this the higher stays.
+    least_heat: share of the map's maximum that a peak must reach.
+    least_plaque_mm3: smaller plaques are left out.
+    plaque_gap_mm: plaque goes on across a gap this long along the vessel.
+    least_stenosis: a narrowing must lose this share of the diameter.
+    least_voxels: reference radius, in voxels, from which on the loss of
+      diameter is measured.
+    most: no more findings than this.
+    plaque_weight: of log(1 + mm3 / 10) in the combined score.
+    stenosis_weight: of the stenosis, 0 to 1.
+    evidence_weight: of log2(1 + lift).
+  """
+
+  near_mm: float = 6.0
+  around_mm: float = 5.0
+  apart_mm: float = 10.0
+  least_heat: float = 0.3
+  least_plaque_mm3: float = 2.0
+  plaque_gap_mm: float = 3.0
+  least_stenosis: float = 0.3
+  least_voxels: float = 2.0
+  most: int = 20
+  plaque_weight: float = 1.0
+  stenosis_weight: float = 1.0
+  evidence_weight: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One located abnormality.
+
+  Attributes:
+    position_mm: LPS (x, y, z); on the centreline where it is on a vessel.
+    index: the nearest voxel (d, h, w).
+    vessel: name of the branch; "" on none.
+    sureness: of that name.
+    from_ostium_mm: along the centreline; NaN where not known.
+    extent_mm: way from the ostium at its two ends, NaN likewise; equal for a
+      peak of the map.
+    sources: of "plaque", "narrowing", "heat", in this order.
+    evidence: share of the map's energy within `around_mm`; NaN without a map.
+    lift: that share over the ball's share of the covered volume.
+    heat: what made it a peak, over the map's maximum; NaN if it is none.
+    plaque: "stable", "unstable", "mixed", or "" for none.
+    plaque_mm3: its volume.
+    plaque_hu: its mean; NaN without plaque or image.
+    calibre_mm: mean diameter of the vessel over the extent; NaN off vessels.
+    stenosis: share of the diameter lost, 0 to 1; None where not measured.
+    stenosis_note: why not, or on what it rests.
+    score: the rank; higher is more abnormal.
+    ranked_by: what the score is.
+  """
+
+  position_mm: tuple[float, float, float]
+  index: tuple[int, int, int]
+  vessel: str
+  sureness: str
+  from_ostium_mm: float
+  extent_mm: tuple[float, float]
+  sources: tuple[str, ...]
+  evidence: float
+  lift: float
+  heat: float
+  plaque: str
+  plaque_mm3: float
+  plaque_hu: float
+  calibre_mm: float
+  stenosis: float | None
+  stenosis_note: str
+  score: float
+  ranked_by: str
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns a JSON-able row, but for NaN."""
+    return dataclasses.asdict(self)
+
+
+def find_abnormalities(
+  tree: VesselTree,
+  mask_coronary: np.ndarray,
+  *,
+  heat: np.ndarray | None = None,
+  plaques: Mapping[str, np.ndarray] | None = None,
+  hu: np.ndarray | None = None,
+  mode: str = "combined",
+  options: Options | None = None,
+) -> list[Finding]:
+  """Finds and ranks the abnormalities of one scan.
+
+  Every array is [D, H, W] on the grid of the tree. What a mode does not rank
+  by is measured all the same where it is given.
+
+  Args:
+    tree: the vessels.
+    mask_coronary: above 0 in lumen and plaque.
+    heat: the classifier's map, at least 0; NaN where not covered.
+    plaques: "stable" and "unstable", or one of them: above 0 inside. Without
+      them the lumen is the whole mask.
+    hu: the image.
+    mode: one of `MODES`.
+    options: the defaults if None.
+
+  Returns:
+    Findings, the highest score first.
+
+  Raises:
+    names.UnknownName: there is no such mode or type of plaque.
+    ValueError: the mode needs a map or plaques and there are none.
+  """
+  names.check_known([mode], MODES, "mode")
+  names.check_known(plaques or (), ("stable", "unstable"), "type of plaque")
+  if mode in ("map", "vessel_map") and heat is None:
+    raise ValueError(f"mode {mode!r} needs a heat map")
+  if mode == "plaque" and plaques is None:
+    raise ValueError("mode 'plaque' needs plaque masks")
+  options = options or Options()
+  vessel = np.asarray(mask_coronary) > 0
+  lumen = vessel
+  for mask in (plaques or {}).values():
+    lumen = lumen & ~(np.asarray(mask) > 0)
+  calibres = stenosis.calibres(tree, lumen, vessel, options.least_voxels)
+  places = _places(tree, calibres, heat, plaques, mode, options)
+  measure = _Measure(tree, calibres, heat, plaques or {}, hu, mode, options)
+  found = [measure(place) for place in places]
+  found.sort(key=lambda finding: -finding.score)
+  return found[: options.most]
+
+
+def _places(tree, calibres, heat, plaques, mode, options) -> list[Candidate]:
+  if mode == "map":
+    return candidates.map_peaks(
+      heat, tree.affine, least=options.least_heat, apart_mm=options.apart_mm
+    )
+  places: list[Candidate] = []
+  if mode in ("plaque", "combined") and plaques:
+    places = candidates.plaques(
+      tree,
+      plaques,
+      near_mm=options.near_mm,
+      gap_mm=options.plaque_gap_mm,
+      least_mm3=options.least_plaque_mm3,
+    )
+  if mode == "combined":
+    for one in stenosis.find_narrowings(
+      calibres, options.least_stenosis, options.apart_mm
+    ):
+      line = tree.branches[one.branch].points_mm
+      _join(
+        tree, places, options,
+        Candidate(
+          line[one.place], one.branch, one.first, one.last, ("narrowing",)
+        ),
+      )  # fmt: skip
+  if mode in ("vessel_map", "combined") and heat is not None:
+    for peak in candidates.vessel_peaks(
+      heat,
+      tree,
+      near_mm=options.near_mm,
+      least=options.least_heat,
+      apart_mm=options.apart_mm,
+    ):
+      _join(tree, places, options, peak)
+  return places
+
+
+def _join(tree, places, options, new: Candidate) -> None:
+  """Adds a candidate to the one it belongs to, or as one of its own."""
+  for place in places:
+    line = place.line(tree)
+    away = np.linalg.norm(line - new.position_mm, axis=1).min()
+    if away <= options.around_mm:
+      place.sources = (*place.sources, *new.sources)
+      if np.isfinite(new.heat):
+        place.heat = float(np.nanmax([place.heat, new.heat]))
+      return
+  places.append(new)
+
+
+class _Measure:
+  """Turns candidates of one scan into findings."""
+
+  def __init__(self, tree, calibres, heat, plaques, hu, mode, options):
+    self.tree, self.calibres, self.hu = tree, calibres, hu
+    self.heat, self.mode, self.options = heat, mode, options
+    self.plaques = {k: np.asarray(v) > 0 for k, v in plaques.items()}
+    if heat is not None:
+      self.total = float(np.nansum(heat, dtype=np.float64))
+      self.covered = int(np.isfinite(heat).sum())
+
+  def __call__(self, place: Candidate) -> Finding:
+    tree, options = self.tree, self.options
+    if place.branch < 0 and place.voxels is None:
+      place = self._on_vessel(place)
+    index = np.rint(tree.to_index(place.position_mm)).astype(int)
+    index = np.clip(index, 0, np.array(tree.shape) - 1)
+    evidence, lift = self._evidence(place.position_mm)
+    kind, volume, plaque_hu = self._plaque(place.voxels)
+    lost, note = self._stenosis(place)
+    branch = tree.branches[place.branch] if place.branch >= 0 else None
+    span = slice(place.first, place.last + 1)
+    at = np.nan
+    if branch is not None:
+      nearest = np.linalg.norm(branch.points_mm - place.position_mm, axis=1)
+      at = float(branch.distance_mm[nearest.argmin()])
+    unique = [s for s in SOURCES if s in place.sources]
+    finding = Finding(
+      position_mm=tuple(float(v) for v in place.position_mm),
+      index=tuple(int(v) for v in index),
+      vessel=branch.name if branch else "",
+      sureness=branch.sureness if branch else "none",
+      from_ostium_mm=at,
+      extent_mm=(
+        float(branch.distance_mm[place.first]) if branch else np.nan,
+        float(branch.distance_mm[place.last]) if branch else np.nan,
+      ),
+      sources=tuple(unique),
+      evidence=evidence,
+      lift=lift,
+      heat=place.heat,
+      plaque=kind,
+      plaque_mm3=volume,
+      plaque_hu=plaque_hu,
+      calibre_mm=2 * _mean(branch.radius_mm[span]) if branch else np.nan,
+      stenosis=lost,
+      stenosis_note=note,
+      score=np.nan,
+      ranked_by=RANKED_BY[self.mode],
+    )
+    return dataclasses.replace(
+      finding, score=score(finding, self.mode, options)
+    )
+
+  def _on_vessel(self, place: Candidate) -> Candidate:
+    """Tells on which vessel a peak of the map lies, if on any."""
+    branch, k, away = self.tree.nearest(place.position_mm[None])
+    if away[0] > self.options.near_mm:
+      return place
+    return dataclasses.replace(
+      place, branch=int(branch[0]), first=int(k[0]), last=int(k[0])
+    )
+
+  def _evidence(self, position_mm) -> tuple[float, float]:
+    if self.heat is None or not self.total > 0:
+      return np.nan, np.nan
+    tree, reach = self.tree, self.options.around_mm
+    spacing = np.linalg.norm(tree.affine[:3, :3], axis=0)
+    index, margin = tree.to_index(position_mm), np.ceil(reach / spacing) + 1
+    low = np.maximum(np.floor(index - margin), 0).astype(int)
+    high = np.maximum(np.ceil(index + margin) + 1, low).astype(int)
+    part = self.heat[tuple(map(slice, low, high))]
+    at = tree.to_mm(np.argwhere(np.isfinite(part)) + low)
+    inside = np.linalg.norm(at - position_mm, axis=1) <= reach
+    values = part[np.isfinite(part)][inside]
+    if not len(values):
+      return 0.0, np.nan
+    share = float(values.sum(dtype=np.float64)) / self.total
+    return share, share / (len(values) / self.covered)
+
+  def _plaque(self, voxels) -> tuple[str, float, float]:
+    if voxels is None:
+      return "", 0.0, np.nan
+    at = tuple(voxels.T)
+    kinds = [kind for kind, mask in self.plaques.items() if mask[at].any()]
+    volume = len(voxels) * abs(np.linalg.det(self.tree.affine[:3, :3]))
+    hu = np.nan if self.hu is None else float(self.hu[at].mean())
+    kind = kinds[0] if len(kinds) == 1 else "mixed"
+    return kind, float(volume), hu
+
+  def _stenosis(self, place) -> tuple[float | None, str]:
+    if place.branch < 0:
+      return None, "not on a vessel"
+    one = self.calibres[place.branch]
+    reach = int(round(self.options.around_mm / STEP_MM))
+    span = slice(max(place.first - reach, 0), place.last + reach + 1)
+    if not np.isfinite(one.reference_mm).any():
+      return None, "the vessel is too short for a reference calibre"
+    if not one.resolved[(place.first + place.last) // 2]:
+      return None, (
+        f"the reference radius is below {self.options.least_voxels:g} voxels"
+      )
+    lost = one.stenosis[span]
+    if not np.isfinite(lost).any():
+      return None, "the mask has a gap here"
+    lost = float(np.clip(np.nanmax(lost), 0, 1))
+    return lost, "from the mask's lumen against a taper fitted to the branch"
+
+
+def score(finding: Finding, mode: str, options: Options) -> float:
+  """Returns what a mode ranks a finding by; see `RANKED_BY`."""
+  if mode in ("map", "vessel_map"):
+    return finding.heat
+  if mode == "plaque":
+    return finding.plaque_mm3
+  lift = 0.0 if np.isnan(finding.lift) else finding.lift
+  return float(
+    options.plaque_weight * np.log1p(finding.plaque_mm3 / 10)
+    + options.stenosis_weight * (finding.stenosis or 0.0)
+    + options.evidence_weight * np.log2(1 + lift)
+  )
+
+
+def _mean(values: np.ndarray) -> float:
+  known = values[np.isfinite(values)]
+  return float(known.mean()) if len(known) else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+  """Findings against the lesions that are there.
+
+  Attributes:
+    hits: (finding, lesion, mm apart) of every lesion that was hit.
+    misses: lesions that no finding hit.
+    false_positives: findings with no lesion within the tolerance.
+    duplicates: findings near a lesion that another finding hit.
+  """
+
+  hits: tuple[tuple[int, int, float], ...]
+  misses: tuple[int, ...]
+  false_positives: tuple[int, ...]
+  duplicates: tuple[int, ...]
+
+
+def match_lesions(
+  findings: Sequence[Finding],
+  lesions_mm: Sequence[np.ndarray],
+  tolerance_mm: float = 5.0,
+) -> Matches:
+  """Matches findings with lesions.
+
+  A finding is its position, one point: an extent would let a finding as long
+  as a vessel hit all of its lesions. A lesion is one point, its centre, or
+  points along it; a finding hits it within the tolerance of the nearest. One
+  finding hits at most one lesion and one lesion is hit by at most one
+  finding, chosen for as many hits as possible and then for the least
+  distance. What is left near a lesion that is hit already is a duplicate, not
+  a false positive, as is usual in scoring detection.
+
+  Args:
+    findings: of one scan.
+    lesions_mm: [3] or [K, 3] LPS mm each.
+    tolerance_mm: 5 by default.
+
+  Returns:
+    Numbers of findings and lesions, in their order here.
+  """
+  apart = np.full((len(findings), len(lesions_mm)), np.inf)
+  for k, lesion in enumerate(lesions_mm):
+    points = cKDTree(np.asarray(lesion, float).reshape(-1, 3))
+    for j, finding in enumerate(findings):
+      apart[j, k] = points.query(finding.position_mm)[0]
+  near = apart <= tolerance_mm
+  # A hit is worth more than any distance that it may add up to.
+  worth = np.where(near, 1e6 - apart, 0.0)
+  rows, columns = linear_sum_assignment(worth, maximize=True)
+  hits = tuple(
+    (int(j), int(k), float(apart[j, k]))
+    for j, k in zip(rows, columns, strict=True)
+    if near[j, k]
+  )
+  used, hit = {j for j, _, _ in hits}, {k for _, k, _ in hits}
+  rest = [j for j in range(len(findings)) if j not in used]
+  return Matches(
+    hits=hits,
+    misses=tuple(k for k in range(len(lesions_mm)) if k not in hit),
+    false_positives=tuple(j for j in rest if not near[j].any()),
+    duplicates=tuple(j for j in rest if near[j].any()),
+  )
