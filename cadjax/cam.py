@@ -13,6 +13,7 @@ From map to picture the order is fixed: combine, ReLU, `upsample`,
 `normalise`. A map of stride s has its cell o on voxel s o of the image.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -302,13 +303,10 @@ def make_explain(
     if image.ndim != model.ndim + 3:
       return one_pass(variables, image, target, region)
     batch, depth = image.shape[:2]
-    per_slice = (
-      image.reshape(-1, *image.shape[2:]),
-      jnp.repeat(target, depth),
-      None if region is None else region.reshape(-1, *region.shape[2:]),
-    )
     result = _in_chunks(
-      lambda parts: one_pass(variables, *parts), slices, per_slice
+      lambda parts: one_pass(variables, *parts),
+      slices,
+      _as_slices(image, target, region),
     )
     return jax.tree.map(lambda x: x.reshape(batch, depth, *x.shape[1:]), result)
 
@@ -316,7 +314,7 @@ def make_explain(
 
 
 def make_score(
-  model: nn.Module, *, score: str = "logit"
+  model: nn.Module, *, score: str = "logit", slices: int = SLICES
 ) -> Callable[..., jax.Array]:
   """Makes `fn(variables, image, target, region=None) -> [B]`, the score alone.
 
@@ -326,21 +324,34 @@ def make_score(
   names.check_known([score], SCORES, "score")
   model = in_float32(model)
 
+  def one(variables, parts):
+    image, target, region = parts
+    logits, _ = model.apply(variables, image, train=False)
+    return scores(score, logits, target, region)
+
   def run(variables, image, target, region=None):
     target = jnp.broadcast_to(jnp.asarray(target), image.shape[:1])
     if image.ndim != model.ndim + 3:
-      logits, _ = model.apply(variables, image, train=False)
-      return scores(score, logits, target, region)
-    batch, depth = image.shape[:2]
-    if region is not None:
-      region = region.reshape(-1, *region.shape[2:])
-    logits, _ = model.apply(
-      variables, image.reshape(-1, *image.shape[2:]), train=False
+      return one(variables, (image, target, region))
+    values = _in_chunks(
+      # Only one chunk's activations are kept for the gradient.
+      jax.checkpoint(functools.partial(one, variables)),
+      slices,
+      _as_slices(image, target, region),
     )
-    values = scores(score, logits, jnp.repeat(target, depth), region)
-    return values.reshape(batch, depth).mean(1)
+    return values.reshape(image.shape[:2]).mean(1)
 
   return run
+
+
+def _as_slices(image, target, region):
+  """The slices of volumes [B, D, H, W, 1] as a batch, each with its target."""
+  depth = image.shape[1]
+  return (
+    image.reshape(-1, *image.shape[2:]),
+    jnp.repeat(target, depth),
+    None if region is None else region.reshape(-1, *region.shape[2:]),
+  )
 
 
 def _in_chunks(fn: Callable, size: int, tree: Any) -> Any:
@@ -363,16 +374,30 @@ def _in_chunks(fn: Callable, size: int, tree: Any) -> Any:
 
 def layer_strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
   """Voxels of the image per cell along each axis of every map, by name."""
-  image = jax.ShapeDtypeStruct((1, *(_REFERENCE,) * model.ndim, 1), jnp.float32)
-  (_, maps), _ = jax.eval_shape(
-    lambda key, x: model.init_with_output(key, x, train=False),
-    jax.random.key(0),
-    image,
-  )
+  _, maps = _abstract(model)
   return {
     name: tuple(_REFERENCE // cells for cells in each.shape[1:-1])
     for name, each in maps.items()
   }
+
+
+def is_segmenter(model: nn.Module) -> bool:
+  """Whether a model gives logits for every voxel."""
+  return len(_abstract(model)[0].shape) > 2
+
+
+def _abstract(model: nn.Module) -> tuple[Any, dict[str, Any]]:
+  """Shapes of logits and maps (in their order) of a `_REFERENCE` image."""
+  image = jax.ShapeDtypeStruct((1, *(_REFERENCE,) * model.ndim, 1), jnp.float32)
+  order: list[str] = []
+
+  def run(key, x):
+    (logits, maps), _ = model.init_with_output(key, x, train=False)
+    order.extend(maps)  # Trees of jax come back sorted by name.
+    return logits, maps
+
+  logits, maps = jax.eval_shape(run, jax.random.key(0), image)
+  return logits, {name: maps[name] for name in order}
 
 
 def upsample(

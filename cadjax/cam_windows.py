@@ -10,6 +10,7 @@ over the volume: it adds up the gradients of all windows first and takes a
 second pass for its maps.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,6 +77,9 @@ class WindowExplainer:
     self._overlap = overlap
     self._local = jax.jit(self._make_local(model, score, window))
     self._weighted = jax.jit(self._make_weighted(model))
+    self._apply = jax.jit(
+      functools.partial(cam.in_float32(model).apply, train=False)
+    )
 
   def _make_local(self, model, score, window) -> Callable:
     """Makes the pass that gives signed maps and weighted sums of gradients."""
@@ -132,21 +136,11 @@ class WindowExplainer:
       float32 {method: {layer: map [*ceil(space / stride)]}}, as
       `cam.make_explain` gives for one example.
     """
-    starts = [
-      window_starts(n, size, self._overlap, step)
-      for n, size, step in zip(image.shape, self._size, self._step, strict=True)
-    ]
-    ends = [s[-1] + n for s, n in zip(starts, self._size, strict=True)]
-    # At the far side alone: voxel 0 stays voxel 0.
-    sides = [(0, e - n) for e, n in zip(ends, image.shape, strict=True)]
-    shares = [
-      _shares(n, begin, size)
-      for n, begin, size in zip(image.shape, starts, self._size, strict=True)
-    ]
+    starts, shares, sides = self._lay(image.shape)
     image = np.pad(image.astype(np.float32), sides)
     region = np.pad(region.astype(np.float32), sides)
     cells = {
-      layer: tuple(-(-n // s) for n, s in zip(ends, strides, strict=True))
+      layer: tuple(n // s for n, s in zip(image.shape, strides, strict=True))
       for layer, strides in self.strides.items()
     }
     maps = {
@@ -171,7 +165,7 @@ class WindowExplainer:
     inside = {
       layer: tuple(
         slice(-(-(n - far) // s))
-        for n, (_, far), s in zip(ends, sides, strides, strict=True)
+        for n, (_, far), s in zip(image.shape, sides, strides, strict=True)
       )
       for layer, strides in self.strides.items()
     }
@@ -179,6 +173,38 @@ class WindowExplainer:
       method: {k: np.maximum(v[inside[k]], 0) for k, v in by_layer.items()}
       for method, by_layer in maps.items()
     }
+
+  def logits(
+    self, variables: Mapping[str, Any], image: np.ndarray
+  ) -> np.ndarray:
+    """Returns the logits of a volume, blended, float32 [D, H, W, K]."""
+    starts, shares, sides = self._lay(image.shape)
+    padded = np.pad(image.astype(np.float32), sides)
+    total = 0.0
+    for corner, share in _windows(starts, shares):
+      box = _box(corner, self._size)
+      found, _ = self._apply(variables, padded[box][None, ..., None])
+      if np.ndim(total) == 0:
+        total = np.zeros((*padded.shape, found.shape[-1]), np.float32)
+      total[box] += found[0] * share[..., None]
+    return total[tuple(slice(n) for n in image.shape)]
+
+  def _lay(self, shape: Sequence[int]):
+    """Returns where windows begin, their weights, and what is to be padded."""
+    starts = [
+      window_starts(n, size, self._overlap, step)
+      for n, size, step in zip(shape, self._size, self._step, strict=True)
+    ]
+    shares = [
+      _shares(n, begin, size)
+      for n, begin, size in zip(shape, starts, self._size, strict=True)
+    ]
+    # At the far side alone: voxel 0 stays voxel 0.
+    sides = [
+      (0, begin[-1] + size - n)
+      for n, begin, size in zip(shape, starts, self._size, strict=True)
+    ]
+    return starts, shares, sides
 
   def _add_gradcam(self, variables, image, sums, starts, shares, maps) -> None:
     """Adds the maps of the second pass."""

@@ -30,7 +30,7 @@ explain.json, schema "cadjax.explain/1" (null where undefined or not known):
   plausibility    concerns (why the scan is unlike the training data)
   options         of the methods
   software        versions of this run
-  files           the names of all files
+  files           the names of the files
 
 A map says what raised the score. It is no segmentation and no finding. On
 the scanner's grid it is 0 where the model's box does not reach.
@@ -46,12 +46,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from cadjax import cam, folders, planes, report, results
-from cadjax.scans import Scan
+from cadjax.scans import Prepared
 from data_prep import geometry, resampling
 from data_prep.volume import Grid, Volume, write_nifti
 
 SCHEMA = "cadjax.explain/1"
-DOCUMENT = "explain.json"
+KIND = folders.Kind("explain.json", "cadjax.explain/")
+PHANTOM_WARNING = (
+  "The model was trained on phantoms: its maps are not evidence about patients."
+)
+CONCERN_WARNING = (
+  "The scan is unlike the data that the model was trained on: its maps are not"
+  " to be relied on."
+)
 GRIDS = ("scanner", "model", "feature")
 # Around the model's box in the pictures, where the scan goes further.
 _MARGIN_MM = 10.0
@@ -99,7 +106,8 @@ class Explanation:
   """All that is written of one explained scan; fields as in the schema."""
 
   case: str
-  read: Scan
+  input_name: str
+  prepared: Prepared
   maps: Sequence[HeatMap]
   target: Mapping[str, Any]
   region: Mapping[str, Any] | None
@@ -113,10 +121,10 @@ class Explanation:
   def warnings(self) -> list[str]:
     """What must be read with the maps."""
     said = []
-    if self.read.concerns:
-      said.append(report.CONCERN_WARNING)
+    if self.prepared.concerns:
+      said.append(CONCERN_WARNING)
     if self.model["trained_on"]["is_phantom"]:
-      said.append(report.PHANTOM_WARNING)
+      said.append(PHANTOM_WARNING)
     zero = [each.name for each in self.maps if not each.cells.max() > 0]
     if zero:
       said.append(
@@ -144,22 +152,22 @@ def on_scanner_grid(
 
 
 def on_grid(
-  heat: HeatMap, read: Scan, grid: str
+  heat: HeatMap, prepared: Prepared, grid: str
 ) -> tuple[np.ndarray, Grid | Volume]:
   """Returns a map, normalised, and what `write_nifti` wants of its place.
 
   Args:
     heat: the map.
-    read: the scan it is of.
+    prepared: the scan it is of.
     grid: one of `GRIDS`.
   """
-  model_grid = read.model_input.grid
+  model_grid = prepared.model_input.grid
   if grid == "feature":
     return _normalised(heat.cells), heat.grid(model_grid)
   values = on_model_grid(heat, model_grid.shape)
   if grid == "model":
     return values, model_grid
-  return on_scanner_grid(values, model_grid, read.scan), read.scan
+  return on_scanner_grid(values, model_grid, prepared.scan), prepared.scan
 
 
 def _normalised(cells: np.ndarray) -> np.ndarray:
@@ -168,7 +176,8 @@ def _normalised(cells: np.ndarray) -> np.ndarray:
 
 def to_json(result: Explanation, grid: str) -> dict[str, Any]:
   """Returns the contents of explain.json: strict JSON, NaN as None."""
-  read, model_grid = result.read, result.read.model_input.grid
+  prepared = result.prepared
+  model_grid = prepared.model_input.grid
   maps = [
     {
       "method": heat.method,
@@ -177,7 +186,7 @@ def to_json(result: Explanation, grid: str) -> dict[str, Any]:
       "cells": heat.cells.shape,
       "maximum": float(heat.cells.max()),
       "peak_mm": heat.peak_mm(model_grid),
-      "file": f"{heat.name}.nii.gz",
+      "file": _file_name(heat),
     }
     for heat in result.maps
   ]
@@ -189,10 +198,10 @@ def to_json(result: Explanation, grid: str) -> dict[str, Any]:
       "case": result.case,
       "created": result.created,
       "input": {
-        "name": read.name,
-        "shape": read.scan.shape,
-        "spacing_mm": read.scan.spacing,
-        "notes": read.notes,
+        "name": result.input_name,
+        "shape": prepared.scan.shape,
+        "spacing_mm": prepared.scan.spacing,
+        "notes": prepared.model_input.notes or prepared.scan.notes,
       },
       "target": result.target,
       "region": result.region,
@@ -202,17 +211,19 @@ def to_json(result: Explanation, grid: str) -> dict[str, Any]:
       "model": result.model,
       "model_input": {
         "grid": model_grid.to_dict(),
-        "heart_mm": read.heart_mm,
-        "heart_origin": read.heart_origin,
+        "heart_mm": prepared.heart_mm,
+        "heart_origin": prepared.heart_origin,
       },
-      "plausibility": {"concerns": read.concerns},
+      "plausibility": {"concerns": prepared.concerns},
       "options": result.options,
       "software": result.software,
-      "files": [
-        DOCUMENT,
-        *(_sheet_name(method) for method in _methods(result)),
-        *(each["file"] for each in maps),
-      ],
+      "files": {
+        "result": KIND.document,
+        **{
+          f"sheet_{method}": _sheet_name(method) for method in _methods(result)
+        },
+        **{heat.name: _file_name(heat) for heat in result.maps},
+      },
     }
   )
 
@@ -221,28 +232,36 @@ def _methods(result: Explanation) -> list[str]:
   return list(dict.fromkeys(heat.method for heat in result.maps))
 
 
+def _file_name(heat: HeatMap) -> str:
+  return f"{heat.name}.nii.gz"
+
+
 def _sheet_name(method: str) -> str:
   return f"sheet_{method.replace('+', 'p')}.png"
 
 
 def cut_panels(
-  heat: HeatMap, on_scanner: np.ndarray, read: Scan, *, through: str = "peak"
+  heat: HeatMap,
+  on_scanner: np.ndarray,
+  prepared: Prepared,
+  *,
+  through: str = "peak",
 ) -> list[planes.Panel]:
   """Cuts three planes of the scan with a map over it.
 
   Args:
     heat: the map.
     on_scanner: [D, H, W], the map on the scanner's grid.
-    read: the scan it is of.
+    prepared: the scan it is of.
     through: "peak", where the map is highest, or "heart".
   """
-  box = _view(read.scan.grid, read.model_input.grid)
-  scan = Volume(read.scan.hu[box], resampling.crop(read.scan.grid, box))
-  peak = heat.peak_mm(read.model_input.grid)
+  box = _view(prepared.scan.grid, prepared.model_input.grid)
+  scan = Volume(prepared.scan.hu[box], resampling.crop(prepared.scan.grid, box))
+  peak = heat.peak_mm(prepared.model_input.grid)
   return planes.three_planes(
     scan,
-    read.heart_mm if through == "heart" or peak is None else peak,
-    outline=read.model_input.grid,
+    prepared.heart_mm if through == "heart" or peak is None else peak,
+    outline=prepared.model_input.grid,
     heat=on_scanner[box],
   )
 
@@ -286,13 +305,6 @@ def _view(scan: Grid, model: Grid) -> tuple[slice, slice, slice]:
   return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
-def check_free(folder: str | os.PathLike, *, overwrite: bool) -> None:
-  """Raises `UserError` unless an explanation may be written to a folder."""
-  folders.check_free(
-    folder, document=DOCUMENT, schema="cadjax.explain/", overwrite=overwrite
-  )
-
-
 def write_explanation(
   result: Explanation,
   folder: str | os.PathLike,
@@ -316,21 +328,20 @@ def write_explanation(
   Raises:
     UserError: the folder is in the way or cannot be written.
   """
-  check_free(folder, overwrite=overwrite)
   document = to_json(result, grid)
-  with folders.write_whole(folder) as made:
+  with KIND.writing(folder, overwrite=overwrite) as made:
     for method in _methods(result):
       panels = {}
       for heat in (each for each in result.maps if each.method == method):
-        values, like = on_grid(heat, result.read, grid)
-        write_nifti(made / f"{heat.name}.nii.gz", values, like)
+        values, like = on_grid(heat, result.prepared, grid)
+        write_nifti(made / _file_name(heat), values, like)
         if grid != "scanner":
-          values, _ = on_grid(heat, result.read, "scanner")
+          values, _ = on_grid(heat, result.prepared, "scanner")
         panels[heat.layer] = cut_panels(
-          heat, values, result.read, through=through
+          heat, values, result.prepared, through=through
         )
       png = render_sheet(result, method, panels)
       (made / _sheet_name(method)).write_bytes(png)
     text = json.dumps(document, indent=2, allow_nan=False)
-    (made / DOCUMENT).write_text(text + "\n", "utf-8")
+    (made / KIND.document).write_text(text + "\n", "utf-8")
   return document

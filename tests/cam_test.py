@@ -178,6 +178,7 @@ def test_strides_of_the_layers():
   strides = cam.layer_strides(resnet(output_stride=16))
   expected = {"stem": 2, "stage1": 4, "stage2": 8, "stage3": 16, "stage4": 16}
   assert strides == {name: (s,) * 3 for name, s in expected.items()}
+  assert list(strides) == list(expected)  # From the image to the logits.
   assert cam.layer_strides(resnet(ndim=2))["stage4"] == (32, 32)
   assert cam.layer_strides(Fcn())["bottleneck"] == (2, 2, 2)
 

@@ -28,7 +28,7 @@ LAYERS = {
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " explain explain_maps planes plots predict report scans train"
+    " explain explain_maps explainer planes plots predict report scans train"
   ),
   4: "experiment main",
 }
