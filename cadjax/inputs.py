@@ -91,15 +91,15 @@ def make_jobs(
   ]
 
 
-def define_flags() -> None:
+def define_flags(*, required: bool = True) -> None:
   """Defines the flags that name scans and where their files go."""
   flags.DEFINE_multi_string(
     "input",
     None,
     "A scan, or a folder of DICOM slices; repeated or with wildcards: many.",
-    required=True,
+    required=required,
   )
-  flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+  flags.DEFINE_string("out", None, "Folder for the results.", required=required)
   flags.DEFINE_multi_string(
     "case", [], "Name in the results; by default that of the input."
   )

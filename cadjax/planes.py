@@ -9,7 +9,10 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import matplotlib.axes
+import matplotlib.cm
+import matplotlib.colors
 import matplotlib.figure
 import matplotlib.patches
 import matplotlib.patheffects
@@ -29,6 +32,10 @@ _LAYOUT = {
 PLANES = tuple(_LAYOUT)
 # What is outlined, bool [D, H, W] or [rows, columns], and in which colour.
 Mask = tuple[np.ndarray, str]
+# Perceptually uniform; its dark end is where the overlay is transparent.
+HEAT = "inferno"
+# Full opacity would hide the anatomy; half of the maximum and more has this.
+HEAT_OPACITY = 0.6
 _OUTLINE = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
 
 
@@ -45,6 +52,7 @@ class Panel:
     slice: which slice it is, from 1, and of how many.
     box_mm: (x0, y0, x1, y1) of an outline, or None.
     masks: what is outlined, bool [rows, columns], and in which colour.
+    heat: [rows, columns] in [0, 1] to be laid over it, or None.
   """
 
   name: str
@@ -55,6 +63,7 @@ class Panel:
   slice: tuple[int, int]
   box_mm: tuple[float, float, float, float] | None = None
   masks: tuple[Mask, ...] = ()
+  heat: np.ndarray | None = None
 
 
 def cut(
@@ -64,6 +73,7 @@ def cut(
   *,
   outline: Grid | None = None,
   masks: Sequence[Mask] = (),
+  heat: np.ndarray | None = None,
 ) -> Panel:
   """Cuts one plane of a volume through a point.
 
@@ -75,6 +85,7 @@ def cut(
     outline: a grid whose bounds are drawn, unless it covers the volume.
     masks: what is to be outlined, bool [D, H, W] on the volume's grid, and in
       which colour.
+    heat: [D, H, W] in [0, 1], to be laid over the volume.
   """
   axis, rows, columns, reverse, letters = _LAYOUT[plane]
   shape, spacing = np.array(volume.shape), np.array(volume.spacing)
@@ -101,6 +112,7 @@ def cut(
     slice=(index + 1, int(shape[axis])),
     box_mm=_box(volume, outline, to_mm) if outline is not None else None,
     masks=tuple((section(mask), color) for mask, color in masks),
+    heat=section(heat) if heat is not None else None,
   )
 
 
@@ -127,10 +139,11 @@ def three_planes(
   *,
   outline: Grid | None = None,
   masks: Sequence[Mask] = (),
+  heat: np.ndarray | None = None,
 ) -> list[Panel]:
   """Cuts the axial, coronal and sagittal planes; arguments as in `cut`."""
   return [
-    cut(volume, name, center_mm, outline=outline, masks=masks)
+    cut(volume, name, center_mm, outline=outline, masks=masks, heat=heat)
     for name in PLANES
   ]
 
@@ -160,6 +173,11 @@ def draw(
     extent=(0, width, height, 0),
     interpolation="bilinear",
   )
+  if panel.heat is not None:
+    ax.imshow(
+      heat_rgba(panel.heat), extent=(0, width, height, 0),
+      interpolation="bilinear",
+    )  # fmt: skip
   ax.set_axis_off()
   for mask, color in panel.masks:
     _draw_mask(ax, panel, mask, color)
@@ -212,6 +230,13 @@ def _draw_mask(ax, panel: Panel, mask: np.ndarray, color: str) -> None:
   )
 
 
+def heat_rgba(heat: np.ndarray) -> np.ndarray:
+  """Colours of a heat map [...] in [0, 1]: [..., 4], opaque where it is hot."""
+  rgba = matplotlib.colormaps[HEAT](heat)
+  rgba[..., 3] = HEAT_OPACITY * np.clip(heat / 0.5, 0, 1)
+  return rgba
+
+
 def _scale_bar(ax, height: float, width: float, text_scale: float) -> None:
   length = 50.0 if width > 120 else 10.0
   right, y = width * 0.96, height * 0.94
@@ -241,8 +266,19 @@ def panel_png(panel: Panel, *, longest_px: int = 520) -> bytes:
   return _png(figure, dpi)
 
 
-def planes_png(rows: Mapping[str, Sequence[Panel]], title: str) -> bytes:
-  """Returns one PNG with a row of panels for each heading."""
+def planes_png(
+  rows: Mapping[str, Sequence[Panel]],
+  title: str,
+  *,
+  heat_label: str | None = None,
+) -> bytes:
+  """Returns one PNG with a row of panels for each heading.
+
+  Args:
+    rows: heading -> axial, coronal and sagittal panel.
+    title: above all.
+    heat_label: if given, a colour bar for the panels' heat has it.
+  """
   dpi, ink = 110, "#f5f5f5"
   figure = matplotlib.figure.Figure(
     figsize=(13, 0.6 + 4.6 * len(rows)), dpi=dpi, facecolor="black",
@@ -259,7 +295,19 @@ def planes_png(rows: Mapping[str, Sequence[Panel]], title: str) -> bytes:
         color=ink,
         size=10,
       )
+  if heat_label is not None:
+    _heat_bar(figure, grid, heat_label, ink)
   return _png(figure, dpi)
+
+
+def _heat_bar(figure, axes, label: str, ink: str) -> None:
+  colours = matplotlib.cm.ScalarMappable(
+    matplotlib.colors.Normalize(0, 1), cmap=HEAT
+  )
+  bar = figure.colorbar(colours, ax=axes, aspect=40, fraction=0.03, pad=0.01)
+  bar.set_label(label, color=ink)
+  bar.ax.tick_params(colors=ink)
+  bar.outline.set_edgecolor(ink)
 
 
 def _png(figure: matplotlib.figure.Figure, dpi: int) -> bytes:

@@ -93,7 +93,19 @@ def score(
     UserError: out of memory, or logits that are not finite.
   """
   with scans.memory_told("scoring", image.shape):
-    logits = trained.logits(image[None, ..., None])[0].astype(np.float64)
+    logits = trained.logits(image[None, ..., None])[0]
+  return check_logits(trained, logits)
+
+
+def check_logits(
+  trained: workdir.Trained, logits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns logits [S, 2] and the probability of CAD [S], float64.
+
+  Raises:
+    UserError: logits that are not finite.
+  """
+  logits = logits.astype(np.float64)
   if not np.isfinite(logits).all():
     raise UserError(
       f"the classifier {trained.path} gives NaN or infinite logits; it is no"
@@ -103,7 +115,7 @@ def score(
   return logits, 1 / (1 + np.exp(-margin))
 
 
-def _prediction(
+def describe_prediction(
   logits: np.ndarray, probs: np.ndarray, settled: Calibration
 ) -> dict[str, Any]:
   """Returns "prediction" of the schema in `cadjax.report`."""
@@ -172,7 +184,7 @@ def predict_scan(
     model_input=model_input,
     heart_mm=prepared.heart_mm,
     heart_origin=prepared.heart_origin,
-    prediction=_prediction(logits, probs, settled),
+    prediction=describe_prediction(logits, probs, settled),
     slices=slices,
     concerns=prepared.concerns,
     features=prepared.features,

@@ -17,23 +17,23 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A new file in cadjax must be placed here, on purpose.
 LAYERS = {
   1: (
-    "classes components explain_checks explain_metrics segment_losses"
-    " segment_metrics sliding"
+    "agreement attribution augment calibration cam cam_windows candidates"
+    " centrelines classes components evidence explain_checks explain_metrics"
+    " findings flops intervals losses metrics models models.conv_cpu"
+    " models.layers models.resnet models.unet models.winograd names"
+    " optimizer ostia parallel reformat regions segment_losses"
+    " segment_metrics skeleton sliding stenosis vessel_names vessels"
   ),
   2: (
-    "agreement augment calibration candidates case_rows centrelines"
-    " checkpoint evaluation evidence findings flops folders"
-    " input_pipeline inputs intervals log losses metrics models"
-    " models.conv_cpu models.layers models.resnet models.unet"
-    " models.winograd names optimizer ostia parallel patches reformat"
-    " results skeleton stenosis steps tasks vessel_names vessels workdir"
+    "case_rows checkpoint evaluation folders input_pipeline inputs log"
+    " patches results steps tasks workdir"
   ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " evaluate_segments planes plots predict report scans segment train"
-    " vessel_figure viewer"
+    " evaluate_segments explain explain_maps explainer planes plots predict"
+    " report scans segment train vessel_figure viewer"
   ),
   4: "experiment main",
 }

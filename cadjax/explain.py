@@ -1,0 +1,481 @@
+"""Shows where a trained model looked: one heat map for each layer.
+
+  python -m cadjax.explain --workdir=WORKDIR --input=SCAN --out=DIR
+    [--method=gradcam,layercam] [--layers=all] [--target=cad]
+
+--input and --out as in cadjax.predict. Of each scan it writes a NIfTI file for
+each method and layer, float32 in [0, 1] with exactly the scan's shape and
+affine, for each method a sheet of pictures of all layers, and explain.json
+(see `cadjax.explain_maps`). All layers and all of gradcam, hirescam, xrescam,
+layercam and gradcam++ cost one pass forward and one back; the references
+occlusion, integrated_gradients and smoothgrad cost many.
+
+A classifier is explained for --target=cad, normal or predicted. A segmenter
+is explained for a class in a region of the scan:
+
+  --region=predicted        where the class is predicted (the default)
+  --region=largest          the largest component of that
+  --region=truth            where --truth=MASK has the class
+  --region=false_positive, false_negative     where the two differ
+  --region=box:d,h,w,d,h,w, voxel:d,h,w       voxels of the scan, [D, H, W]
+  --region=box_mm:x,y,z,x,y,z, voxel_mm:x,y,z mm (LPS)
+"""
+
+import datetime
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from cadjax import (
+  cam,
+  explain_maps,
+  explainer,
+  inputs,
+  names,
+  predict,
+  regions,
+  report,
+  scans,
+  workdir,
+)
+from cadjax.explainer import Explainer
+from data_prep import errors, geometry, volume
+from data_prep.errors import UserError
+
+CLASSES = ("normal", "cad")
+PREDICTED = "predicted"
+# A region by its place: how many numbers it takes.
+PLACES = {"box": 6, "box_mm": 6, "voxel": 3, "voxel_mm": 3}
+
+
+def find_target(name: str, classes: Sequence[str]) -> int:
+  """Returns the number of a class, given by its name or its number.
+
+  Raises:
+    names.UnknownName: there is no such class.
+  """
+  if name.isdigit() and int(name) < len(classes):
+    return int(name)
+  names.check_known([name], classes, "target")
+  return list(classes).index(name)
+
+
+def parse_region(text: str) -> tuple[str, np.ndarray | None]:
+  """Splits "box:1,2,3,4,5,6" into its kind and its numbers [n, 3].
+
+  Raises:
+    UserError: there is no such region, or its numbers are not that many.
+  """
+  kind, colon, numbers = text.partition(":")
+  names.check_known([kind], (*regions.OF_A_CLASS, *PLACES), "region")
+  if kind not in PLACES:
+    if colon:
+      raise UserError(f"--region={text}: {kind!r} takes no numbers")
+    return kind, None
+  try:
+    values = np.array([float(x) for x in numbers.split(",")])
+    return kind, values.reshape(PLACES[kind] // 3, 3)
+  except ValueError as error:
+    raise UserError(
+      f"--region={text}: {kind!r} takes {PLACES[kind]} numbers, as in"
+      f" {kind}:{','.join('123456'[: PLACES[kind]])}"
+    ) from error
+
+
+def select_region(
+  text: str,
+  target: int,
+  labels: np.ndarray,
+  prepared: scans.Prepared,
+  truth: np.ndarray | None = None,
+) -> np.ndarray:
+  """Selects a region on the grid of a segmenter.
+
+  Args:
+    text: as --region has it.
+    target: the class.
+    labels: [D, H, W], what the segmenter says.
+    prepared: the scan.
+    truth: [D, H, W], true labels on the segmenter's grid.
+
+  Returns:
+    bool [D, H, W].
+
+  Raises:
+    UserError: it cannot be used or selects nothing.
+  """
+  kind, numbers = parse_region(text)
+  if numbers is None:
+    return regions.of_class(kind, target, labels, truth)
+  grid = prepared.model_input.grid
+  if not kind.endswith("_mm"):
+    numbers = prepared.scan.grid.to_mm(numbers)
+  places = grid.to_index(numbers)
+  if kind.startswith("voxel"):
+    return regions.voxel(grid.shape, places[0])
+  return regions.box(grid.shape, *places)
+
+
+def read_truth(path: str, prepared: scans.Prepared) -> np.ndarray:
+  """Reads true labels on the grid of a scan; returns them on the model's.
+
+  Raises:
+    UserError: the mask cannot be read or has another grid.
+  """
+  mask = volume.read_mask(path)
+  volume.check_same_grid(prepared.scan, mask)
+  return geometry.mask_to_grid(mask, prepared.model_input.grid)
+
+
+def class_names(explain: Explainer, trained: workdir.Trained) -> list[str]:
+  """Returns the names of the classes, in the order of the logits."""
+  if not explain.is_segmenter:
+    return list(CLASSES)
+  return [str(i) for i in range(trained.config.model.num_classes)]
+
+
+def explain_scan(
+  trained: workdir.Trained,
+  explain: Explainer,
+  path: str | pathlib.Path,
+  *,
+  target: str,
+  case: str | None = None,
+  series: str | None = None,
+  heart_mask: str | None = None,
+  region: str = PREDICTED,
+  truth: str | None = None,
+) -> explain_maps.Explanation:
+  """Explains one scan.
+
+  Args:
+    trained: from `workdir.load_trained`.
+    explain: of the same model.
+    path: a file or a folder of DICOM slices.
+    target: name or number of a class; of a classifier also "predicted".
+    case: the name in the results; by default from the path's last part.
+    series: which DICOM series, by UID or number.
+    heart_mask: a mask file; labels above 0 are the heart.
+    region: of a segmenter, see above.
+    truth: of a segmenter, a mask file with the classes' numbers.
+
+  Returns:
+    what `explain_maps.write_explanation` writes.
+
+  Raises:
+    UserError: the scan or a mask cannot be used, or the region is empty.
+    names.UnknownName: there is no such target or region.
+  """
+  path = pathlib.Path(path)
+  prepared = scans.prepare(trained, path, series=series, heart_mask=heart_mask)
+  shape = prepared.model_input.shape
+  with scans.memory_told("explaining", shape):
+    if explain.is_segmenter:
+      found = _explain_segmenter(
+        trained, explain, prepared, target, region, truth
+      )
+    else:
+      found = _explain_classifier(trained, explain, prepared, target)
+  now = datetime.datetime.now(datetime.UTC)
+  return explain_maps.Explanation(
+    case=case or inputs.case_name(path),
+    input_name=path.resolve().name,
+    prepared=prepared,
+    model=scans.describe_model(trained),
+    options=explain.described(shape),
+    software=workdir.versions(),
+    created=now.isoformat(timespec="seconds"),
+    **found,
+  )
+
+
+def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
+  settled = predict.read_calibration(trained)
+  hu = prepared.model_input.hu
+  classes, origin = class_names(explain, trained), "given"
+  logits = None
+  if target == PREDICTED:
+    logits, probs = predict.score(trained, hu)
+    prediction = predict.describe_prediction(logits, probs, settled)
+    number, origin = find_target(prediction["label"], classes), PREDICTED
+  else:
+    number = find_target(target, classes)
+  explained, maps = explain.explain(hu, number)
+  if logits is None:
+    if explained is None:  # By references alone.
+      explained, _ = predict.score(trained, hu)
+    logits, probs = predict.check_logits(trained, explained)
+    prediction = predict.describe_prediction(logits, probs, settled)
+  return {
+    "maps": maps,
+    "target": {
+      "class": number,
+      "name": classes[number],
+      "origin": origin,
+      "score": explain.options.score,
+      "value": explain.score(logits, number),
+    },
+    "region": None,
+    "prediction": prediction,
+  }
+
+
+def _explain_segmenter(
+  trained, explain, prepared, target, region, truth
+) -> dict[str, Any]:
+  classes = class_names(explain, trained)
+  number = find_target(target, classes)
+  hu = prepared.model_input.hu
+  logits = explain.logits(hu)
+  if not np.isfinite(logits).all():
+    raise UserError(
+      f"the segmenter {trained.path} gives NaN or infinite logits; it is no"
+      " trained model"
+    )
+  true = None if truth is None else read_truth(truth, prepared)
+  mask = select_region(region, number, logits.argmax(-1), prepared, true)
+  value = explain.score(logits, number, mask)
+  del logits
+  _, maps = explain.explain(hu, number, mask)
+  return {
+    "maps": maps,
+    "target": {
+      "class": number,
+      "name": classes[number],
+      "origin": "given",
+      "score": explain.options.score,
+      "value": value,
+    },
+    "region": {"kind": region, "voxels": int(mask.sum())},
+    "prediction": None,
+  }
+
+
+def _tell(job: inputs.Job, result: explain_maps.Explanation, files) -> str:
+  """Returns what is printed of an explained scan."""
+  target = result.target
+  said = f"{job.case}: {target['score']} of {target['name']!r}"
+  if result.region is not None:
+    said += f" in {result.region['kind']} ({result.region['voxels']} voxels)"
+  lines = [f"{said} is {target['value']:.4g}"]
+  if result.prediction is not None:
+    p = result.prediction["probability"]
+    lines[0] += f"; probability of CAD {p:.4f}"
+  lines += [f"  warning: {said}" for said in result.warnings]
+  lines += [f"  - {said}" for said in result.prepared.concerns]
+  lines += [f"  note: {said}" for said in result.prepared.model_input.notes]
+  grid = result.prepared.model_input.grid
+  for heat in result.maps:
+    peak = heat.peak_mm(grid)
+    if peak is not None:
+      place = ", ".join(f"{x:.1f}" for x in peak)
+      lines.append(f"  {heat.name}: highest at ({place}) mm LPS")
+  lines += [
+    f"  {job.folder / name}"
+    for key, name in files.items()
+    if key.startswith("sheet_")
+  ]
+  return "\n".join(lines)
+
+
+def explain_all(
+  trained: workdir.Trained,
+  explain: Explainer,
+  jobs: Sequence[inputs.Job],
+  *,
+  target: str,
+  region: str = PREDICTED,
+  truths: Sequence[str] = (),
+  series: str | None = None,
+  grid: str = "scanner",
+  through: str = "peak",
+  overwrite: bool = False,
+) -> int:
+  """Explains scans one after the other and writes their files.
+
+  Returns:
+    how many failed; each is told in one line on stderr.
+  """
+  truth_of = dict(zip(jobs, truths, strict=True)) if truths else {}
+
+  def one(job: inputs.Job) -> str:
+    explain_maps.KIND.check_free(job.folder, overwrite=overwrite)
+    result = explain_scan(
+      trained,
+      explain,
+      job.path,
+      target=target,
+      case=job.case,
+      series=series,
+      heart_mask=job.heart_mask,
+      region=region,
+      truth=truth_of.get(job),
+    )
+    document = explain_maps.write_explanation(
+      result, job.folder, grid=grid, through=through, overwrite=overwrite
+    )
+    return _tell(job, result, document["files"])
+
+  return scans.for_each(jobs, one)
+
+
+def list_layers(trained: workdir.Trained, explain: Explainer) -> str:
+  """Returns a table of the layers that can be explained."""
+  spec = geometry.GridSpec.from_dict(trained.dataset["grid"])
+  fixed = spec.kind != "spacing"
+  cells = explain.cells(spec.shape)
+  lines = [f"{'layer':<12}{'stride':<12}{'cells' if fixed else ''}".rstrip()]
+  for layer, strides in explain.strides.items():
+    sizes = "x".join(map(str, cells[layer])) if fixed else ""
+    step = "x".join(map(str, strides))
+    lines.append(f"{layer:<12}{step:<12}{sizes}".rstrip())
+  return "\n".join(lines)
+
+
+def define_flags() -> None:
+  """Defines the flags; not at import, so that notebooks may import this."""
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "Workdir of a trained classifier or segmenter.",
+    required=True,
+  )
+  inputs.define_flags(required=False)
+  flags.DEFINE_list(
+    "method", ["gradcam"], f"Of {', '.join(explainer.METHODS)}; or all."
+  )
+  flags.DEFINE_list("layers", ["all"], "Names of layers, or all.")
+  flags.DEFINE_bool("list_layers", False, "Print the layers and stop.")
+  flags.DEFINE_string(
+    "target",
+    None,
+    "Class: of a classifier cad (the default), normal or predicted.",
+  )
+  flags.DEFINE_enum(
+    "score", "logit", list(cam.SCORES), "The logit, or minus the others' mean."
+  )
+  flags.DEFINE_string("region", PREDICTED, "Of a segmenter: see above.")
+  flags.DEFINE_multi_string(
+    "truth", [], "Mask with a segmenter's classes, one for each scan."
+  )
+  flags.DEFINE_enum(
+    "grid", "scanner", list(explain_maps.GRIDS), "Grid of the NIfTI files."
+  )
+  flags.DEFINE_enum(
+    "planes",
+    "peak",
+    ["peak", "heart"],
+    "Pictures through each map's highest point, or through the heart.",
+  )
+  flags.DEFINE_integer(
+    "xres_window", cam.XRES_WINDOW, "Cells along an edge of XRes-CAM's blocks."
+  )
+  flags.DEFINE_list(
+    "patch", None, "Window D,H,W of a 3D segmenter; else by the volume's size."
+  )
+  flags.DEFINE_list(
+    "occlusion_step", None, "Voxels D,H,W from box to box; else an eighth."
+  )
+  flags.DEFINE_list(
+    "occlusion_box", None, "Voxels D,H,W of the box; else about two steps."
+  )
+  flags.DEFINE_integer("ig_steps", 32, "Steps of integrated gradients.")
+  flags.DEFINE_integer("smoothgrad_copies", 16, "Noisy copies of SmoothGrad.")
+  flags.DEFINE_float(
+    "smoothgrad_sigma", 0.1, "Noise of SmoothGrad, as a share of the window."
+  )
+
+
+def _triple(name: str, values: list[str] | None) -> tuple[int, ...] | None:
+  if values is None:
+    return None
+  try:
+    triple = tuple(int(value) for value in values)
+  except ValueError:
+    triple = ()
+  if len(triple) != 3 or min(triple) < 1:
+    raise UserError(
+      f"--{name}={','.join(values)}: takes three whole numbers D,H,W"
+    )
+  return triple
+
+
+def _options(args: Any) -> explainer.Options:
+  every = args.method == ["all"]
+  for name in ("ig_steps", "smoothgrad_copies"):
+    if args[name].value < 1:
+      raise UserError(f"--{name} must be at least 1")
+  return explainer.Options(
+    methods=explainer.METHODS if every else tuple(dict.fromkeys(args.method)),
+    layers=None if args.layers == ["all"] else tuple(args.layers),
+    score=args.score,
+    xres_window=args.xres_window,
+    patch=_triple("patch", args.patch),
+    occlusion_step=_triple("occlusion_step", args.occlusion_step),
+    occlusion_box=_triple("occlusion_box", args.occlusion_box),
+    ig_steps=args.ig_steps,
+    smoothgrad_copies=args.smoothgrad_copies,
+    smoothgrad_sigma=args.smoothgrad_sigma,
+  )
+
+
+def _target(target: str | None, explain: Explainer, classes: list[str]) -> str:
+  """Checks --target once for all scans."""
+  if target is None and explain.is_segmenter:
+    raise UserError(
+      f"--target is missing; the classes are {', '.join(classes)}"
+    )
+  target = target or "cad"
+  if explain.is_segmenter or target != PREDICTED:
+    find_target(target, classes)
+  return target
+
+
+def main(_: Sequence[str]) -> int:
+  """Explains all scans; returns the exit code."""
+  args = flags.FLAGS
+  trained = workdir.load_trained(args.workdir)
+  explain = Explainer(trained, _options(args))
+  if args.list_layers:
+    print(list_layers(trained, explain))
+    return 0
+  if not args.input or not args.out:
+    raise UserError("--input and --out are needed")
+  jobs = inputs.make_jobs(
+    args.input, args.out, cases=args.case, heart_masks=args.heart_mask
+  )
+  if args.truth and len(args.truth) != len(jobs):
+    raise UserError(f"{len(args.truth)} of --truth for {len(jobs)} scans")
+  target = _target(args.target, explain, class_names(explain, trained))
+  if explain.is_segmenter:
+    parse_region(args.region)
+  print(
+    f"{report.NOTICE}\nExplaining {len(jobs)}"
+    f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"
+    " the first takes longer, while the model is compiled",
+    flush=True,
+  )
+  failed = explain_all(
+    trained,
+    explain,
+    jobs,
+    target=target,
+    region=args.region,
+    truths=args.truth,
+    series=args.series,
+    grid=args.grid,
+    through=args.planes,
+    overwrite=args.overwrite,
+  )
+  if len(jobs) > 1:
+    print(f"{len(jobs) - failed} explained, {failed} failed")
+  return 2 if failed else 0
+
+
+if __name__ == "__main__":
+  define_flags()
+  errors.run(main, expected=(names.ConfigError,))

@@ -1,0 +1,337 @@
+"""From a trained model and a volume on its grid to maps of all layers."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cadjax import attribution, cam, cam_windows, models, names, steps, workdir
+from cadjax.explain_maps import HeatMap
+from data_prep.errors import UserError
+
+REFERENCES = ("occlusion", "integrated_gradients", "smoothgrad")
+METHODS = (*cam.METHODS, *REFERENCES)
+INPUT = "input"  # The "layer" of the references.
+# A segmenter takes larger volumes window by window.
+WHOLE_VOXELS = 128**3
+_CELLS = 8  # Of occlusion along each axis, unless its step is given.
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is to be explained, and how.
+
+  Attributes:
+    methods: of `METHODS`.
+    layers: names of the model's maps; all if None.
+    score: a key of `cam.SCORES`.
+    xres_window: cells along an edge of XRes-CAM's blocks.
+    patch: window of a segmenter in voxels along D, H, W; if None, volumes of
+      up to `WHOLE_VOXELS` are taken whole and others in the config's windows.
+    occlusion_step: voxels from box to box along D, H, W; an eighth of the
+      volume if None.
+    occlusion_box: voxels of the box; one more than twice the step if None.
+    ig_steps: of integrated gradients.
+    smoothgrad_copies: of SmoothGrad.
+    smoothgrad_sigma: of its noise, as a share of the HU window.
+    seed: of its noise.
+    batch: images at a time in the references.
+  """
+
+  methods: tuple[str, ...] = ("gradcam",)
+  layers: tuple[str, ...] | None = None
+  score: str = "logit"
+  xres_window: int = cam.XRES_WINDOW
+  patch: tuple[int, int, int] | None = None
+  occlusion_step: tuple[int, int, int] | None = None
+  occlusion_box: tuple[int, int, int] | None = None
+  ig_steps: int = 32
+  smoothgrad_copies: int = 16
+  smoothgrad_sigma: float = 0.1
+  seed: int = 0
+  batch: int = 1
+
+
+class Explainer:
+  """Explains volumes with one model.
+
+  All methods that need one gradient take one pass for all layers; each
+  function is compiled once for each shape of volume, and window by window
+  once for all.
+
+  Args:
+    trained: from `workdir.load_trained`.
+    options: see `Options`.
+
+  Raises:
+    names.ConfigError: an unknown name, or options that do not fit.
+  """
+
+  def __init__(self, trained: workdir.Trained, options: Options):
+    self._trained, self.options = trained, options
+    self._model = models.get_model(trained.config.model)
+    self._ndim = self._model.ndim
+    self._window_hu = tuple(trained.config.data.window_hu)
+    self.is_segmenter = cam.is_segmenter(self._model)
+    strides = cam.layer_strides(self._model)
+    names.check_known(options.methods, METHODS, "explanation method")
+    names.check_known(options.layers or (), strides, "layer")
+    names.check_known([options.score], cam.SCORES, "score")
+    # The slices of a 2D model are planes of the volume.
+    flat = (1,) * (3 - self._ndim)
+    self.strides = {
+      name: (*flat, *strides[name]) for name in options.layers or strides
+    }
+    every = [(*flat, *each) for each in strides.values()]
+    self._whole = tuple(math.lcm(*axis) for axis in zip(*every, strict=True))
+    self._cams = [m for m in options.methods if m in cam.METHODS]
+    self._compiled: dict[str, Any] = {}
+
+  def cells(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Returns the cells of every map of a volume [D, H, W]."""
+    return {
+      layer: tuple(-(-n // s) for n, s in zip(shape, strides, strict=True))
+      for layer, strides in self.strides.items()
+    }
+
+  def logits(self, hu: np.ndarray) -> np.ndarray:
+    """Returns what a segmenter says of a volume, float32 [D, H, W, K].
+
+    Args:
+      hu: int16 HU [D, H, W] on the model's grid.
+    """
+    image = self._windowed(hu)
+    if windows := self._windows(hu.shape):
+      return windows.logits(self._trained.variables, image)
+    found = self._jit("logits", self._make_logits)(
+      self._trained.variables, self._padded(image)[None, ..., None]
+    )
+    return np.asarray(found[0])[tuple(slice(n) for n in hu.shape)]
+
+  def explain(
+    self, hu: np.ndarray, target: int, region: np.ndarray | None = None
+  ) -> tuple[np.ndarray | None, list[HeatMap]]:
+    """Explains one volume.
+
+    Args:
+      hu: int16 HU [D, H, W] on the model's grid.
+      target: the class.
+      region: of a segmenter, [D, H, W].
+
+    Returns:
+      logits [S, K] of a classifier (S = 1, or D slices of a 2D model) or None
+      for a segmenter or without any map of a layer; and the maps, method by
+      method.
+    """
+    image = self._windowed(hu)
+    windows = self._windows(hu.shape)
+    logits, maps = None, []
+    if self._cams:
+      logits, found = self._explain_layers(windows, image, target, region)
+      cells = self.cells(hu.shape)
+      maps += [
+        HeatMap(
+          method,
+          layer,
+          np.asarray(found[method][layer])[tuple(map(slice, cells[layer]))],
+          self.strides[layer],
+        )
+        for method in self._cams
+        for layer in self.strides
+      ]
+    for method in self.options.methods:
+      if method in REFERENCES:
+        maps.append(self._refer(method, image, target, region))
+    return logits, maps
+
+  def score(self, logits: np.ndarray, target: int, region=None) -> float:
+    """Returns the value of the score.
+
+    Args:
+      logits: [S, K] of a classifier, or [D, H, W, K] with a region.
+      target: the class.
+      region: [D, H, W], or None.
+    """
+    if region is None:
+      values = cam.scores(self.options.score, jnp.asarray(logits), target)
+      return float(values.mean())
+    values = cam.scores(
+      self.options.score,
+      jnp.asarray(logits)[None],
+      target,
+      jnp.asarray(region, jnp.float32)[None],
+    )
+    return float(values[0])
+
+  # --- Inside ---------------------------------------------------------------
+
+  def _windowed(self, hu: np.ndarray) -> np.ndarray:
+    return np.asarray(steps.window(jnp.asarray(hu), self._window_hu))
+
+  def _padded(self, array: np.ndarray) -> np.ndarray:
+    """Fills up the last cells of a segmenter's maps; voxel 0 stays voxel 0."""
+    if not self.is_segmenter:
+      return array
+    sides = [(0, -n % s) for n, s in zip(array.shape, self._whole, strict=True)]
+    return np.pad(array, sides)
+
+  def _jit(self, name: str, make, **options):
+    """Compiles a function when it is first wanted."""
+    if name not in self._compiled:
+      self._compiled[name] = jax.jit(make(), **options)
+    return self._compiled[name]
+
+  def _make_logits(self):
+    model = cam.in_float32(self._model)
+
+    def run(variables, image):
+      volumes = image.ndim == model.ndim + 3
+      x = image.reshape(-1, *image.shape[2:]) if volumes else image
+      logits, _ = model.apply(variables, x, train=False)
+      return logits.reshape(*image.shape[:-1], -1)
+
+    return run
+
+  def _windows(self, shape) -> cam_windows.WindowExplainer | None:
+    """Returns what explains window by window, if this is to be done so."""
+    size = self.options.patch
+    if not self.is_segmenter or self._ndim == 2:
+      if size is not None:
+        raise UserError("windows are for 3D segmenters; leave --patch out")
+      return None
+    if size is None:
+      if math.prod(shape) <= WHOLE_VOXELS:
+        return None
+      size = self._configured_window()
+    if references := set(self.options.methods) & set(REFERENCES):
+      raise UserError(
+        f"{', '.join(sorted(references))} takes whole volumes, and"
+        f" {'x'.join(map(str, shape))} voxels are too many for this segmenter"
+      )
+    if "windows" not in self._compiled:
+      self._compiled["windows"] = cam_windows.WindowExplainer(
+        self._model,
+        size,
+        methods=self._cams,
+        layers=tuple(self.strides),
+        score=self.options.score,
+        window=self.options.xres_window,
+      )
+    return self._compiled["windows"]
+
+  def _configured_window(self) -> tuple[int, int, int]:
+    config = self._trained.config
+    size = config.get("segment", {}).get("window") or config.data.get(
+      "patch_size"
+    )
+    if size is None:
+      raise UserError("the volume is too large for one pass; give --patch")
+    return tuple(size)
+
+  def _explain_layers(self, windows, image, target, region):
+    variables = self._trained.variables
+    if windows is not None:
+      return None, windows(variables, image, target, region)
+    run = self._jit(
+      "layers",
+      lambda: cam.make_explain(
+        self._model,
+        methods=self._cams,
+        layers=tuple(self.strides),
+        score=self.options.score,
+        window=self.options.xres_window,
+      ),
+    )
+    if region is not None:
+      region = self._padded(region.astype(np.float32))[None]
+    logits, maps = run(
+      variables, self._padded(image)[None, ..., None], target, region
+    )
+    maps = jax.tree.map(lambda x: x[0], maps)
+    if self.is_segmenter:
+      return None, maps
+    logits = np.asarray(logits)
+    return logits.reshape(-1, logits.shape[-1]), maps
+
+  def _refer(self, method, image, target, region) -> HeatMap:
+    """Explains by a method that sees the model from outside."""
+    options, shape = self.options, image.shape
+    strides = (1, 1, 1)
+    if method == "occlusion":
+      strides = self.occlusion_step(shape)
+      box = self.occlusion_box(shape)
+    score = cam.make_score(self._model, score=options.score)
+
+    def make():
+      def run(variables, x, target, region):
+        def score_fn(images):
+          count = images.shape[0]
+          regions = None
+          if region is not None:
+            regions = jnp.broadcast_to(region, (count, *region.shape))
+          return score(variables, images, target, regions)
+
+        if method == "occlusion":
+          return attribution.occlusion(
+            score_fn, x, step=strides, box=box, batch=options.batch
+          )
+        if method == "integrated_gradients":
+          return attribution.integrated_gradients(
+            score_fn, x, steps=options.ig_steps, batch=options.batch
+          )
+        return attribution.smoothgrad(
+          score_fn,
+          x,
+          jax.random.key(options.seed),
+          n=options.smoothgrad_copies,
+          sigma=options.smoothgrad_sigma,
+          batch=options.batch,
+        )
+
+      return run
+
+    # The step of occlusion is a constant of the compiled function.
+    run = self._jit(f"{method} {strides}", make)
+    if region is not None:
+      region = jnp.asarray(self._padded(region.astype(np.float32)))
+    found = run(
+      self._trained.variables,
+      jnp.asarray(self._padded(image))[..., None],
+      target,
+      region,
+    )
+    cells = [-(-n // s) for n, s in zip(shape, strides, strict=True)]
+    found = np.maximum(np.asarray(found), 0)[tuple(map(slice, cells))]
+    return HeatMap(method, INPUT, found, strides)
+
+  def occlusion_step(self, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the voxels from box to box in a volume of this shape."""
+    return self.options.occlusion_step or tuple(-(-n // _CELLS) for n in shape)
+
+  def occlusion_box(self, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Returns the voxels of the box in a volume of this shape."""
+    return self.options.occlusion_box or tuple(
+      2 * step + 1 for step in self.occlusion_step(shape)
+    )
+
+  def described(self, shape: Sequence[int]) -> dict[str, Any]:
+    """Returns the options that the methods asked for have."""
+    options = self.options
+    about = {
+      "xrescam": {"window": options.xres_window},
+      "occlusion": {
+        "step": self.occlusion_step(shape),
+        "box": self.occlusion_box(shape),
+      },
+      "integrated_gradients": {"steps": options.ig_steps, "baseline": 0.0},
+      "smoothgrad": {
+        "copies": options.smoothgrad_copies,
+        "sigma": options.smoothgrad_sigma,
+        "seed": options.seed,
+      },
+    }
+    return {m: about[m] for m in options.methods if m in about}
