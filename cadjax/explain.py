@@ -36,10 +36,10 @@ from cadjax import (
   explainer,
   inputs,
   names,
-  predict,
   regions,
   report,
   scans,
+  scoring,
   workdir,
 )
 from cadjax.explainer import Explainer
@@ -194,22 +194,22 @@ def explain_scan(
 
 
 def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
-  settled = predict.read_calibration(trained)
+  settled = scoring.read_calibration(trained)
   hu = prepared.model_input.hu
   classes, origin = class_names(explain, trained), "given"
   logits = None
   if target == PREDICTED:
-    logits, probs = predict.score(trained, hu)
-    prediction = predict.describe_prediction(logits, probs, settled)
+    logits, probs = scoring.score(trained, hu)
+    prediction = scoring.describe_prediction(logits, probs, settled)
     number, origin = find_target(prediction["label"], classes), PREDICTED
   else:
     number = find_target(target, classes)
   explained, maps = explain.explain(hu, number)
   if logits is None:
     if explained is None:  # By references alone.
-      explained, _ = predict.score(trained, hu)
-    logits, probs = predict.check_logits(trained, explained)
-    prediction = predict.describe_prediction(logits, probs, settled)
+      explained, _ = scoring.score(trained, hu)
+    logits, probs = scoring.check_logits(trained, explained)
+    prediction = scoring.describe_prediction(logits, probs, settled)
   return {
     "maps": maps,
     "target": {

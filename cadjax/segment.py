@@ -94,6 +94,7 @@ class SegmentResult:
     input_name: base name of the file or folder.
     prepared: the scan and what the segmenter saw of it.
     labels: uint8 [D, H, W] on the scan's grid.
+    model_labels: uint8 [D, H, W] on the segmenter's grid.
     classes: see "classes" of the schema.
     segmentation: see the schema.
     segmenter: see the schema.
@@ -105,6 +106,7 @@ class SegmentResult:
   input_name: str
   prepared: scans.Prepared
   labels: np.ndarray
+  model_labels: np.ndarray
   classes: tuple[dict[str, Any], ...]
   segmentation: dict[str, Any]
   segmenter: dict[str, Any]
@@ -220,8 +222,12 @@ def segment_scan(
     ).probabilities
   with scans.memory_told("bringing the mask back to", scan.shape):
     labels = labels_on_scan(probabilities, model_input.grid, scan)
-    labels = components.remove_small(
-      labels, scan.spacing, options.min_component_mm3
+    labels, model_labels = (
+      components.remove_small(some, spacing, options.min_component_mm3)
+      for some, spacing in (
+        (labels, scan.spacing),
+        (probabilities.argmax(-1).astype(np.uint8), model_input.spacing),
+      )
     )
   now = datetime.datetime.now(datetime.UTC)
   return SegmentResult(
@@ -229,6 +235,7 @@ def segment_scan(
     input_name=path.resolve().name,
     prepared=prepared,
     labels=labels,
+    model_labels=model_labels,
     classes=tuple(_measure(labels, scan, options.classes)),
     segmentation={
       "classes": options.classes,

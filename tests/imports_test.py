@@ -21,19 +21,20 @@ LAYERS = {
     " centrelines classes components evidence explain_checks explain_metrics"
     " findings flops intervals losses metrics models models.conv_cpu"
     " models.layers models.resnet models.unet models.winograd names"
-    " optimizer ostia parallel reformat regions segment_losses"
-    " segment_metrics skeleton sliding stenosis vessel_names vessels"
+    " optimizer ostia parallel reformat segment_losses segment_metrics"
+    " skeleton sliding stenosis vessel_names vessels"
   ),
   2: (
     "case_rows checkpoint evaluation folders input_pipeline inputs log"
-    " patches results steps tasks workdir"
+    " patches regions results steps tasks workdir"
   ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " evaluate_segments explain explain_maps explainer planes plots predict"
-    " report scans segment train vessel_figure viewer"
+    " evaluate_link evaluate_segments explain explain_maps explainer link"
+    " pair planes plots predict report scans scoring segment train tree_plot"
+    " vessel_figure viewer"
   ),
   4: "experiment main",
 }

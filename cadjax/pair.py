@@ -1,0 +1,164 @@
+"""A classifier and a segmenter that read one scan together."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from cadjax import (
+  cam,
+  classes,
+  findings,
+  link,
+  report,
+  scoring,
+  segment,
+  workdir,
+)
+from cadjax.explainer import Explainer, Options
+from data_prep import geometry
+from data_prep.errors import UserError
+from data_prep.volume import Volume
+
+CAD = 1
+METHOD = "layercam"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+  """Two trained models.
+
+  Attributes:
+    classifier: its workdir.
+    segmenter: its workdir; coronary arteries are among its classes.
+    method: of the heat maps, a key of `cam.METHODS`.
+    layer: whose map the findings rest on; None for the last one.
+  """
+
+  classifier: workdir.Trained
+  segmenter: workdir.Trained
+  method: str = METHOD
+  layer: str | None = None
+
+  @functools.cached_property
+  def explainer(self) -> Explainer:
+    """Explains all layers; compiled once for all scans."""
+    return Explainer(self.classifier, Options(methods=(self.method,)))
+
+  @property
+  def chosen_layer(self) -> str:
+    """The layer that the findings rest on."""
+    return self.layer or list(self.explainer.strides)[-1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairResult:
+  """What the two say of one scan.
+
+  Attributes:
+    case: the classifier's part.
+    segments: the segmenter's part.
+    maps: by layer, float32 [D, H, W] in [0, 1] on the classifier's grid.
+    linked: both joined, on the segmenter's grid.
+    method: of the heat maps.
+  """
+
+  case: report.CaseResult
+  segments: segment.SegmentResult
+  maps: dict[str, np.ndarray]
+  linked: link.Linked
+  method: str
+
+
+def load_pair(
+  classifier: str | pathlib.Path,
+  segmenter: str | pathlib.Path,
+  *,
+  method: str = METHOD,
+  layer: str | None = None,
+) -> Pair:
+  """Loads two workdirs.
+
+  Raises:
+    UserError: one is missing, of the other task, or does not segment the
+      coronary arteries.
+    names.ConfigError: an unknown method or layer.
+  """
+  pair = Pair(
+    workdir.load_trained(classifier, "classify"),
+    workdir.load_trained(segmenter, "segment"),
+    method,
+    layer,
+  )
+  cam.names.check_known([method], cam.METHODS, "--method")
+  if layer is not None:
+    cam.names.check_known([layer], pair.explainer.strides, "--layer")
+  scoring.read_calibration(pair.classifier)
+  return pair
+
+
+def predict_pair(
+  pair: Pair,
+  path: str | pathlib.Path,
+  *,
+  case: str | None = None,
+  series: str | None = None,
+  heart_mask: str | None = None,
+  options: findings.Options | None = None,
+) -> PairResult:
+  """Reads one scan with both models.
+
+  Args:
+    pair: of `load_pair`.
+    path: a file or a folder of DICOM slices.
+    case: the name in the results; by default from the path's last part.
+    series: which DICOM series, by UID or number.
+    heart_mask: a mask file; labels above 0 are the heart.
+    options: of `findings.find_abnormalities`.
+
+  Raises:
+    UserError: the scan or the mask cannot be used.
+  """
+  given: dict[str, Any] = {
+    "case": case,
+    "series": series,
+    "heart_mask": heart_mask,
+  }
+  scored = scoring.predict_scan(pair.classifier, path, **given)
+  segments = segment.segment_scan(pair.segmenter, path, **given)
+  seen = scored.model_input
+  maps = explain(pair, seen)
+  task = classes.get_task(pair.segmenter.config.segment.classes)
+  structures = link.find_structures(
+    segments.prepared.model_input, segments.model_labels, task.names
+  )
+  linked = link.join(
+    structures,
+    maps,
+    seen.grid,
+    layer=pair.chosen_layer,
+    probability=scored.prediction["probability"],
+    threshold=scored.prediction["threshold"],
+    options=options,
+  )
+  return PairResult(scored, segments, maps, linked, pair.method)
+
+
+def explain(pair: Pair, seen: Volume) -> dict[str, np.ndarray]:
+  """Returns the maps of all layers for CAD, as they are shown, on its grid."""
+  _, found = pair.explainer.explain(seen.hu, CAD)
+  return {
+    heat.layer: np.asarray(
+      cam.to_image(heat.cells[None], seen.shape, heat.strides)[0]
+    )
+    for heat in found
+  }
+
+
+def heat_on_scan(heat: np.ndarray, seen: Volume, scan: Volume) -> np.ndarray:
+  """Returns a map of the classifier's grid on the scanner's own voxels."""
+  if heat.shape != seen.shape:
+    raise UserError(f"map {heat.shape} on a grid {seen.shape}")
+  return geometry.back_to_source(heat, seen.grid, scan)
