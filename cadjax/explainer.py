@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import attribution, cam, cam_windows, models, names, steps, workdir
+from cadjax import attribution, cam, cam_windows, names, steps, tasks, workdir
 from cadjax.explain_maps import HeatMap
 from data_prep.errors import UserError
 
@@ -73,7 +73,7 @@ class Explainer:
 
   def __init__(self, trained: workdir.Trained, options: Options):
     self._trained, self.options = trained, options
-    self._model = models.get_model(trained.config.model)
+    self._model = tasks.make_model(trained.config)
     self._ndim = self._model.ndim
     self._window_hu = tuple(trained.config.data.window_hu)
     self.is_segmenter = cam.is_segmenter(self._model)

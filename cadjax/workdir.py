@@ -27,7 +27,8 @@ class Trained:
 
   Attributes:
     path: the workdir.
-    config: the config that it was trained with.
+    config: the config that it was trained with; on a CPU it computes in
+      float32 whatever it was trained in.
     dataset: dataset.json: grid recipe, training ranges, fingerprint, counts.
     step: the step of the best checkpoint.
     variables: {"params", "batch_stats"} of that checkpoint.
@@ -121,6 +122,9 @@ def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
     raise UserError(
       f"{workdir} is a {kinds[found]}; here a {kinds[task]} is needed"
     )
+  if jax.default_backend() == "cpu":
+    # What an accelerator trained in bfloat16 is slow and coarse here.
+    config.model.dtype = "float32"
   dataset = read_json(workdir / "dataset.json")
   step, variables = checkpoint.restore_best(workdir)
   return Trained(workdir, config, dataset, step, variables)
