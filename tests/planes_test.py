@@ -130,3 +130,54 @@ def test_equal_volumes_give_equal_bytes():
   volume = marked(d=8, h=2, w=4)
   rows = {"scan": planes.three_planes(volume, volume.grid.center_mm)}
   assert planes.planes_png(rows, "x") == planes.planes_png(rows, "x")
+
+
+def rgb(png: bytes) -> np.ndarray:
+  return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_heat_lies_on_its_voxels_and_leaves_the_rest():
+  hu = np.full(SHAPE, 300, np.int16)
+  heat = np.zeros(SHAPE, np.float32)
+  # Inferior, posterior, left: low, low and right in the pictures.
+  heat[:4, 12:, 18:] = 1
+  volume = Volume(hu, grid())
+  # Above the scale bar.
+  for name, corner in (
+    ("axial", (slice(130, 160), slice(100, 140))),
+    ("coronal", (slice(130, 160), slice(140, 180))),
+    ("sagittal", (slice(97, 115), slice(140, 180))),
+  ):
+    center = volume.grid.to_mm((2, 15, 20))
+    plain = planes.panel_png(planes.cut(volume, name, center), longest_px=200)
+    hot = planes.panel_png(
+      planes.cut(volume, name, center, heat=heat), longest_px=200
+    )
+    change = np.abs(rgb(hot) - rgb(plain)).sum(-1)
+    assert change[corner].min() > 50, name
+    assert change[30:80, 30:60].max() == 0, name
+
+
+def test_hotter_is_more_opaque_and_brighter():
+  rgba = planes.heat_rgba(np.linspace(0, 1, 11))
+  assert rgba[0, 3] == 0
+  assert (np.diff(rgba[:, 3]) >= 0).all()
+  assert rgba[-1, 3] == planes.HEAT_OPACITY
+  luminance = rgba[:, :3] @ [0.2126, 0.7152, 0.0722]
+  assert (np.diff(luminance) > 0).all()
+
+
+def test_a_colour_bar_is_drawn_for_heat():
+  volume = marked(d=8, h=2, w=4)
+  heat = np.ones(SHAPE, np.float32)
+  rows = {"map": planes.three_planes(volume, volume.grid.center_mm, heat=heat)}
+  plain = rgb(planes.planes_png(rows, "x"))
+  barred = rgb(planes.planes_png(rows, "x", heat_label="evidence"))
+  top = np.round(255 * planes.heat_rgba(np.ones(1))[0, :3])
+
+  def has_top(picture):
+    return (np.abs(picture.reshape(-1, 3) - top).sum(-1) < 8).any()
+
+  assert has_top(barred)
+  assert not has_top(plain)
+  assert barred.shape == plain.shape
