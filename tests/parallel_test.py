@@ -8,7 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from cadjax import losses, models, names, parallel, steps
+from cadjax import (
+  losses,
+  models,
+  names,
+  parallel,
+  segment_losses,
+  steps,
+)
 
 SHAPE = (16, 24, 32)
 BATCH = 8
@@ -170,3 +177,66 @@ def test_prefetch_keeps_order_and_stays_ahead():
   assert extra == "row 0"
   assert drawn == [0, 1, 2]
   assert [extra for _, extra in ahead] == [f"row {i}" for i in range(1, 5)]
+
+
+def segmenter_steps(devices):
+  """Three steps of a small U-Net and the logits of whole windows."""
+  config = {"name": "unet", "ndim": 3, "features": (4, 8, 8)}
+  model = models.get_model(config, axis_name=devices.axis_name)
+  tx = optax.sgd(1e-2)
+  window_hu = (-200.0, 1000.0)
+  prepare = steps.make_prepare(
+    ndim=3, window_hu=window_hu, augment=jitter, task="aorta_coronaries"
+  )
+  loss_fn = segment_losses.get_segment_loss({"name": "dice_ce"})
+  step = devices.train_step(
+    steps.make_train_step(
+      model,
+      tx,
+      lambda logits, target: loss_fn(logits, *target),
+      prepare,
+      score=("dice", steps.overlaps),
+      seed=3,
+      schedule=optax.constant_schedule(1e-2),
+      axis_name=devices.axis_name,
+    )
+  )
+  shape = (16, 8, 12)
+  plain = models.get_model(config)
+  state = devices.put_replicated(
+    steps.create_state(plain, tx, jax.random.key(0), (*shape, 1), ema=False)
+  )
+  rng = np.random.default_rng(0)
+  history = []
+  for _ in range(3):
+    image = rng.integers(-300, 1200, (BATCH, *shape, 1)).astype(np.int16)
+    batch = {
+      "image": image,
+      "mask": (image[..., 0] > 900).astype(np.uint8),
+      "known": np.tile(np.float32([1, 1, 1, 0, 0]), (BATCH, 1)),
+      "valid": np.ones(BATCH, np.float32),
+      "index": np.arange(BATCH, dtype=np.int32),
+    }
+    state, values = step(state, devices.put_batch(batch))
+    history.append({k: float(v) for k, v in values.items()})
+  return jax.device_get(state), history
+
+
+@functools.cache
+def segmenter_on_one_device():
+  one = parallel.make_parallel("pmap", devices=jax.devices()[:1])
+  return segmenter_steps(one)
+
+
+@pytest.mark.parametrize(
+  "mode", ["pmap", pytest.param("mesh_space", marks=pytest.mark.slow)]
+)
+def test_a_segmenter_on_eight_devices_equals_one(mode):
+  want, want_history = segmenter_on_one_device()
+  many = parallel.make_parallel(**MODES[mode])
+  got, got_history = segmenter_steps(many)
+  for a, b in zip(want_history, got_history, strict=True):
+    assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+  flat_want, flat_got = jax.tree.leaves(want), jax.tree.leaves(got)
+  for a, b in zip(flat_want, flat_got, strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,9 @@
 import io
 
+import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.contour import QuadContourSet
 from PIL import Image
 
 from cadjax import planes
@@ -181,3 +183,48 @@ def test_a_colour_bar_is_drawn_for_heat():
   assert has_top(barred)
   assert not has_top(plain)
   assert barred.shape == plain.shape
+
+
+def test_masks_are_cut_and_outlined_with_their_plane(tmp_path):
+  """The outline lies where the mask's pixels are, in mm."""
+  rng = np.random.default_rng(0)
+  shape, spacing = (9, 12, 15), (2.0, 1.0, 3.0)
+  grid = Grid(shape, spacing, (0, 0, 0), np.eye(3)[:, ::-1])
+  volume = Volume(rng.integers(-50, 50, shape).astype(np.int16), grid)
+  mask = np.zeros(shape, bool)
+  mask[4:6, 2:5, 9:13] = True
+  index = planes.fullest(mask)
+  assert mask[index]
+  panels = planes.three_planes(
+    volume, grid.to_mm(index), masks=[(mask, "#ff0000")]
+  )
+  extents = {  # Rows and columns in mm, from the top left.
+    "axial": ((2, 5), (27, 39)),
+    "coronal": ((18 - 12, 18 - 8), (27, 39)),
+    "sagittal": ((18 - 12, 18 - 8), (2, 5)),
+  }
+  for panel in panels:
+    ((pixels, color),) = panel.masks
+    assert (pixels.shape, color) == (panel.pixels.shape, "#ff0000")
+    figure = matplotlib.figure.Figure()
+    ax = figure.subplots()
+    planes.draw(ax, panel)
+    (contour,) = [c for c in ax.collections if isinstance(c, QuadContourSet)]
+    points = np.concatenate([p.vertices for p in contour.get_paths()])
+    (top, bottom), (left, right) = extents[panel.name]
+    found = [*points.min(0), *points.max(0)]
+    np.testing.assert_allclose(found, [left, top, right, bottom], atol=1e-6)
+    assert ax.get_xlim() == (0, panel.size_mm[1])
+
+
+def test_an_empty_mask_draws_nothing():
+  volume = Volume(
+    np.zeros((4, 5, 6), np.int16),
+    Grid((4, 5, 6), (1, 1, 1), (0, 0, 0), np.eye(3)[:, ::-1]),
+  )
+  mask = np.zeros((4, 5, 6), bool)
+  panel = planes.cut(volume, "axial", (0, 0, 0), masks=[(mask, "#ff0000")])
+  figure = matplotlib.figure.Figure()
+  ax = figure.subplots()
+  planes.draw(ax, panel)
+  assert not ax.collections

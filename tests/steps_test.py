@@ -154,3 +154,127 @@ def test_eval_step_gives_logits_by_volume_and_slice(ndim, slices):
   dense = variables["params"]["Dense_0"]
   want = mean.reshape(2, slices, 1) * dense["kernel"] + dense["bias"]
   np.testing.assert_allclose(logits, want, rtol=1e-5)
+
+
+def masked_batch(depth=4, n=2):
+  rng = np.random.default_rng(2)
+  batch = batch_of(images(n, (depth, 3, 5)), [0] * n)
+  del batch["label"]
+  mask = rng.integers(0, 5, (n, depth, 3, 5)).astype(np.uint8)
+  known = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 1, 1]], np.float32)
+  return batch | {"mask": jnp.asarray(mask), "known": jnp.asarray(known[:n])}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_segmenters_target_is_its_mask_in_the_classes_of_its_task(ndim):
+  prepare = steps.make_prepare(
+    ndim=ndim, window_hu=(0.0, 1.0), augment=None, task="aorta_coronaries"
+  )
+  batch = masked_batch()
+  image, (mask, known), valid = prepare(jax.random.key(0), batch)
+  slices = 4 if ndim == 2 else 1
+  space = (3, 5) if ndim == 2 else (4, 3, 5)
+  assert image.shape == (2 * slices, *space, 1)
+  assert valid.shape == (2 * slices,)
+  # Lumen and both plaques are coronaries.
+  want = np.array([0, 1, 2, 2, 2])[np.asarray(batch["mask"])]
+  np.testing.assert_array_equal(mask, want.reshape(-1, *space))
+  np.testing.assert_array_equal(
+    known, np.repeat([[1, 0, 1], [1, 1, 1]], slices, axis=0)
+  )
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_image_and_mask_are_augmented_alike(ndim):
+  """A mask that can be read off the image still can afterwards."""
+
+  def turn(key, image, mask):
+    axis = jax.random.bernoulli(key).astype(jnp.int32)
+    flip = lambda x: jnp.where(axis, jnp.flip(x, 0), x)  # noqa: E731
+    return flip(image), flip(mask)
+
+  prepare = steps.make_prepare(
+    ndim=ndim, window_hu=(0.0, 4.0), augment=turn, task="four"
+  )
+  batch = masked_batch(n=2)
+  batch["image"] = batch["mask"][..., None].astype(jnp.int16)
+  image, (mask, _), _ = prepare(jax.random.key(1), batch)
+  np.testing.assert_allclose(4 * image[..., 0], mask, atol=1e-6)
+  plain = np.asarray(batch["mask"]).reshape(mask.shape)
+  assert not np.array_equal(mask, plain)
+
+
+def test_overlaps_are_the_parts_of_dice():
+  rng = np.random.default_rng(3)
+  logits = rng.normal(size=(2, 4, 3, 5, 3))
+  mask = rng.integers(0, 3, (2, 4, 3, 5))
+  known = np.array([[1, 1, 1], [1, 0, 1]])
+  called = logits.argmax(-1)
+  top, bottom = steps.overlaps(
+    (jnp.asarray(logits), "coarser"), (jnp.asarray(mask), jnp.asarray(known))
+  )
+  for i in range(2):
+    for k in (1, 2):
+      a, b = called[i] == k, mask[i] == k
+      assert top[i, k - 1] == 2 * (a & b).sum() * known[i, k]
+      assert bottom[i, k - 1] == (a.sum() + b.sum()) * known[i, k]
+
+
+def test_the_dice_of_a_step_is_over_the_batch_and_the_classes_it_has():
+  """Class 2 of 3 appears nowhere and does not count; nor does padding."""
+
+  class Voxels(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      del train
+      bias = self.param("bias", nn.initializers.zeros, (4,))
+      return jnp.concatenate(
+        [1 - 2 * x, x, 0 * x - 9, x * 0 - 9], -1
+      ) + bias, {}
+
+  model, tx = Voxels(), optax.sgd(0.0)
+  state = steps.create_state(
+    model, tx, jax.random.key(0), (4, 3, 5, 1), ema=False
+  )
+  rng = np.random.default_rng(4)
+  image = rng.integers(0, 2, (3, 4, 3, 5, 1)).astype(np.float32)
+  mask = rng.integers(0, 2, (3, 4, 3, 5))
+  known = jnp.ones((3, 4))
+
+  def prepare(key, batch):
+    target = (jnp.asarray(mask), known)
+    return jnp.asarray(image), target, jnp.array([1.0, 1.0, 0.0])
+
+  step = steps.make_train_step(
+    model,
+    tx,
+    lambda logits, target: logits.sum((1, 2, 3, 4)),
+    prepare,
+    score=("dice", steps.overlaps),
+    seed=0,
+    schedule=optax.constant_schedule(0.1),
+  )
+  _, values = jax.jit(step)(state, {})
+  called = image[:2, ..., 0] > 0.5
+  truth = mask[:2] == 1
+  want = 2 * (called & truth).sum() / (called.sum() + truth.sum())
+  assert values["dice"] == pytest.approx(want, rel=1e-6)
+  assert "accuracy" not in values
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_voxel_logits_have_the_shape_of_the_volume(ndim):
+  class Voxels(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      assert not train
+      return jnp.concatenate([x, 1 - x], -1), {}
+
+  apply = steps.make_voxel_logits(
+    Voxels(), ndim=ndim, window_hu=(-200.0, 1000.0)
+  )
+  image = images(2)
+  logits = apply({}, jnp.asarray(image, jnp.int16))
+  window = np.clip((image[..., 0] + 200.0) / 1200.0, 0, 1)
+  assert logits.shape == (2, 4, 3, 5, 2)
+  np.testing.assert_allclose(logits[..., 0], window, atol=1e-6)

@@ -28,9 +28,9 @@ from data_prep.geometry import GridSpec
 
 def test_a_run_logs_the_dice_of_steps_and_of_validation(tiny_segmenter):
   rows = lines(tiny_segmenter)
-  assert [r["step"] for r in rows if "train/dice" in r] == list(range(1, 9))
+  assert [r["step"] for r in rows if "train/dice" in r] == list(range(1, 65))
   validation = [r for r in rows if "validation/dice" in r]
-  assert [r["step"] for r in validation] == [4, 8]
+  assert [r["step"] for r in validation] == [32, 64]
   for row in validation:
     assert 0 <= row["validation/dice"] <= 1
     assert {"validation/dice_aorta", "validation/dice_coronaries"} <= row.keys()
@@ -58,6 +58,7 @@ def test_the_best_model_repeats_its_validation_dice(tiny_segmenter):
   logged = {
     r["step"]: r for r in lines(tiny_segmenter) if "validation/dice" in r
   }
+  assert want > 0.1
   assert logged[trained.step]["validation/dice"] == pytest.approx(
     want, abs=1e-3
   )
@@ -66,7 +67,7 @@ def test_the_best_model_repeats_its_validation_dice(tiny_segmenter):
 def test_resumed_inside_an_epoch_ends_bit_identical(
   tiny_segmenter, tiny_segment_config, tmp_path, monkeypatch
 ):
-  """Stops at step 6 by SIGTERM, in the second epoch, and goes on."""
+  """Stops at step 40 by SIGTERM, in the second epoch, and goes on."""
   calls = {"n": 0}
   original = steps.make_train_step
 
@@ -81,15 +82,15 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
 
   def count():
     calls["n"] += 1
-    if calls["n"] == 6:
+    if calls["n"] == 40:
       os.kill(os.getpid(), signal.SIGTERM)
 
   with monkeypatch.context() as patch:
     patch.setattr(steps, "make_train_step", counting)
     stopped = train.train_and_evaluate(tiny_segment_config, tmp_path / "run")
-  assert 5 <= int(stopped.step) < 8
+  assert 39 <= int(stopped.step) < 64
   resumed = train.train_and_evaluate(tiny_segment_config, tmp_path / "run")
-  assert int(resumed.step) == 8
+  assert int(resumed.step) == 64
   assert_same(best(tmp_path / "run"), best(tiny_segmenter))
   assert lines(tmp_path / "run") == lines(tiny_segmenter)
 
@@ -101,19 +102,13 @@ def test_augmentation_deep_supervision_and_ema_train_together(
   config.model.features = (2, 2, 4, 4)
   config.model.deep_supervision = True
   config.ema_decay = 0.9
+  config.data.patches_per_volume = 2
   config.epochs = 1
   with config.unlocked():
     config.augment.spatial = {"probability": 1.0}
     config.augment.noise = {}
   train.train_and_evaluate(config, tmp_path / "run")
-  assert workdir.load_trained(tmp_path / "run").step == 4
-
-
-def test_cases_without_a_label_are_learned_from(tiny_data, tiny_segment_config):
-  """ImageCAS has masks and says nothing of disease."""
-  dataset = tasks.open_dataset(tiny_segment_config)
-  labelled = input_pipeline.open_dataset(tiny_segment_config.data)
-  assert dataset.rows == labelled.rows
+  assert workdir.load_trained(tmp_path / "run").step == 8
 
 
 def test_unlabelled_cases_count_for_a_segmenter_alone(
@@ -187,6 +182,8 @@ def test_volumes_of_several_shapes_train_and_validate(
   config.data.path = str(tmp_path)
   config.data.patch_size = (32, 16, 16)  # Deeper than some volumes.
   config.data.batch_size = 2
+  config.data.patches_per_volume = 1
+  config.optimizer.warmup_steps = 1
   config.epochs = 1
   dataset = tasks.open_dataset(config)
   rows = [row for split in input_pipeline.SPLITS for row in dataset.rows[split]]
@@ -196,7 +193,7 @@ def test_volumes_of_several_shapes_train_and_validate(
 
 
 def test_a_workdir_from_before_segmenters_goes_on(tiny_workdir, tiny_config):
-  """Its config.json has no task."""
+  """The config.json of such a run has no task."""
   path = tiny_workdir / "config.json"
   text = path.read_text()
   stored = json.loads(text)
