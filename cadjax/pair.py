@@ -63,6 +63,7 @@ class PairResult:
     maps: by layer, float32 [D, H, W] in [0, 1] on the classifier's grid.
     linked: both joined, on the segmenter's grid.
     method: of the heat maps.
+    combined: see `cadjax.linked_report`; None if none was fitted.
   """
 
   case: report.CaseResult
@@ -70,6 +71,7 @@ class PairResult:
   maps: dict[str, np.ndarray]
   linked: link.Linked
   method: str
+  combined: dict[str, Any] | None = None
 
 
 def load_pair(

@@ -1,12 +1,14 @@
-"""Scores scans with a trained classifier.
+"""Scores scans with a trained classifier, and a segmenter beside it.
 
   python -m cadjax.predict --classifier=WORKDIR --input=SCAN --out=DIR
+  python -m cadjax.predict --classifier=W1 --segmenter=W2 --input=SCAN --out=DIR
 
 --input is a NIfTI, NRRD or MetaImage file or a folder of DICOM slices; it may
 be repeated and may hold wildcards. One plain --input writes its files (see
 `cadjax.report`) into DIR; several, or a wildcard, write a folder for each
-scan into DIR. A scan that fails is told in one line and the others go on; the
-exit code is then 2.
+scan into DIR. With --segmenter the two are linked: masks, heat maps, and
+abnormalities located on the vessels (see `cadjax.linked_report`). A scan that
+fails is told in one line and the others go on; the exit code is then 2.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,17 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import inputs, report, scans, scoring, workdir
+from cadjax import (
+  cam,
+  inputs,
+  linked_report,
+  names,
+  report,
+  scans,
+  scoring,
+  workdir,
+)
+from cadjax.pair import METHOD, Pair, PairResult, load_pair, predict_pair
 from data_prep import errors
 
 
@@ -64,10 +76,56 @@ def predict_all(
   return scans.for_each(jobs, one)
 
 
+def _tell_linked(job: inputs.Job, result: PairResult) -> str:
+  """Returns what is printed of a linked scan."""
+  first, *rest = _tell(job, result.case).split("\n")
+  page = job.folder / linked_report.FILES["page"]
+  said = linked_report.summary(result)[1:] + result.linked.statements
+  said = [f"  {sentence}" for sentence in said]
+  return "\n".join([first, *said, *rest[:-1], f"  {page}"])
+
+
+def predict_linked(
+  pair: Pair,
+  jobs: Sequence[inputs.Job],
+  *,
+  series: str | None = None,
+  overwrite: bool = False,
+) -> int:
+  """Reads scans with both models and writes their files.
+
+  Returns:
+    how many failed; each is told in one line on stderr.
+  """
+
+  def one(job: inputs.Job) -> str:
+    report.KIND.check_free(job.folder, overwrite=overwrite)
+    result = predict_pair(
+      pair,
+      job.path,
+      case=job.case,
+      series=series,
+      heart_mask=job.heart_mask,
+    )
+    linked_report.write_linked(result, job.folder, overwrite=overwrite)
+    return _tell_linked(job, result)
+
+  return scans.for_each(jobs, one)
+
+
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   flags.DEFINE_string(
     "classifier", None, "Workdir of a trained classifier.", required=True
+  )
+  flags.DEFINE_string(
+    "segmenter", None, "Workdir of a trained segmenter, to be linked."
+  )
+  flags.DEFINE_enum(
+    "method", METHOD, list(cam.METHODS), "Of the heat maps, with --segmenter."
+  )
+  flags.DEFINE_string(
+    "layer", None, "Whose heat map findings rest on; --list_layers of explain."
   )
   inputs.define_flags()
 
@@ -78,19 +136,25 @@ def main(_: Sequence[str]) -> int:
   jobs = inputs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
-  trained = workdir.load_trained(args.classifier, "classify")
-  scoring.read_calibration(
-    trained
-  )  # What is wrong with it is wrong for all scans.
+  # What is wrong with a model is wrong for all scans.
+  if args.segmenter is None:
+    trained = workdir.load_trained(args.classifier, "classify")
+    scoring.read_calibration(trained)
+    predict, models = predict_all, trained
+  else:
+    predict, models = (
+      predict_linked,
+      load_pair(
+        args.classifier, args.segmenter, method=args.method, layer=args.layer
+      ),
+    )
   print(
     f"{report.NOTICE}\nScoring {len(jobs)}"
     f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"
-    " the first takes longer, while the model is compiled",
+    " the first takes longer, while the models are compiled",
     flush=True,
   )
-  failed = predict_all(
-    trained, jobs, series=args.series, overwrite=args.overwrite
-  )
+  failed = predict(models, jobs, series=args.series, overwrite=args.overwrite)
   if len(jobs) > 1:
     print(f"{len(jobs) - failed} scored, {failed} failed")
   return 2 if failed else 0
@@ -98,4 +162,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main)
+  errors.run(main, expected=(names.ConfigError,))

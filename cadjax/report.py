@@ -163,8 +163,20 @@ def _panels(result: CaseResult) -> tuple[list, list]:
   return scan, planes.three_planes(result.model_input, result.heart_mm)
 
 
-def render_page(result: CaseResult) -> str:
-  """Returns case.html: one file, its pictures inside, no network."""
+def render_page(
+  result: CaseResult,
+  template: str = "case.html",
+  document: dict[str, Any] | None = None,
+  **more: Any,
+) -> str:
+  """Returns the page: one file, its pictures inside, no network.
+
+  Args:
+    result: the scored scan.
+    template: its name in templates/.
+    document: of `to_json` if None.
+    **more: what the template needs beside it.
+  """
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("cadjax"),
     autoescape=True,
@@ -177,28 +189,31 @@ def render_page(result: CaseResult) -> str:
     form % value for value in values
   )
   pictures = [
-    (heading, [_picture(panel) for panel in panels])
+    (heading, [picture(panel) for panel in panels])
     for heading, panels in zip(
       ("The scan", "What the classifier saw"), _panels(result), strict=True
     )
   ]
-  return environment.get_template("case.html").render(
-    **to_json(result),
+  return environment.get_template(template).render(
+    **(document or to_json(result)),
+    **more,
     pictures=pictures,
     window_hu=planes.CTCA_WINDOW_HU,
-    slice_curve=_data_url(_slice_curve(result)) if result.slices else None,
+    slice_curve=data_url(_slice_curve(result)) if result.slices else None,
   )
 
 
-def _picture(panel: planes.Panel) -> dict[str, str]:
+def picture(panel: planes.Panel) -> dict[str, str]:
+  """Returns "src" and "caption" of a panel for a template."""
   number, count = panel.slice
   return {
-    "src": _data_url(planes.panel_png(panel)),
+    "src": data_url(planes.panel_png(panel)),
     "caption": f"{panel.name.capitalize()}, slice {number} of {count}",
   }
 
 
-def _data_url(png: bytes) -> str:
+def data_url(png: bytes) -> str:
+  """Returns a picture as an address that holds it."""
   return "data:image/png;base64," + base64.b64encode(png).decode()
 
 

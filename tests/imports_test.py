@@ -33,8 +33,8 @@ LAYERS = {
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
     " evaluate_link evaluate_segments explain explain_maps explainer link"
-    " pair planes plots predict report scans scoring segment train tree_plot"
-    " vessel_figure viewer"
+    " linked_report pair planes plots predict report scans scoring segment"
+    " train tree_plot vessel_figure viewer"
   ),
   4: "experiment main",
 }

@@ -1,0 +1,359 @@
+"""The report of a linked case: result.json, masks, maps and report.html.
+
+result.json is that of `cadjax.report` with three objects more:
+
+  segmentation    summary, classes, segmenter and settings, as in
+                  segments.json of `cadjax.segment`
+  link            method, layer; statements (where the two disagree, in
+                  sentences); volumes_ml by class; vessels (name, sureness,
+                  length_mm, notes); shares and near (by layer and structure:
+                  energy, volume, lift, volume_ml; `near` with every structure
+                  grown by near_mm); findings, the most abnormal first:
+                  position_mm (LPS), index and scan_index (d, h, w of the
+                  segmenter's and of the scanner's grid), vessel, sureness,
+                  from_ostium_mm, extent_mm, sources, evidence, lift, heat,
+                  plaque, plaque_mm3, plaque_hu, calibre_mm, stenosis,
+                  stenosis_note, score, ranked_by
+  combined        null, or what cadjax.evaluate_link has fitted: probability,
+                  features, coefficients
+
+Masks and maps are NIfTI files on exactly the scanner's grid and affine.
+"""
+
+import dataclasses
+import html
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cadjax import (
+  link,
+  planes,
+  report,
+  results,
+  segment,
+  tree_plot,
+  vessel_figure,
+  viewer,
+)
+from cadjax.findings import Finding
+from cadjax.pair import PairResult, heat_on_scan
+from data_prep.volume import Volume, write_nifti
+
+MOST_SHOWN = 8
+MAIN_VESSELS = ("LM", "LAD", "LCx", "RCA")
+THUMBNAIL_MM = 24.0
+FILES = report.FILES | {
+  "page": "report.html",
+  "segments": "segments.nii.gz",
+  "tree": "tree.png",
+  "layers": "layers.png",
+}
+
+
+def file_names(result: PairResult) -> dict[str, str]:
+  """Returns the names of all the files of a linked case."""
+  heats = {f"heat_{name}": f"heat_{name}.nii.gz" for name in result.maps}
+  return FILES | heats
+
+
+def to_json(result: PairResult) -> dict[str, Any]:
+  """Returns the contents of result.json: strict JSON, NaN as None."""
+  linked, tree = result.linked, result.linked.structures.tree
+  segments = segment.to_json(result.segments)
+  document = report.to_json(result.case) | {
+    "segmentation": {
+      "settings": segments["segmentation"],
+      **{name: segments[name] for name in ("summary", "classes", "segmenter")},
+    },
+    "link": {
+      "method": result.method,
+      "layer": linked.layer,
+      "near_mm": link.NEAR_MM,
+      "statements": linked.statements,
+      "volumes_ml": linked.structures.volumes_ml,
+      "vessels": {
+        "branches": [
+          {
+            "name": branch.name,
+            "sureness": branch.sureness,
+            "length_mm": branch.length_mm,
+          }
+          for branch in tree.branches
+        ],
+        "notes": tree.notes,
+      },
+      "shares": _shares(linked.shares),
+      "near": _shares(linked.near),
+      "findings": [
+        finding.to_dict() | {"scan_index": _scan_index(result, finding)}
+        for finding in linked.findings
+      ],
+    },
+    "combined": result.combined,
+    "files": file_names(result),
+  }
+  document["warnings"] = list(
+    dict.fromkeys([*result.case.warnings, *result.segments.warnings])
+  )
+  return results.strict(document)
+
+
+def _shares(by_layer) -> dict[str, dict[str, dict[str, float]]]:
+  return {
+    layer: {name: dataclasses.asdict(share) for name, share in found.items()}
+    for layer, found in by_layer.items()
+  }
+
+
+def _scan_index(result: PairResult, finding: Finding) -> list[int]:
+  index = result.case.scan.grid.to_index(finding.position_mm)
+  return np.rint(index).astype(int).tolist()
+
+
+def summary(result: PairResult) -> list[str]:
+  """Returns what was found, in sentences."""
+  p, linked = result.case.prediction, result.linked
+  said = [
+    f"The classifier calls this scan"
+    f" {'CAD' if p['label'] == 'cad' else 'normal'}: probability"
+    f" {p['probability']:.2f}, threshold {p['threshold']:.2f}.",
+    result.segments.summary,
+  ]
+  if not linked.findings:
+    return [*said, "No located abnormality was found."]
+  first = linked.findings[0]
+  count = len(linked.findings)
+  said.append(
+    f"{count} located abnormalit{'ies' if count > 1 else 'y'}; the first:"
+    f" {describe(first)}."
+  )
+  return said
+
+
+def describe(finding: Finding) -> str:
+  """Returns a finding in words."""
+  what = f"{finding.plaque} plaque" if finding.plaque else "a place of interest"
+  where = f"on the {finding.vessel}" if finding.vessel else "on no vessel"
+  text = f"{what} {where}"
+  if np.isfinite(finding.from_ostium_mm):
+    text += f", {finding.from_ostium_mm:.0f} mm from the ostium"
+  if finding.plaque_mm3 > 0:
+    text += f", {finding.plaque_mm3:.0f} mm³"
+  if finding.stenosis is not None:
+    text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
+  return text
+
+
+# --- Pictures ---------------------------------------------------------------
+
+
+def _outlines(result: PairResult) -> list[tuple[np.ndarray, str]]:
+  structures = result.linked.structures
+  return [
+    (structures.labels == number, segment.COLORS[name][0])
+    for number, name in enumerate(structures.names)
+    if number
+  ]
+
+
+def _heat(result: PairResult, layer: str | None = None) -> np.ndarray:
+  return np.nan_to_num(result.linked.heats[layer or result.linked.layer])
+
+
+def _center(result: PairResult) -> tuple[float, float, float]:
+  """Returns where the pictures' planes cross: the first finding, if any."""
+  findings = result.linked.findings
+  return findings[0].position_mm if findings else result.case.heart_mm
+
+
+def overlay_panels(result: PairResult) -> list[planes.Panel]:
+  """Returns three planes with the heat map and the outlined masks."""
+  return planes.three_planes(
+    result.linked.structures.volume,
+    _center(result),
+    masks=_outlines(result),
+    heat=_heat(result),
+  )
+
+
+def layers_png(result: PairResult) -> bytes:
+  """Returns a sheet with a row of three planes for each layer."""
+  rows = {
+    layer: planes.three_planes(
+      result.linked.structures.volume,
+      _center(result),
+      heat=_heat(result, layer),
+    )
+    for layer in result.maps
+  }
+  return planes.planes_png(
+    rows,
+    f"{result.case.case}  ·  {result.method}, all layers  ·  patient's right on"
+    " the left  ·  research only",
+    heat_label="evidence, share of each map's maximum",
+  )
+
+
+def thumbnail(result: PairResult, finding: Finding) -> bytes:
+  """Returns the axial plane around a finding, with heat and outlines."""
+  volume = result.linked.structures.volume
+  middle = np.array(finding.index)
+  half = np.ceil(THUMBNAIL_MM / np.array(volume.spacing)).astype(int)
+  low = np.maximum(middle - half, 0)
+  high = np.minimum(middle + half + 1, volume.shape)
+  box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+  grid = dataclasses.replace(
+    volume.grid, shape=tuple(high - low), origin=volume.grid.to_mm(low)
+  )
+  panel = planes.cut(
+    Volume(np.ascontiguousarray(volume.hu[box]), grid),
+    "axial",
+    finding.position_mm,
+    masks=[(mask[box], color) for mask, color in _outlines(result)],
+    heat=_heat(result)[box],
+  )
+  return planes.panel_png(panel, longest_px=300)
+
+
+def tree_png(result: PairResult) -> bytes:
+  """Returns the coronary tree with the evidence along it."""
+  structures = result.linked.structures
+  return _png(
+    tree_plot.tree_figure(
+      structures.tree,
+      result.linked.heats[result.linked.layer],
+      result.linked.findings[:MOST_SHOWN],
+      aorta=structures.mask(link.AORTA),
+    )
+  )
+
+
+def vessel_pngs(result: PairResult) -> dict[str, bytes]:
+  """Returns the reformations of the main vessels by name."""
+  structures = result.linked.structures
+  scene = vessel_figure.Scene(
+    structures.volume.hu,
+    structures.volume.affine,
+    _heat(result),
+    structures.volume.affine,
+  )
+  pictures = {}
+  for number, branch in enumerate(structures.tree.branches):
+    # The left main is on the way of its daughters.
+    if branch.kind in MAIN_VESSELS and branch.kind != "LM":
+      pictures[branch.name] = _png(
+        vessel_figure.vessel_figure(
+          structures.tree, number, scene, result.linked.findings[:MOST_SHOWN]
+        )
+      )
+  return pictures
+
+
+def _png(figure: Figure) -> bytes:
+  buffer = io.BytesIO()
+  figure.savefig(
+    buffer,
+    format="png",
+    facecolor=figure.get_facecolor(),
+    metadata={"Software": None},
+  )
+  return buffer.getvalue()
+
+
+# --- The page and the files -------------------------------------------------
+
+
+def evidence_table(result: PairResult) -> list[dict[str, Any]]:
+  """Returns a row for each structure that has a volume, most lift first."""
+  linked = result.linked
+  shares, near = linked.shares[linked.layer], linked.near[linked.layer]
+  rows = [
+    {"name": name, "share": share, "near": near[name]}
+    for name, share in shares.items()
+    if share.volume_ml > 0
+  ]
+  return rows
+
+
+def render_page(result: PairResult, document: dict[str, Any]) -> str:
+  """Returns report.html: one file that opens offline."""
+  linked = result.linked
+  volume = linked.structures.volume
+  options = {"window_hu": planes.CTCA_WINDOW_HU}
+  colors = [segment.COLORS[name][0] for name in linked.structures.names[1:]]
+  center = _center(result)
+  views = {
+    "Heat map": viewer.heat_viewer(volume, _heat(result), center, **options),
+    "Segmentation": viewer.mask_viewer(
+      volume, linked.structures.labels, colors, center, **options
+    ),
+  }
+  return report.render_page(
+    result.case,
+    "linked.html",
+    document,
+    summary=summary(result),
+    overlay=[report.picture(panel) for panel in overlay_panels(result)],
+    legend=[
+      (name.replace("_", " "), segment.COLORS[name][0])
+      for name in linked.structures.names[1:]
+    ],
+    tree=report.data_url(tree_png(result)),
+    evidence=evidence_table(result),
+    findings=[
+      {
+        "text": describe(finding),
+        "src": report.data_url(thumbnail(result, finding)),
+        **finding.to_dict(),
+      }
+      for finding in linked.findings[:MOST_SHOWN]
+    ],
+    vessels={
+      name: report.data_url(png) for name, png in vessel_pngs(result).items()
+    },
+    layers=report.data_url(layers_png(result)),
+    # As the text of an attribute.
+    views={name: html.escape(page) for name, page in views.items()},
+  )
+
+
+def write_linked(
+  result: PairResult, folder: str | os.PathLike, *, overwrite: bool = False
+) -> dict[str, Any]:
+  """Writes all the files of a linked case, whole or not at all.
+
+  Args:
+    result: of `pair.predict_pair`.
+    folder: is made; refused if it holds anything already.
+    overwrite: replace an earlier result there.
+
+  Returns:
+    the contents of result.json.
+
+  Raises:
+    UserError: the folder is in the way or cannot be written.
+  """
+  document = to_json(result)
+  names, case = document["files"], result.case
+  with report.KIND.writing(folder, overwrite=overwrite) as made:
+    for key, content in (
+      ("planes", report.render_planes(case)),
+      ("tree", tree_png(result)),
+      ("layers", layers_png(result)),
+      ("page", render_page(result, document).encode()),
+    ):
+      (made / names[key]).write_bytes(content)
+    seen = case.model_input
+    write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
+    write_nifti(made / names["segments"], result.segments.labels, case.scan)
+    for layer, heat in result.maps.items():
+      on_scan = heat_on_scan(heat, seen, case.scan)
+      write_nifti(made / names[f"heat_{layer}"], on_scan, case.scan)
+    text = json.dumps(document, indent=2, allow_nan=False)
+    (made / names["result"]).write_text(text + "\n", "utf-8")
+  return document
