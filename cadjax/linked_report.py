@@ -47,6 +47,8 @@ from data_prep.volume import Volume, write_nifti
 MOST_SHOWN = 8
 MAIN_VESSELS = ("LM", "LAD", "LCx", "RCA")
 THUMBNAIL_MM = 24.0
+# Blooming calcium fills a lumen that is open: such a number means nothing.
+NO_LUMEN = 0.95
 FILES = report.FILES | {
   "page": "report.html",
   "segments": "segments.nii.gz",
@@ -144,7 +146,9 @@ def describe(finding: Finding) -> str:
     text += f", {finding.from_ostium_mm:.0f} mm from the ostium"
   if finding.plaque_mm3 > 0:
     text += f", {finding.plaque_mm3:.0f} mm³"
-  if finding.stenosis is not None:
+  if finding.stenosis is not None and finding.stenosis > NO_LUMEN:
+    text += ", no lumen seen beside it"
+  elif finding.stenosis is not None:
     text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
   return text
 

@@ -3,18 +3,25 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy import ndimage
 
 from cadjax.findings import Finding
-from cadjax.vessels import VesselTree
+from cadjax.vessels import Branch, VesselTree
 
 # Name: LPS axis to the right of the page, and the letters at its ends.
 VIEWS = {"from the front": (0, "R", "L"), "from the left": (1, "A", "P")}
 CMAP = "YlOrRd"
 GREY = "#9aa5b1"
+MARGIN_MM = 12.0
+SHORT = {
+  "diagonal or septal of LAD": "D/S",
+  "marginal of LCx": "OM",
+  "branch of RCA": "R",
+}
 
 
 def tree_figure(
@@ -32,56 +39,73 @@ def tree_figure(
     findings: numbered from 1 in their order.
     aorta: [D, H, W] mask, drawn as a shadow.
   """
-  figure = Figure(figsize=(9, 4.6), dpi=130, layout="constrained")
-  panels = figure.subplots(1, 2, sharey=True)
-  lines = None
+  points = np.concatenate(
+    [branch.course_mm for branch in tree.branches] or [np.zeros((1, 3))]
+  )
+  low, high = points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM
+  wide = [high[axis] - low[axis] for axis, _, _ in VIEWS.values()]
+  figure = Figure(figsize=(9.5, 4.4), dpi=130, layout="constrained")
+  panels = figure.subplots(1, 2, sharey=True, width_ratios=wide)
+  values = [_along(branch, tree, heat) for branch in tree.branches]
+  top = max([v.max(initial=0) for v in values], default=0) or 1.0
+  norm = Normalize(0, top)
   for ax, (view, (axis, left, right)) in zip(
     panels, VIEWS.items(), strict=True
   ):
     if aorta is not None and aorta.any():
       _shadow(ax, tree, aorta, axis)
-    lines = _branches(ax, tree, heat, axis) or lines
+    for branch, along in zip(tree.branches, values, strict=True):
+      _draw(ax, branch, along, axis, norm)
     _numbers(ax, findings, axis)
     ax.set_title(f"{view}  ({left} left, {right} right)", fontsize=10)
+    ax.set(xlim=(low[axis], high[axis]), ylim=(low[2], high[2]), xlabel="mm")
     ax.set_aspect("equal")
-    ax.autoscale_view()
-    ax.set_xlabel("mm")
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
   panels[0].set_ylabel("mm, superior at the top")
-  if lines is not None:
-    bar = figure.colorbar(lines, ax=panels, shrink=0.7, pad=0.01)
-    bar.set_label("heat map on the vessel", fontsize=9)
+  bar = figure.colorbar(
+    ScalarMappable(norm, CMAP), ax=panels, shrink=0.7, pad=0.01
+  )
+  bar.set_label("heat map on the vessel, share of the map's maximum", size=8)
   return figure
 
 
-def _branches(ax, tree: VesselTree, heat: np.ndarray, axis: int):
-  """Draws every branch; returns what a colour bar is made for."""
-  lines = None
-  for branch in tree.branches:
-    points = branch.course_mm[max(branch.free - 1, 0) :]
-    if len(points) < 2:
-      continue
-    flat = points[:, [axis, 2]]
-    index = np.rint(tree.to_index(points)).astype(int)
-    index = np.clip(index, 0, np.array(heat.shape) - 1)
-    values = heat[tuple(index.T)]
-    radius = np.nanmedian(branch.radius_mm)
-    width = 2.2 * (radius if np.isfinite(radius) else 1.0)
-    # Grey below, so that a vessel without evidence can be seen.
-    ax.plot(*flat.T, color=GREY, lw=width + 1.2, solid_capstyle="round")
-    lines = LineCollection(
-      np.stack([flat[:-1], flat[1:]], 1),
-      array=np.nan_to_num(values[1:]),
-      cmap=CMAP,
-      norm=Normalize(0, 1),
-      linewidths=width,
-    )
-    ax.add_collection(lines)
-    ax.text(
-      *flat[len(flat) // 2], f" {branch.name}", fontsize=7, color="#1b2430"
-    )
-  return lines
+def _along(branch: Branch, tree: VesselTree, heat: np.ndarray) -> np.ndarray:
+  """Returns the map at every point of a branch's course; 0 where not known."""
+  index = np.rint(tree.to_index(branch.course_mm)).astype(int)
+  index = np.clip(index, 0, np.array(heat.shape) - 1)
+  return np.nan_to_num(heat[tuple(index.T)])
+
+
+def _draw(ax, branch: Branch, along: np.ndarray, axis: int, norm) -> None:
+  own = slice(max(branch.free - 1, 0), None)
+  flat = branch.course_mm[own][:, [axis, 2]]
+  if len(flat) < 2:
+    return
+  known = branch.radius_mm[np.isfinite(branch.radius_mm)]
+  width = 2.2 * (np.median(known) if known.size else 1.0)
+  # Grey below, so that a vessel without evidence can be seen.
+  ax.plot(*flat.T, color=GREY, lw=width + 1.2, solid_capstyle="round")
+  lines = LineCollection(
+    np.stack([flat[:-1], flat[1:]], 1),
+    array=along[own][1:],
+    cmap=CMAP,
+    norm=norm,
+    linewidths=width,
+  )
+  ax.add_collection(lines)
+  name = branch.name
+  for long, short in SHORT.items():
+    name = name.replace(long, short)
+  ax.annotate(
+    name,
+    # Side branches end apart from each other, the main vessels do not.
+    flat[-1] if name != branch.name else flat[len(flat) // 2],
+    xytext=(3, -3),
+    textcoords="offset points",
+    fontsize=7,
+    color="#1b2430",
+  )
 
 
 def _numbers(ax, findings: Sequence[Finding], axis: int) -> None:
