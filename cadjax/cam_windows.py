@@ -157,7 +157,7 @@ class WindowExplainer:
       )
       for method, by_layer in found.items():
         for layer, values in by_layer.items():
-          blended = values * share[self._at_cells(layer)]
+          blended = np.asarray(values) * share[self._at_cells(layer)]
           maps[method][layer][self._cells(layer, corner)] += blended
       sums = jax.tree.map(np.add, sums, gradients) if sums else gradients
     if "gradcam" in self._methods and sums:
@@ -186,7 +186,7 @@ class WindowExplainer:
       found, _ = self._apply(variables, padded[box][None, ..., None])
       if np.ndim(total) == 0:
         total = np.zeros((*padded.shape, found.shape[-1]), np.float32)
-      total[box] += found[0] * share[..., None]
+      total[box] += np.asarray(found[0]) * share[..., None]
     return total[tuple(slice(n) for n in image.shape)]
 
   def _lay(self, shape: Sequence[int]):
@@ -213,7 +213,7 @@ class WindowExplainer:
       box = _box(corner, self._size)
       found = self._weighted(variables, image[box][None, ..., None], weights)
       for layer, values in found.items():
-        blended = values * share[self._at_cells(layer)]
+        blended = np.asarray(values) * share[self._at_cells(layer)]
         maps[layer][self._cells(layer, corner)] += blended
 
   def _at_cells(self, layer: str) -> tuple[slice, ...]:

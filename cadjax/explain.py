@@ -406,7 +406,7 @@ def _triple(name: str, values: list[str] | None) -> tuple[int, ...] | None:
 
 def _options(args: Any) -> explainer.Options:
   every = args.method == ["all"]
-  for name in ("ig_steps", "smoothgrad_copies"):
+  for name in ("ig_steps", "smoothgrad_copies", "xres_window"):
     if args[name].value < 1:
       raise UserError(f"--{name} must be at least 1")
   return explainer.Options(

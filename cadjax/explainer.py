@@ -90,6 +90,10 @@ class Explainer:
     self._whole = tuple(math.lcm(*axis) for axis in zip(*every, strict=True))
     self._cams = [m for m in options.methods if m in cam.METHODS]
     self._compiled: dict[str, Any] = {}
+    if options.patch is not None:
+      if not self.is_segmenter or self._ndim == 2:
+        raise UserError("windows are for 3D segmenters; leave --patch out")
+      self._make_windows(options.patch)
 
   def cells(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Returns the cells of every map of a volume [D, H, W]."""
@@ -198,19 +202,20 @@ class Explainer:
 
   def _windows(self, shape) -> cam_windows.WindowExplainer | None:
     """Returns what explains window by window, if this is to be done so."""
-    size = self.options.patch
     if not self.is_segmenter or self._ndim == 2:
-      if size is not None:
-        raise UserError("windows are for 3D segmenters; leave --patch out")
       return None
+    size = self.options.patch
     if size is None:
       if math.prod(shape) <= WHOLE_VOXELS:
         return None
       size = self._configured_window()
-    if references := set(self.options.methods) & set(REFERENCES):
+    return self._make_windows(size)
+
+  def _make_windows(self, size) -> cam_windows.WindowExplainer:
+    if references := [m for m in self.options.methods if m in REFERENCES]:
       raise UserError(
-        f"{', '.join(sorted(references))} takes whole volumes, and"
-        f" {'x'.join(map(str, shape))} voxels are too many for this segmenter"
+        f"{', '.join(references)}: takes whole volumes, and this segmenter"
+        " takes windows; leave it out of --method"
       )
     if "windows" not in self._compiled:
       self._compiled["windows"] = cam_windows.WindowExplainer(

@@ -493,7 +493,7 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
   np.testing.assert_array_equal(
     automatic.maps[0].cells, patched[0].maps[3].cells
   )
-  with pytest.raises(UserError, match="smoothgrad takes whole volumes"):
+  with pytest.raises(UserError, match="smoothgrad: takes whole volumes"):
     run(
       trained, path, tmp_path / "y", target="2", region=region,
       options=Options(methods=("smoothgrad",)),
@@ -603,6 +603,11 @@ def test_layers_are_listed_and_a_wrong_one_answers_with_the_nearest(
 def test_wrong_names_answer_with_the_nearest(classifier, options, message):
   with pytest.raises(names.UnknownName, match=message):
     Explainer(classifier, Options(**options))
+
+
+def test_windows_are_for_segmenters(classifier):
+  with pytest.raises(UserError, match="leave --patch out"):
+    Explainer(classifier, Options(patch=(32, 32, 32)))
 
 
 def test_a_wrong_target_is_told():
