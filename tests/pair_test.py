@@ -1,0 +1,171 @@
+"""Two workdirs and a scan to a linked report."""
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cadjax import linked_report, names, pair, planes, segment, viewer
+from cadjax.workdir import Trained
+from data_prep import export, sources
+from data_prep.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("scans")
+  case = sources.phantom(2, severity="overt", seed=3)[1]
+  export.export_case(case, out=folder, severity="overt", spacing_mm=4.0)
+  return folder / f"{case.case_id}.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def two(tiny_workdir, tiny_segmenter):
+  return pair.load_pair(tiny_workdir, tiny_segmenter)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """Leaves out what takes seconds to draw."""
+  monkeypatch.setattr(planes, "planes_png", lambda *_, **__: b"picture")
+  monkeypatch.setattr(planes, "panel_png", lambda *_, **__: b"picture")
+  monkeypatch.setattr(viewer, "heat_viewer", lambda *_, **__: "<p>'\"&</p>")
+  monkeypatch.setattr(viewer, "mask_viewer", lambda *_, **__: "<p>mask</p>")
+
+
+def test_every_file_has_exactly_the_grid_of_the_scan(
+  two, scan, tmp_path, quick
+):
+  result = pair.predict_pair(two, scan, case="one")
+  document = linked_report.write_linked(result, tmp_path / "out")
+  there = {path.name for path in (tmp_path / "out").iterdir()}
+  assert there == set(document["files"].values())
+  image = nib.load(scan)
+  for key, name in document["files"].items():
+    if not name.endswith(".nii.gz") or key == "preprocessed":
+      continue
+    written = nib.load(tmp_path / "out" / name)
+    assert written.shape == image.shape
+    np.testing.assert_array_equal(written.affine, image.affine)
+  heat = np.asarray(nib.load(tmp_path / "out/heat_stage1.nii.gz").dataobj)
+  assert 0 <= heat.min() < heat.max() <= 1.001
+  text = (tmp_path / "out" / "result.json").read_text()
+  assert json.loads(text) == document
+  assert set(document["link"]["shares"]) == {
+    *("stem", "stage1", "stage2", "stage3", "stage4")
+  }
+  assert document["link"]["layer"] == "stage4"
+  assert document["case"] == "one"
+  for finding in document["link"]["findings"]:
+    index = result.case.scan.grid.to_index(finding["position_mm"])
+    np.testing.assert_allclose(finding["scan_index"], index, atol=0.51)
+
+
+def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
+  result = pair.predict_pair(two, scan)
+  linked_report.write_linked(result, tmp_path / "out")
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "default-src 'none'" in page
+  for address in ("http://", "https://", 'src="/', "@import"):
+    assert address not in page
+  assert 'srcdoc="&lt;p&gt;&#x27;&quot;&amp;&lt;/p&gt;"' in page
+  assert linked_report.summary(result)[0] in page
+  assert "Research software" in page
+
+
+def test_an_empty_segmentation_is_reported(
+  two, scan, tmp_path, quick, monkeypatch
+):
+  def nothing(self, hu, **_):
+    probabilities = np.zeros((*hu.shape, 3), np.float16)
+    probabilities[..., 0] = 1
+    return segment.scans and type(
+      "Nothing", (), {"probabilities": probabilities}
+    )
+
+  monkeypatch.setattr(Trained, "segment", nothing)
+  result = pair.predict_pair(two, scan)
+  document = linked_report.write_linked(result, tmp_path / "out")
+  assert document["link"]["findings"] == []
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "No coronary artery was found" in page
+  assert "The segmentation is empty." in document["warnings"]
+
+
+def test_a_wrong_pair_is_told(two, tiny_workdir, tiny_segmenter):
+  with pytest.raises(UserError, match="is a segmenter; here a classifier"):
+    pair.load_pair(tiny_segmenter, tiny_segmenter)
+  with pytest.raises(UserError, match="is a classifier; here a segmenter"):
+    pair.load_pair(tiny_workdir, tiny_workdir)
+  with pytest.raises(names.ConfigError, match="stage1"):
+    pair.load_pair(tiny_workdir, tiny_segmenter, layer="stage11")
+  with pytest.raises(names.ConfigError, match="layercam"):
+    pair.load_pair(tiny_workdir, tiny_segmenter, method="layerkam")
+
+
+def test_a_finding_in_words(drawn_finding):
+  text = linked_report.describe(drawn_finding(stenosis=0.42))
+  assert text == (
+    "stable plaque on the LAD, 31 mm from the ostium, 12 mm³, estimated 42 %"
+    " of the diameter lost"
+  )
+  assert "no lumen seen" in linked_report.describe(drawn_finding(stenosis=1.0))
+  bare = drawn_finding(
+    vessel="", from_ostium_mm=float("nan"), plaque="", plaque_mm3=0.0
+  )
+  assert linked_report.describe(bare) == "a place of interest on no vessel"
+
+
+@pytest.fixture
+def drawn_finding():
+  from cadjax.findings import Finding
+
+  def make(**changes):
+    values = {
+      "position_mm": (1.0, 2.0, 3.0),
+      "index": (1, 2, 3),
+      "vessel": "LAD",
+      "sureness": "high",
+      "from_ostium_mm": 31.2,
+      "extent_mm": (28.0, 34.0),
+      "sources": ("plaque",),
+      "evidence": 0.1,
+      "lift": 3.0,
+      "heat": float("nan"),
+      "plaque": "stable",
+      "plaque_mm3": 12.3,
+      "plaque_hu": 700.0,
+      "calibre_mm": 3.1,
+      "stenosis": None,
+      "stenosis_note": "",
+      "score": 1.0,
+      "ranked_by": "",
+    }
+    return Finding(**(values | changes))
+
+  return make
+
+
+def test_the_program_links(tiny_workdir, tiny_segmenter, scan, tmp_path):
+  command = [
+    *(sys.executable, "-m", "cadjax.predict"),
+    *(f"--classifier={tiny_workdir}", f"--segmenter={tiny_segmenter}"),
+    *(f"--input={scan}", f"--out={tmp_path / 'out'}", "--layer=stage2"),
+  ]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert str(tmp_path / "out" / "report.html") in done.stdout
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "brainsprite" in page
+  swapped = [
+    *command[:3],
+    *(f"--classifier={tiny_segmenter}", f"--segmenter={tiny_workdir}"),
+    *command[5:],
+  ]
+  done = subprocess.run(swapped, capture_output=True, text=True)
+  assert done.returncode == 2
+  assert "Traceback" not in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
