@@ -17,7 +17,7 @@ from data_prep.errors import UserError
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
   folder = tmp_path_factory.mktemp("scans")
-  case = sources.phantom(2, severity="overt", seed=3)[1]
+  case = sources.phantom(2, seed=3)[1]
   export.export_case(case, out=folder, severity="overt", spacing_mm=4.0)
   return folder / f"{case.case_id}.nii.gz"
 
