@@ -22,12 +22,12 @@ LAYERS = {
     " models.resnet models.unet models.winograd names optimizer parallel"
     " segment_metrics"
   ),
-  2: "checkpoint input_pipeline inputs log results steps workdir",
+  2: "case_rows checkpoint input_pipeline inputs log results steps workdir",
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " planes plots predict report train"
+    " evaluate_explain explain_table planes plots predict report train"
   ),
   4: "experiment main",
 }
