@@ -158,7 +158,7 @@ def evaluate_maps(
     **options: sanity, region, rolls and seed of `evaluate_explain.measure`.
 
   Returns:
-    the contents of explain.json, but with NaN where undefined.
+    the contents of metrics.json, but with NaN where undefined.
 
   Raises:
     UserError: for settings, a workdir or data that cannot be used.

@@ -3,7 +3,7 @@
   python -m cadjax.evaluate --workdir=W --explain
 
 Maps for the class CAD, of all layers and all methods that need one gradient.
-Written to W/eval/explain: rows of cases first, then explain.json, explain.txt
+Written to W/eval/explain: rows of cases first, then metrics.json, table.txt
 and lift.png.
 """
 
@@ -200,7 +200,7 @@ def measure(
     dataset: the records.
     cases: rows of the data set.
     folder: where to write.
-    about: what describes the run, for explain.json.
+    about: what describes the run, for metrics.json.
     sanity: on how many of the cases weight randomisation, insertion and
       deletion run, which take many passes.
     region: "volume", or "body" to leave air and lung out of what is measured
@@ -212,7 +212,7 @@ def measure(
     seed: of rolls, random orders, fresh weights and the bootstrap.
 
   Returns:
-    the contents of explain.json, but with NaN where undefined.
+    the contents of metrics.json, but with NaN where undefined.
 
   Raises:
     UserError: no case has a mask, or the region is unknown.
@@ -255,14 +255,14 @@ def measure(
     kind = _kind(trained, other)
     result["other"] = {"workdir": str(other.path), "kind": kind}
   result["notes"] = _notes(cases, rows)
-  case_rows.write_text(folder / "explain.txt", explain_table.text(result))
+  case_rows.write_text(folder / "table.txt", explain_table.text(result))
   figure = explain_table.heat_table(
     result["location"],
     title=f"Mean lift of the maps for CAD, {result['n_patients']} patients",
     footer=result.get("disclaimer", ""),
   )
   plots.save(figure, folder / "lift.png")
-  checkpoint.write_json(folder / "explain.json", results.strict(result))
+  checkpoint.write_json(folder / "metrics.json", results.strict(result))
   return result
 
 

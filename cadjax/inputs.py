@@ -5,6 +5,8 @@ import glob
 import pathlib
 from collections.abc import Iterable, Sequence
 
+from absl import flags
+
 from data_prep.errors import UserError
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
@@ -87,6 +89,27 @@ def make_jobs(
       names, paths, list(heart_masks) or [None] * len(paths), strict=True
     )
   ]
+
+
+def define_flags() -> None:
+  """Defines the flags that name scans and where their files go."""
+  flags.DEFINE_multi_string(
+    "input",
+    None,
+    "A scan, or a folder of DICOM slices; repeated or with wildcards: many.",
+    required=True,
+  )
+  flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+  flags.DEFINE_multi_string(
+    "case", [], "Name in the results; by default that of the input."
+  )
+  flags.DEFINE_multi_string(
+    "heart_mask", [], "Mask of the heart, one for each scan; else it is found."
+  )
+  flags.DEFINE_string(
+    "series", None, "DICOM series by UID or number; else the largest."
+  )
+  flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
 
 
 def _unique(names: Iterable[str]) -> list[str]:

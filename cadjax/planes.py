@@ -9,7 +9,10 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import matplotlib.axes
+import matplotlib.cm
+import matplotlib.colors
 import matplotlib.figure
 import matplotlib.patches
 import matplotlib.patheffects
@@ -27,6 +30,10 @@ _LAYOUT = {
   "sagittal": (2, 0, 1, True, "APSI"),
 }
 PLANES = tuple(_LAYOUT)
+# Perceptually uniform; its dark end is where the overlay is transparent.
+HEAT = "inferno"
+# Full opacity would hide the anatomy; half of the maximum and more has this.
+HEAT_OPACITY = 0.6
 _OUTLINE = [matplotlib.patheffects.withStroke(linewidth=2, foreground="black")]
 
 
@@ -42,6 +49,7 @@ class Panel:
     cut_mm: (x, y), where the other two planes cross it.
     slice: which slice it is, from 1, and of how many.
     box_mm: (x0, y0, x1, y1) of an outline, or None.
+    heat: [rows, columns] in [0, 1] to be laid over it, or None.
   """
 
   name: str
@@ -51,6 +59,7 @@ class Panel:
   cut_mm: tuple[float, float]
   slice: tuple[int, int]
   box_mm: tuple[float, float, float, float] | None = None
+  heat: np.ndarray | None = None
 
 
 def cut(
@@ -59,6 +68,7 @@ def cut(
   center_mm: Sequence[float],
   *,
   outline: Grid | None = None,
+  heat: np.ndarray | None = None,
 ) -> Panel:
   """Cuts one plane of a volume through a point.
 
@@ -68,13 +78,17 @@ def cut(
     center_mm: LPS mm (x, y, z); the nearest slice is taken, the outermost
       one if the point lies outside.
     outline: a grid whose bounds are drawn, unless it covers the volume.
+    heat: [D, H, W] in [0, 1], to be laid over the volume.
   """
   axis, rows, columns, reverse, letters = _LAYOUT[plane]
   shape, spacing = np.array(volume.shape), np.array(volume.spacing)
   center = np.clip(volume.grid.to_index(center_mm), 0, shape - 1)
   index = int(np.rint(center[axis]))
-  # One axis is gone; the others keep their order, and rows precede columns.
-  pixels = volume.hu.take(index, axis=axis)
+
+  def plane_of(array: np.ndarray) -> np.ndarray:
+    # One axis is gone; the others keep their order, rows precede columns.
+    pixels = array.take(index, axis=axis)
+    return pixels[::-1] if reverse else pixels
 
   def to_mm(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y, x = indices[..., rows] + 0.5, indices[..., columns] + 0.5
@@ -84,12 +98,13 @@ def cut(
   x, y = to_mm(center)
   return Panel(
     name=plane,
-    pixels=pixels[::-1] if reverse else pixels,
+    pixels=plane_of(volume.hu),
     size_mm=(shape[rows] * spacing[rows], shape[columns] * spacing[columns]),
     letters=letters,
     cut_mm=(float(x), float(y)),
     slice=(index + 1, int(shape[axis])),
     box_mm=_box(volume, outline, to_mm) if outline is not None else None,
+    heat=plane_of(heat) if heat is not None else None,
   )
 
 
@@ -111,10 +126,16 @@ def _covers(indices: np.ndarray, shape: tuple[int, int, int]) -> bool:
 
 
 def three_planes(
-  volume: Volume, center_mm: Sequence[float], *, outline: Grid | None = None
+  volume: Volume,
+  center_mm: Sequence[float],
+  *,
+  outline: Grid | None = None,
+  heat: np.ndarray | None = None,
 ) -> list[Panel]:
   """Cuts the axial, coronal and sagittal planes; arguments as in `cut`."""
-  return [cut(volume, name, center_mm, outline=outline) for name in PLANES]
+  return [
+    cut(volume, name, center_mm, outline=outline, heat=heat) for name in PLANES
+  ]
 
 
 def draw(
@@ -134,6 +155,11 @@ def draw(
     extent=(0, width, height, 0),
     interpolation="bilinear",
   )
+  if panel.heat is not None:
+    ax.imshow(
+      heat_rgba(panel.heat), extent=(0, width, height, 0),
+      interpolation="bilinear",
+    )  # fmt: skip
   ax.set_axis_off()
   white = {"color": "white", "path_effects": _OUTLINE, "size": 13 * text_scale}
   places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03))
@@ -162,6 +188,13 @@ def draw(
   # Annotations must not widen the view: its limits are the image's edges.
   ax.set_xlim(0, width)
   ax.set_ylim(height, 0)
+
+
+def heat_rgba(heat: np.ndarray) -> np.ndarray:
+  """Colours of a heat map [...] in [0, 1]: [..., 4], opaque where it is hot."""
+  rgba = matplotlib.colormaps[HEAT](heat)
+  rgba[..., 3] = HEAT_OPACITY * np.clip(heat / 0.5, 0, 1)
+  return rgba
 
 
 def _scale_bar(ax, height: float, width: float, text_scale: float) -> None:
@@ -193,8 +226,19 @@ def panel_png(panel: Panel, *, longest_px: int = 520) -> bytes:
   return _png(figure, dpi)
 
 
-def planes_png(rows: Mapping[str, Sequence[Panel]], title: str) -> bytes:
-  """Returns one PNG with a row of panels for each heading."""
+def planes_png(
+  rows: Mapping[str, Sequence[Panel]],
+  title: str,
+  *,
+  heat_label: str | None = None,
+) -> bytes:
+  """Returns one PNG with a row of panels for each heading.
+
+  Args:
+    rows: heading -> axial, coronal and sagittal panel.
+    title: above all.
+    heat_label: if given, a colour bar for the panels' heat has it.
+  """
   dpi, ink = 110, "#f5f5f5"
   figure = matplotlib.figure.Figure(
     figsize=(13, 0.6 + 4.6 * len(rows)), dpi=dpi, facecolor="black",
@@ -211,7 +255,19 @@ def planes_png(rows: Mapping[str, Sequence[Panel]], title: str) -> bytes:
         color=ink,
         size=10,
       )
+  if heat_label is not None:
+    _heat_bar(figure, grid, heat_label, ink)
   return _png(figure, dpi)
+
+
+def _heat_bar(figure, axes, label: str, ink: str) -> None:
+  colours = matplotlib.cm.ScalarMappable(
+    matplotlib.colors.Normalize(0, 1), cmap=HEAT
+  )
+  bar = figure.colorbar(colours, ax=axes, aspect=40, fraction=0.03, pad=0.01)
+  bar.set_label(label, color=ink)
+  bar.ax.tick_params(colors=ink)
+  bar.outline.set_edgecolor(ink)
 
 
 def _png(figure: matplotlib.figure.Figure, dpi: int) -> bytes:

@@ -12,21 +12,16 @@ exit code is then 2.
 import dataclasses
 import datetime
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
-from cadjax import calibration, inputs, report, workdir
-from data_prep import errors, geometry, plausibility, volume
+from cadjax import calibration, inputs, report, scans, workdir
+from data_prep import errors
 from data_prep.errors import UserError
-from data_prep.volume import Volume
-
-NO_HEART = "no heart was found: the middle of the scan"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +92,8 @@ def score(
   Raises:
     UserError: out of memory, or logits that are not finite.
   """
-  size = "x".join(map(str, image.shape))
-  try:
+  with scans.memory_told("scoring", image.shape):
     logits = trained.logits(image[None, ..., None])[0].astype(np.float64)
-  except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-      raise UserError(
-        f"out of memory while scoring {size} voxels; free some, or set"
-        " JAX_PLATFORMS=cpu on a machine with more"
-      ) from error
-    raise
   if not np.isfinite(logits).all():
     raise UserError(
       f"the classifier {trained.path} gives NaN or infinite logits; it is no"
@@ -141,71 +128,6 @@ def _prediction(
   }
 
 
-def find_concerns(
-  scan: Volume, model_input: Volume, reference: dict[str, Any]
-) -> tuple[dict[str, float], list[str]]:
-  """Compares a scan with CT angiograms at large and with the training data.
-
-  Args:
-    scan: on its own grid, where all the anatomy is.
-    model_input: on the classifier's grid, as the training cases were.
-    reference: {feature: [low, high]} of the training cases.
-
-  Returns:
-    the features of the model's input, and sentences, none if all is usual.
-  """
-  features = plausibility.describe(model_input)
-  said = plausibility.concerns(plausibility.describe(scan), None)
-  said += plausibility.concerns(features, reference)
-  return features, list(dict.fromkeys(said))
-
-
-def _heart(
-  scan: Volume, model_input: Volume, mask: Volume | None, kind: str
-) -> tuple[np.ndarray, str]:
-  """Returns LPS mm where the pictures' planes cross, and how it was found."""
-  if mask is not None:
-    index = np.argwhere(mask.hu > 0).mean(0)
-    return mask.grid.to_mm(index), "from the heart mask"
-  if kind == "heart":
-    return model_input.grid.center_mm, "the middle of the classifier's box"
-  try:
-    center_mm, _ = geometry.find_heart(scan)
-  except UserError:
-    return scan.grid.center_mm, NO_HEART
-  return center_mm, "found in the image"
-
-
-def _read_heart_mask(path: str | None) -> Volume | None:
-  if path is None:
-    return None
-  mask = volume.read_mask(path)
-  if not (mask.hu > 0).any():
-    raise UserError(f"{path}: the heart mask is empty")
-  return mask
-
-
-def _describe_classifier(trained: workdir.Trained) -> dict[str, Any]:
-  dataset = trained.dataset
-  model = trained.config.model
-  source = dataset.get("source")
-  return {
-    "workdir": trained.path.resolve().name,
-    "step": trained.step,
-    "model": {name: model[name] for name in ("name", "ndim", "depth")},
-    "trained_on": {
-      "source": source,
-      "is_phantom": source == "phantom",
-      "cases": dataset.get("cases"),
-      "patients": dataset.get("patients"),
-      "fingerprint": dataset["fingerprint"],
-    },
-    "grid": dataset["grid"],
-    "window_hu": list(trained.config.data.window_hu),
-    "versions": workdir.read_json(trained.path / "versions.json"),
-  }
-
-
 def predict_scan(
   trained: workdir.Trained,
   path: str | pathlib.Path,
@@ -230,17 +152,9 @@ def predict_scan(
     UserError: the scan or the mask cannot be used.
   """
   path = pathlib.Path(path)
-  spec = geometry.GridSpec.from_dict(trained.dataset["grid"])
   settled = read_calibration(trained)
-  scan = volume.read_volume(path, series=series)
-  mask = _read_heart_mask(heart_mask)
-  model_input = geometry.to_grid(scan, spec, heart_mask=mask)
-  features, concerns = find_concerns(
-    scan, model_input, trained.dataset.get("reference") or {}
-  )
-  heart_mm, heart_origin = _heart(scan, model_input, mask, spec.kind)
-  if heart_origin == NO_HEART:
-    concerns.append("no heart was found in the image")
+  prepared = scans.prepare(trained, path, series=series, heart_mask=heart_mask)
+  model_input = prepared.model_input
   logits, probs = score(trained, model_input.hu)
   slices = None
   if trained.config.model.ndim == 2:
@@ -254,15 +168,15 @@ def predict_scan(
   return report.CaseResult(
     case=case or inputs.case_name(path),
     input_name=path.resolve().name,
-    scan=scan,
+    scan=prepared.scan,
     model_input=model_input,
-    heart_mm=tuple(float(x) for x in heart_mm),
-    heart_origin=heart_origin,
+    heart_mm=prepared.heart_mm,
+    heart_origin=prepared.heart_origin,
     prediction=_prediction(logits, probs, settled),
     slices=slices,
-    concerns=tuple(concerns),
-    features=features,
-    classifier=_describe_classifier(trained),
+    concerns=prepared.concerns,
+    features=prepared.features,
+    classifier=scans.describe_model(trained),
     software=workdir.versions(),
     created=now.isoformat(timespec="seconds"),
   )
@@ -298,35 +212,20 @@ def predict_all(
   Returns:
     how many failed; each is told in one line on stderr.
   """
-  failed = 0
-  bar = tqdm(jobs, unit="scan", disable=None if len(jobs) > 1 else True)
-  for job in bar:
-    bar.set_postfix_str(job.case)
-    try:
-      report.check_free(job.folder, overwrite=overwrite)
-      result = predict_scan(
-        trained,
-        job.path,
-        case=job.case,
-        series=series,
-        heart_mask=job.heart_mask,
-      )
-      report.write_case(result, job.folder, overwrite=overwrite)
-      tqdm.write(_tell(job, result))
-    except UserError as error:
-      failed += 1
-      tqdm.write(f"error: {errors.one_line(error)}", file=sys.stderr)
-    except Exception as error:
-      # Ours to mend, but not at the price of the scans that follow.
-      if len(jobs) == 1:
-        raise
-      failed += 1
-      tqdm.write(
-        f"error: {job.path}: {type(error).__name__}:"
-        f" {errors.one_line(error)}; score it alone to see where",
-        file=sys.stderr,
-      )
-  return failed
+
+  def one(job: inputs.Job) -> str:
+    report.KIND.check_free(job.folder, overwrite=overwrite)
+    result = predict_scan(
+      trained,
+      job.path,
+      case=job.case,
+      series=series,
+      heart_mask=job.heart_mask,
+    )
+    report.write_case(result, job.folder, overwrite=overwrite)
+    return _tell(job, result)
+
+  return scans.for_each(jobs, one)
 
 
 def define_flags() -> None:
@@ -334,23 +233,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "classifier", None, "Workdir of a trained classifier.", required=True
   )
-  flags.DEFINE_multi_string(
-    "input",
-    None,
-    "A scan, or a folder of DICOM slices; repeated or with wildcards: many.",
-    required=True,
-  )
-  flags.DEFINE_string("out", None, "Folder for the results.", required=True)
-  flags.DEFINE_multi_string(
-    "case", [], "Name in the results; by default that of the input."
-  )
-  flags.DEFINE_multi_string(
-    "heart_mask", [], "Mask of the heart, one for each scan; else it is found."
-  )
-  flags.DEFINE_string(
-    "series", None, "DICOM series by UID or number; else the largest."
-  )
-  flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+  inputs.define_flags()
 
 
 def main(_: Sequence[str]) -> int:

@@ -35,18 +35,16 @@ import dataclasses
 import io
 import json
 import os
-import pathlib
-import tempfile
 from typing import Any
 
 import jinja2
 import matplotlib.figure
 
-from cadjax import planes, results
-from data_prep.errors import UserError
+from cadjax import folders, planes, results
 from data_prep.volume import Volume, write_nifti
 
 SCHEMA = "cadjax.case/1"
+KIND = folders.Kind("result.json", "cadjax.case/")
 NOTICE = (
   "Research software. Not a medical device: not for diagnosis, triage or any"
   " decision about a patient."
@@ -241,68 +239,15 @@ def write_case(
   Raises:
     UserError: the folder is in the way or cannot be written.
   """
-  folder = pathlib.Path(os.path.abspath(folder))
-  check_free(folder, overwrite=overwrite)
   document = to_json(result)
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"
-    ) as temporary:
-      made = pathlib.Path(temporary) / "case"
-      made.mkdir()
-      (made / FILES["planes"]).write_bytes(render_planes(result))
-      (made / FILES["page"]).write_text(render_page(result), "utf-8")
-      write_nifti(
-        made / FILES["preprocessed"],
-        result.model_input.hu,
-        result.model_input.grid,
-      )
-      text = json.dumps(document, indent=2, allow_nan=False)
-      (made / FILES["result"]).write_text(text + "\n", "utf-8")
-      if folder.exists():
-        # Into the temporary folder, which then goes with all it holds.
-        folder.rename(pathlib.Path(temporary) / "replaced")
-      made.rename(folder)
-  except OSError as error:
-    raise UserError(f"{folder}: cannot be written ({error})") from error
+  with KIND.writing(folder, overwrite=overwrite) as made:
+    (made / FILES["planes"]).write_bytes(render_planes(result))
+    (made / FILES["page"]).write_text(render_page(result), "utf-8")
+    write_nifti(
+      made / FILES["preprocessed"],
+      result.model_input.hu,
+      result.model_input.grid,
+    )
+    text = json.dumps(document, indent=2, allow_nan=False)
+    (made / FILES["result"]).write_text(text + "\n", "utf-8")
   return document
-
-
-def check_free(folder: str | os.PathLike, *, overwrite: bool) -> None:
-  """Raises `UserError` unless a case may be written to a folder.
-
-  An earlier result is replaced only where the folder holds its files and
-  nothing else: nobody's own files are ever deleted.
-  """
-  folder = pathlib.Path(folder)
-  if not folder.exists():
-    return
-  if not folder.is_dir():
-    raise UserError(f"{folder}: is a file; --out must be a folder")
-  there = {path.name for path in folder.iterdir()}
-  if not there:
-    return
-  own = _files_of_result(folder)
-  if not own:
-    raise UserError(
-      f"{folder}: is not empty and holds no result; choose another --out"
-    )
-  if not overwrite:
-    raise UserError(f"{folder}: holds a result; --overwrite replaces it")
-  if there - own:
-    raise UserError(
-      f"{folder}: holds {min(there - own)} beside a result; move it away or"
-      " choose another --out"
-    )
-
-
-def _files_of_result(folder: pathlib.Path) -> set[str]:
-  """Returns the names that an earlier result claims; empty if there is none."""
-  try:
-    document = json.loads((folder / FILES["result"]).read_text("utf-8"))
-    if document["schema"].startswith("cadjax.case/"):
-      return set(document["files"].values())
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
-    return set()
-  return set()

@@ -84,13 +84,13 @@ def read_rows(trained, name):
 def test_everything_is_written(trained, result):
   folder = trained / "eval" / "explain"
   assert {p.name for p in folder.iterdir()} == {
-    "explain.json",
-    "explain.txt",
+    "metrics.json",
+    "table.txt",
     "lift.png",
     *(f"{x}_cases.jsonl" for x in evaluate_explain.TABLES),
     *(f"{x}_cases.csv" for x in evaluate_explain.TABLES),
   }
-  text = (folder / "explain.json").read_text()
+  text = (folder / "metrics.json").read_text()
   stored = json.loads(text, parse_constant=pytest.fail)
   assert stored["n_cases"] == 4
   assert "not a medical device" in stored["disclaimer"]
@@ -102,7 +102,7 @@ def test_everything_is_written(trained, result):
   assert stored["other"]["kind"] == "repeatability"
   with Image.open(folder / "lift.png") as image:
     assert min(image.size) > 400
-  assert (folder / "explain.txt").read_text() == explain_table.text(result)
+  assert (folder / "table.txt").read_text() == explain_table.text(result)
 
 
 def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):

@@ -17,17 +17,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A new file in cadjax must be placed here, on purpose.
 LAYERS = {
   1: (
-    "augment calibration explain explain_checks explain_metrics flops"
-    " intervals losses metrics models models.conv_cpu models.layers"
-    " models.resnet models.unet models.winograd names optimizer parallel"
-    " segment_metrics"
+    "attribution augment calibration cam cam_windows explain_checks"
+    " explain_metrics flops intervals losses metrics models models.conv_cpu"
+    " models.layers models.resnet models.unet models.winograd names optimizer"
+    " parallel segment_metrics"
   ),
-  2: "case_rows checkpoint input_pipeline inputs log results steps workdir",
+  2: (
+    "case_rows checkpoint folders input_pipeline inputs log regions results"
+    " steps workdir"
+  ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
     " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " evaluate_explain explain_table planes plots predict report train"
+    " evaluate_explain explain explain_maps explain_table planes plots predict"
+    " report scans train"
   ),
   4: "experiment main",
 }

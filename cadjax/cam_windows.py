@@ -1,0 +1,245 @@
+"""Explanations of a segmenter on volumes that do not fit one pass.
+
+Windows overlap, and each is explained alone: its score is the part of
+sum_M logit_c that lies in it. Its maps are blended with those of the others
+by Gaussian weights that add up to 1 at every voxel, so that no window's edge
+shows. Where the receptive field does not reach a window's border, the maps
+and gradients in it are those of the whole volume, and so is the result of
+methods that look at one cell or block at a time. Grad-CAM's weights are means
+over the volume: it adds up the gradients of all windows first and takes a
+second pass for its maps.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from cadjax import cam, names
+
+METHODS = ("gradcam", "hirescam", "xrescam", "layercam")
+# Standard deviation of a window's weights as a share of its edge (nnU-Net,
+# Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+SIGMA = 1 / 8
+Corner = tuple[int, int, int]
+
+
+class WindowExplainer:
+  """Explains volumes of any size through one window, compiled once.
+
+  Args:
+    model: a 3D segmenter with the contract of `cadjax.models`.
+    size: of the window in voxels along D, H, W.
+    overlap: the least share of its edge that the next window covers.
+    methods: of `METHODS`. Grad-CAM++ is none of them: its weights need sums
+      over the whole volume before their own.
+    layers: names of its maps; all if None.
+    score: a key of `cam.SCORES`.
+    window: see `cam.combine`.
+
+  Raises:
+    names.ConfigError: an unknown name, or a window too small for the strides
+      of its layers.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    size: Sequence[int],
+    *,
+    overlap: float = 0.5,
+    methods: Sequence[str] = ("gradcam",),
+    layers: Sequence[str] | None = None,
+    score: str = "logit",
+    window: int = cam.XRES_WINDOW,
+  ):
+    names.check_known(methods, METHODS, "patch-wise explanation method")
+    strides = cam.layer_strides(model)
+    names.check_known(layers or (), strides, "layer")
+    self.strides = {name: strides[name] for name in layers or strides}
+    self._methods, self._size = tuple(methods), tuple(size)
+    # Windows begin on cells of every map, and on the blocks of XRes-CAM.
+    block = window if "xrescam" in methods else 1
+    # All maps', chosen or not: a network wants whole cells everywhere.
+    self._step = tuple(
+      math.lcm(*(s[axis] for s in strides.values())) * block
+      for axis in range(3)
+    )
+    if any(n % s for n, s in zip(self._size, self._step, strict=True)):
+      raise names.ConfigError(
+        f"the window {self._size} must be multiples of {self._step}"
+      )
+    self._overlap = overlap
+    self._local = jax.jit(self._make_local(model, score, window))
+    self._weighted = jax.jit(self._make_weighted(model))
+
+  def _make_local(self, model, score, window) -> Callable:
+    """Makes the pass that gives signed maps and weighted sums of gradients."""
+    run = cam.make_gradients(model, layers=tuple(self.strides), score=score)
+    local = [method for method in self._methods if method != "gradcam"]
+
+    def step(variables, image, target, region, share):
+      _, features, gradients = run(variables, image, target, region)
+      maps = {
+        method: {
+          layer: cam.combine(
+            method, features[layer], gradients[layer], window=window, relu=False
+          )[0]
+          for layer in features
+        }
+        for method in local
+      }
+      sums = {
+        layer: (g[0] * share[self._at_cells(layer)][..., None]).sum((0, 1, 2))
+        for layer, g in gradients.items()
+      }
+      return maps, sums
+
+    return step
+
+  def _make_weighted(self, model) -> Callable:
+    """Makes the pass that weighs the channels of every map."""
+    model = cam.in_float32(model)
+
+    def step(variables, image, weights):
+      _, features = model.apply(variables, image, train=False)
+      return {
+        layer: (features[layer] * w).sum(-1)[0] for layer, w in weights.items()
+      }
+
+    return step
+
+  def __call__(
+    self,
+    variables: Mapping[str, Any],
+    image: np.ndarray,
+    target: int,
+    region: np.ndarray,
+  ) -> dict[str, dict[str, np.ndarray]]:
+    """Explains one volume.
+
+    Args:
+      variables: of the model.
+      image: [D, H, W] in [0, 1].
+      target: the class.
+      region: [D, H, W], the weights of the voxels in the score.
+
+    Returns:
+      float32 {method: {layer: map [*ceil(space / stride)]}}, as
+      `cam.make_explain` gives for one example.
+    """
+    starts = [
+      window_starts(n, size, self._overlap, step)
+      for n, size, step in zip(image.shape, self._size, self._step, strict=True)
+    ]
+    ends = [s[-1] + n for s, n in zip(starts, self._size, strict=True)]
+    # At the far side alone: voxel 0 stays voxel 0.
+    sides = [(0, e - n) for e, n in zip(ends, image.shape, strict=True)]
+    shares = [
+      _shares(n, begin, size)
+      for n, begin, size in zip(image.shape, starts, self._size, strict=True)
+    ]
+    image = np.pad(image.astype(np.float32), sides)
+    region = np.pad(region.astype(np.float32), sides)
+    cells = {
+      layer: tuple(-(-n // s) for n, s in zip(ends, strides, strict=True))
+      for layer, strides in self.strides.items()
+    }
+    maps = {
+      method: {k: np.zeros(n, np.float32) for k, n in cells.items()}
+      for method in self._methods
+    }
+    sums: dict[str, Any] = {}
+    for corner, share in _windows(starts, shares):
+      box = _box(corner, self._size)
+      if not region[box].any():
+        continue  # Its score is zero, whatever it sees.
+      found, gradients = self._local(
+        variables, image[box][None, ..., None], target, region[box][None], share
+      )
+      for method, by_layer in found.items():
+        for layer, values in by_layer.items():
+          blended = values * share[self._at_cells(layer)]
+          maps[method][layer][self._cells(layer, corner)] += blended
+      sums = jax.tree.map(np.add, sums, gradients) if sums else gradients
+    if "gradcam" in self._methods and sums:
+      self._add_gradcam(variables, image, sums, starts, shares, maps["gradcam"])
+    inside = {
+      layer: tuple(
+        slice(-(-(n - far) // s))
+        for n, (_, far), s in zip(ends, sides, strides, strict=True)
+      )
+      for layer, strides in self.strides.items()
+    }
+    return {
+      method: {k: np.maximum(v[inside[k]], 0) for k, v in by_layer.items()}
+      for method, by_layer in maps.items()
+    }
+
+  def _add_gradcam(self, variables, image, sums, starts, shares, maps) -> None:
+    """Adds the maps of the second pass."""
+    weights = {layer: total / maps[layer].size for layer, total in sums.items()}
+    for corner, share in _windows(starts, shares):
+      box = _box(corner, self._size)
+      found = self._weighted(variables, image[box][None, ..., None], weights)
+      for layer, values in found.items():
+        blended = values * share[self._at_cells(layer)]
+        maps[layer][self._cells(layer, corner)] += blended
+
+  def _at_cells(self, layer: str) -> tuple[slice, ...]:
+    """Where the cells of a map are among the voxels of a window."""
+    return tuple(slice(None, None, s) for s in self.strides[layer])
+
+  def _cells(self, layer: str, corner: Corner) -> tuple[slice, ...]:
+    return tuple(
+      slice(c // s, (c + n) // s)
+      for c, n, s in zip(corner, self._size, self.strides[layer], strict=True)
+    )
+
+
+def window_starts(n: int, size: int, overlap: float, step: int) -> list[int]:
+  """Returns where windows begin along an axis, multiples of `step`.
+
+  They are the fewest, evenly spread, that cover n voxels and overlap by this
+  share or, where `step` forbids it, more. The last one may reach less than
+  `step` beyond the end, or if n < size, further.
+  """
+  last = -(-max(n - size, 0) // step)
+  hop = max(1, math.floor(size * (1 - overlap) / step))
+  count = -(-last // hop) + 1
+  return [round(x) * step for x in np.linspace(0, last, count)]
+
+
+def _shares(n: int, starts: Sequence[int], size: int) -> list[np.ndarray]:
+  """The weights of each window along an axis of n voxels.
+
+  They add up to 1, and are 0 where a window reaches beyond the end.
+  """
+  offset = np.arange(size) - (size - 1) / 2
+  profile = np.exp(-0.5 * (offset / (SIGMA * size)) ** 2)
+  total = np.zeros(starts[-1] + size)
+  for start in starts:
+    total[start : start + size] += profile
+  return [
+    np.where(
+      np.arange(start, start + size) < n,
+      profile / total[start : start + size],
+      0,
+    ).astype(np.float32)
+    for start in starts
+  ]
+
+
+def _windows(starts, shares) -> Iterator[tuple[Corner, np.ndarray]]:
+  """Yields the corner of each window and its weights [*size]."""
+  axes = [zip(s, w, strict=True) for s, w in zip(starts, shares, strict=True)]
+  for (d, a), (h, b), (w, c) in itertools.product(*axes):
+    yield (d, h, w), a[:, None, None] * b[:, None] * c
+
+
+def _box(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+  return tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))

@@ -1,0 +1,336 @@
+"""Explanations of one scan: from feature maps to the scanner's grid and files.
+
+explain.json, schema "cadjax.explain/1" (null where undefined or not known):
+
+  schema          "cadjax.explain/1"
+  notice          what this software is not
+  warnings        sentences that must be read with the maps; [] if none
+  case            the name of the case, from the caller or the input's name
+  created         UTC, ISO 8601
+  input           name (of the file or folder, without its path), shape
+                  [D, H, W], spacing_mm [D, H, W], notes (what the reader
+                  chose, left out or assumed)
+  target          class (its number), name, origin ("given", or how it was
+                  predicted), score ("logit" or "margin"), value (of the
+                  score: mean over the slices of a 2D classifier, sum over
+                  the region of a segmenter)
+  region          null for a classifier; else kind and voxels (how many of
+                  the model's)
+  prediction      null for a segmenter; else as in result.json of
+                  cadjax.predict
+  maps            for each map: method, layer ("input" for methods that see
+                  no layer), stride [D, H, W] (voxels of the model's grid per
+                  cell), cells [D, H, W], maximum (before it was divided by
+                  it), peak_mm (LPS x, y, z of the cell of the maximum; null
+                  for a map of zeros), file
+  grid            of the files: "scanner", "model" or "feature"
+  model           as "classifier" in result.json
+  model_input     grid (shape, spacing, origin, direction: LPS mm), heart_mm
+                  (LPS), heart_origin
+  plausibility    concerns (why the scan is unlike the training data)
+  options         of the methods
+  software        versions of this run
+  files           the names of all files
+
+A map says what raised the score. It is no segmentation and no finding. On
+the scanner's grid it is 0 where the model's box does not reach.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cadjax import cam, folders, planes, report, results
+from cadjax.scans import Scan
+from data_prep import geometry, resampling
+from data_prep.volume import Grid, Volume, write_nifti
+
+SCHEMA = "cadjax.explain/1"
+DOCUMENT = "explain.json"
+GRIDS = ("scanner", "model", "feature")
+# Around the model's box in the pictures, where the scan goes further.
+_MARGIN_MM = 10.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeatMap:
+  """What one method says of one layer.
+
+  Attributes:
+    method: its name.
+    layer: the layer's name; "input" for methods that see none.
+    cells: float32 [*cells], at least 0, neither upsampled nor normalised.
+    strides: voxels of the model's grid per cell along D, H, W; cell o lies
+      on voxel stride * o.
+  """
+
+  method: str
+  layer: str
+  cells: np.ndarray
+  strides: tuple[int, int, int]
+
+  @property
+  def name(self) -> str:
+    """Method and layer, fit for a file's name."""
+    return f"{self.method.replace('+', 'p')}_{self.layer}"
+
+  def grid(self, model_grid: Grid) -> Grid:
+    """Returns the grid of the cells: the same origin, larger steps."""
+    spacing = np.array(model_grid.spacing) * self.strides
+    return Grid(
+      self.cells.shape, spacing, model_grid.origin, model_grid.direction
+    )
+
+  def peak_mm(self, model_grid: Grid) -> tuple[float, float, float] | None:
+    """Returns LPS mm of the highest cell (the first of equals), or None."""
+    if not self.cells.max() > 0:
+      return None
+    index = np.unravel_index(np.argmax(self.cells), self.cells.shape)
+    return tuple(float(x) for x in self.grid(model_grid).to_mm(index))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+  """All that is written of one explained scan; fields as in the schema."""
+
+  case: str
+  read: Scan
+  maps: Sequence[HeatMap]
+  target: Mapping[str, Any]
+  region: Mapping[str, Any] | None
+  prediction: Mapping[str, Any] | None
+  model: Mapping[str, Any]
+  options: Mapping[str, Any]
+  software: Mapping[str, Any]
+  created: str
+
+  @property
+  def warnings(self) -> list[str]:
+    """What must be read with the maps."""
+    said = []
+    if self.read.concerns:
+      said.append(report.CONCERN_WARNING)
+    if self.model["trained_on"]["is_phantom"]:
+      said.append(report.PHANTOM_WARNING)
+    zero = [each.name for each in self.maps if not each.cells.max() > 0]
+    if zero:
+      said.append(
+        f"Nothing speaks for the target in {', '.join(zero)}: these maps are"
+        " zero everywhere."
+      )
+    return said
+
+
+def on_model_grid(heat: HeatMap, shape: Sequence[int]) -> np.ndarray:
+  """Returns a map on the model's voxels, float32 [D, H, W] in [0, 1]."""
+  maps = jnp.asarray(heat.cells)[None]
+  return np.asarray(cam.to_image(maps, shape, heat.strides)[0])
+
+
+def on_scanner_grid(
+  model_map: np.ndarray, model_grid: Grid, scan: Volume
+) -> np.ndarray:
+  """Returns a map on the scan's voxels, float32 [D, H, W] in [0, 1].
+
+  It is 0 where the model's grid does not reach.
+  """
+  values = geometry.back_to_source(model_map, model_grid, scan, "linear")
+  return np.clip(values, 0, 1)  # Rounding.
+
+
+def on_grid(
+  heat: HeatMap, read: Scan, grid: str
+) -> tuple[np.ndarray, Grid | Volume]:
+  """Returns a map, normalised, and what `write_nifti` wants of its place.
+
+  Args:
+    heat: the map.
+    read: the scan it is of.
+    grid: one of `GRIDS`.
+  """
+  model_grid = read.model_input.grid
+  if grid == "feature":
+    return _normalised(heat.cells), heat.grid(model_grid)
+  values = on_model_grid(heat, model_grid.shape)
+  if grid == "model":
+    return values, model_grid
+  return on_scanner_grid(values, model_grid, read.scan), read.scan
+
+
+def _normalised(cells: np.ndarray) -> np.ndarray:
+  return np.asarray(cam.normalise(jnp.asarray(cells)[None])[0])
+
+
+def to_json(result: Explanation, grid: str) -> dict[str, Any]:
+  """Returns the contents of explain.json: strict JSON, NaN as None."""
+  read, model_grid = result.read, result.read.model_input.grid
+  maps = [
+    {
+      "method": heat.method,
+      "layer": heat.layer,
+      "stride": heat.strides,
+      "cells": heat.cells.shape,
+      "maximum": float(heat.cells.max()),
+      "peak_mm": heat.peak_mm(model_grid),
+      "file": f"{heat.name}.nii.gz",
+    }
+    for heat in result.maps
+  ]
+  return results.strict(
+    {
+      "schema": SCHEMA,
+      "notice": report.NOTICE,
+      "warnings": result.warnings,
+      "case": result.case,
+      "created": result.created,
+      "input": {
+        "name": read.name,
+        "shape": read.scan.shape,
+        "spacing_mm": read.scan.spacing,
+        "notes": read.notes,
+      },
+      "target": result.target,
+      "region": result.region,
+      "prediction": result.prediction,
+      "maps": maps,
+      "grid": grid,
+      "model": result.model,
+      "model_input": {
+        "grid": model_grid.to_dict(),
+        "heart_mm": read.heart_mm,
+        "heart_origin": read.heart_origin,
+      },
+      "plausibility": {"concerns": read.concerns},
+      "options": result.options,
+      "software": result.software,
+      "files": [
+        DOCUMENT,
+        *(_sheet_name(method) for method in _methods(result)),
+        *(each["file"] for each in maps),
+      ],
+    }
+  )
+
+
+def _methods(result: Explanation) -> list[str]:
+  return list(dict.fromkeys(heat.method for heat in result.maps))
+
+
+def _sheet_name(method: str) -> str:
+  return f"sheet_{method.replace('+', 'p')}.png"
+
+
+def cut_panels(
+  heat: HeatMap, on_scanner: np.ndarray, read: Scan, *, through: str = "peak"
+) -> list[planes.Panel]:
+  """Cuts three planes of the scan with a map over it.
+
+  Args:
+    heat: the map.
+    on_scanner: [D, H, W], the map on the scanner's grid.
+    read: the scan it is of.
+    through: "peak", where the map is highest, or "heart".
+  """
+  box = _view(read.scan.grid, read.model_input.grid)
+  scan = Volume(read.scan.hu[box], resampling.crop(read.scan.grid, box))
+  peak = heat.peak_mm(read.model_input.grid)
+  return planes.three_planes(
+    scan,
+    read.heart_mm if through == "heart" or peak is None else peak,
+    outline=read.model_input.grid,
+    heat=on_scanner[box],
+  )
+
+
+def render_sheet(
+  result: Explanation,
+  method: str,
+  panels: Mapping[str, Sequence[planes.Panel]],
+) -> bytes:
+  """Returns a PNG with a row of three planes for each layer of a method.
+
+  Args:
+    result: the explained scan.
+    method: whose maps.
+    panels: layer -> from `cut_panels`.
+  """
+  low, high = planes.CTCA_WINDOW_HU
+  target = result.target
+  title = (
+    f"{result.case}  ·  {method} for {target['name']!r}, {target['score']}"
+    f" {target['value']:.3g}  ·  window {low:g} to {high:g} HU  ·  patient's"
+    " right on the left  ·  research only"
+  )
+  rows = {}
+  for heat in (each for each in result.maps if each.method == method):
+    cells = "×".join(map(str, heat.cells.shape))
+    zero = "" if heat.cells.max() > 0 else ", zero"
+    rows[f"{heat.layer}, {cells} cells{zero}"] = panels[heat.layer]
+  return planes.planes_png(
+    rows, title, heat_label="evidence, share of each map's maximum"
+  )
+
+
+def _view(scan: Grid, model: Grid) -> tuple[slice, slice, slice]:
+  """Returns the part of the scan around the model's box."""
+  corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1]), -1).reshape(-1, 3)
+  ends = scan.to_index(model.to_mm(corners * np.array(model.shape) - 0.5))
+  margin = _MARGIN_MM / np.array(scan.spacing)
+  low = np.clip(np.floor(ends.min(0) - margin), 0, np.array(scan.shape) - 1)
+  high = np.clip(np.ceil(ends.max(0) + margin) + 1, low + 1, scan.shape)
+  return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+
+
+def check_free(folder: str | os.PathLike, *, overwrite: bool) -> None:
+  """Raises `UserError` unless an explanation may be written to a folder."""
+  folders.check_free(
+    folder, document=DOCUMENT, schema="cadjax.explain/", overwrite=overwrite
+  )
+
+
+def write_explanation(
+  result: Explanation,
+  folder: str | os.PathLike,
+  *,
+  grid: str = "scanner",
+  through: str = "peak",
+  overwrite: bool = False,
+) -> dict[str, Any]:
+  """Writes all the files of an explanation, whole or not at all.
+
+  Args:
+    result: the explained scan.
+    folder: is made; refused if it holds anything already.
+    grid: of the NIfTI files, one of `GRIDS`.
+    through: see `cut_panels`.
+    overwrite: replace an earlier explanation there.
+
+  Returns:
+    the contents of explain.json.
+
+  Raises:
+    UserError: the folder is in the way or cannot be written.
+  """
+  check_free(folder, overwrite=overwrite)
+  document = to_json(result, grid)
+  with folders.write_whole(folder) as made:
+    for method in _methods(result):
+      panels = {}
+      for heat in (each for each in result.maps if each.method == method):
+        values, like = on_grid(heat, result.read, grid)
+        write_nifti(made / f"{heat.name}.nii.gz", values, like)
+        if grid != "scanner":
+          values, _ = on_grid(heat, result.read, "scanner")
+        panels[heat.layer] = cut_panels(
+          heat, values, result.read, through=through
+        )
+      png = render_sheet(result, method, panels)
+      (made / _sheet_name(method)).write_bytes(png)
+    text = json.dumps(document, indent=2, allow_nan=False)
+    (made / DOCUMENT).write_text(text + "\n", "utf-8")
+  return document

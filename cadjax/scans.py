@@ -1,0 +1,193 @@
+"""From a user's scan to the input of a model, and many scans in turn."""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from cadjax import inputs, workdir
+from data_prep import errors, geometry, plausibility, volume
+from data_prep.errors import UserError
+from data_prep.volume import Volume
+
+NO_HEART = "no heart was found: the middle of the scan"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+  """A scan and what a model sees of it.
+
+  Attributes:
+    scan: on the scanner's grid.
+    model_input: int16 HU on the model's grid.
+    heart_mm: LPS mm (x, y, z) where the pictures' planes cross.
+    heart_origin: how that point was found.
+    features: of the model's input, the numbers behind the concerns.
+    concerns: why the scan is unlike the training data, in sentences.
+  """
+
+  scan: Volume
+  model_input: Volume
+  heart_mm: tuple[float, float, float]
+  heart_origin: str
+  features: dict[str, float]
+  concerns: tuple[str, ...]
+
+
+def prepare(
+  trained: workdir.Trained,
+  path: str | pathlib.Path,
+  *,
+  series: str | None = None,
+  heart_mask: str | None = None,
+) -> Prepared:
+  """Reads a scan and lays it on the grid of a model.
+
+  Args:
+    trained: from `workdir.load_trained`.
+    path: a file or a folder of DICOM slices.
+    series: which DICOM series, by UID or number.
+    heart_mask: a mask file; labels above 0 are the heart.
+
+  Raises:
+    UserError: the scan or the mask cannot be used.
+  """
+  spec = geometry.GridSpec.from_dict(trained.dataset["grid"])
+  scan = volume.read_volume(path, series=series)
+  mask = _read_heart_mask(heart_mask)
+  model_input = geometry.to_grid(scan, spec, heart_mask=mask)
+  features, concerns = find_concerns(
+    scan, model_input, trained.dataset.get("reference") or {}
+  )
+  heart_mm, heart_origin = _heart(scan, model_input, mask, spec.kind)
+  if heart_origin == NO_HEART:
+    concerns.append("no heart was found in the image")
+  return Prepared(
+    scan=scan,
+    model_input=model_input,
+    heart_mm=tuple(float(x) for x in heart_mm),
+    heart_origin=heart_origin,
+    features=features,
+    concerns=tuple(concerns),
+  )
+
+
+def find_concerns(
+  scan: Volume, model_input: Volume, reference: dict[str, Any]
+) -> tuple[dict[str, float], list[str]]:
+  """Compares a scan with CT angiograms at large and with the training data.
+
+  Args:
+    scan: on its own grid, where all the anatomy is.
+    model_input: on the model's grid, as the training cases were.
+    reference: {feature: [low, high]} of the training cases.
+
+  Returns:
+    the features of the model's input, and sentences, none if all is usual.
+  """
+  features = plausibility.describe(model_input)
+  said = plausibility.concerns(plausibility.describe(scan), None)
+  said += plausibility.concerns(features, reference)
+  return features, list(dict.fromkeys(said))
+
+
+def _heart(
+  scan: Volume, model_input: Volume, mask: Volume | None, kind: str
+) -> tuple[np.ndarray, str]:
+  """Returns LPS mm where the pictures' planes cross, and how it was found."""
+  if mask is not None:
+    index = np.argwhere(mask.hu > 0).mean(0)
+    return mask.grid.to_mm(index), "from the heart mask"
+  if kind == "heart":
+    return model_input.grid.center_mm, "the middle of the model's box"
+  try:
+    center_mm, _ = geometry.find_heart(scan)
+  except UserError:
+    return scan.grid.center_mm, NO_HEART
+  return center_mm, "found in the image"
+
+
+def _read_heart_mask(path: str | None) -> Volume | None:
+  if path is None:
+    return None
+  mask = volume.read_mask(path)
+  if not (mask.hu > 0).any():
+    raise UserError(f"{path}: the heart mask is empty")
+  return mask
+
+
+def describe_model(trained: workdir.Trained) -> dict[str, Any]:
+  """Returns what a result says of the model that made it."""
+  dataset = trained.dataset
+  model = trained.config.model
+  source = dataset.get("source")
+  fields = ("name", "ndim", "depth", "features")
+  return {
+    "workdir": trained.path.resolve().name,
+    "step": trained.step,
+    "model": {name: model[name] for name in fields if name in model},
+    "trained_on": {
+      "source": source,
+      "is_phantom": source == "phantom",
+      "cases": dataset.get("cases"),
+      "patients": dataset.get("patients"),
+      "fingerprint": dataset["fingerprint"],
+    },
+    "grid": dataset["grid"],
+    "window_hu": list(trained.config.data.window_hu),
+    "versions": workdir.read_json(trained.path / "versions.json"),
+  }
+
+
+@contextlib.contextmanager
+def memory_told(doing: str, shape: Sequence[int]) -> Iterator[None]:
+  """Makes a `UserError` of running out of memory on a volume [D, H, W]."""
+  try:
+    yield
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+      raise UserError(
+        f"out of memory while {doing} {'x'.join(map(str, shape))} voxels; free"
+        " some, or set JAX_PLATFORMS=cpu on a machine with more"
+      ) from error
+    raise
+
+
+def for_each(
+  jobs: Sequence[inputs.Job], do: Callable[[inputs.Job], str]
+) -> int:
+  """Handles scans one after the other, whatever becomes of the others.
+
+  Args:
+    jobs: the scans.
+    do: handles one; what it returns is printed.
+
+  Returns:
+    how many failed; each is told in one line on stderr.
+  """
+  failed = 0
+  bar = tqdm(jobs, unit="scan", disable=None if len(jobs) > 1 else True)
+  for job in bar:
+    bar.set_postfix_str(job.case)
+    try:
+      tqdm.write(do(job))
+    except UserError as error:
+      failed += 1
+      tqdm.write(f"error: {errors.one_line(error)}", file=sys.stderr)
+    except Exception as error:
+      # Ours to mend, but not at the price of the scans that follow.
+      if len(jobs) == 1:
+        raise
+      failed += 1
+      tqdm.write(
+        f"error: {job.path}: {type(error).__name__}:"
+        f" {errors.one_line(error)}; give it alone to see where",
+        file=sys.stderr,
+      )
+  return failed
