@@ -423,7 +423,7 @@ def _randomised(
   for upto in order:
     other = explainer.cells(
       image,
-      explain_checks.randomise(explainer.trained.variables, fresh, order, upto),
+      explain_checks.randomise(explainer.variables, fresh, order, upto),
     )
     rows += [
       {"layer": layer, "method": method, "upto": upto}
