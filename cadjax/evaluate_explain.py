@@ -252,8 +252,10 @@ def measure(
   result["best"] = best(result["location"])
   result["unrelated"] = unrelated
   if other:
-    kind = _kind(trained, other)
-    result["other"] = {"workdir": str(other.path), "kind": kind}
+    result["other"] = {
+      "workdir": str(other.path),
+      "kind": kind_of_agreement(trained, other),
+    }
   result["notes"] = _notes(cases, rows)
   case_rows.write_text(folder / "table.txt", explain_table.text(result))
   figure = explain_table.heat_table(
@@ -287,6 +289,12 @@ def best(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
       keys = ("layer", "method", "lift_0mm")
       found[name] = {key: row[key] for key in keys}
   return found
+
+
+def kind_of_agreement(trained: workdir.Trained, other: workdir.Trained) -> str:
+  """Returns "repeatability" for one architecture, else "reproducibility"."""
+  a, b = (models.get_model(each.config.model) for each in (trained, other))
+  return "repeatability" if a == b else "reproducibility"
 
 
 def _measure_cases(
@@ -461,11 +469,6 @@ def _agree(
       | {f"{name}_unrelated": value for name, value in chance.items()}
     )
   return rows
-
-
-def _kind(trained: workdir.Trained, other: workdir.Trained) -> str:
-  same = trained.config.model.to_dict() == other.config.model.to_dict()
-  return "repeatability" if same else "reproducibility"
 
 
 def _notes(

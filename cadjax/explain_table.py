@@ -107,7 +107,9 @@ def _location(table: Table) -> str:
     f"{'null':<7}{'p':<9}{'lift 5 mm':<22}{'pointing':<24}{'chance':<8}"
     f"{'AUPRC':<22}{'chance':<9}{'sparse':<7}{'patients'}"
   ]
-  for row in table:
+  # By structure, otherwise as they came.
+  structures = list(dict.fromkeys(row["structure"] for row in table))
+  for row in sorted(table, key=lambda row: structures.index(row["structure"])):
     lift, pointing = row["lift_0mm"], row["pointing"]
     lines.append(
       f"{row['structure']:<12}{row['layer']:<14}{row['method']:<12}"
@@ -143,7 +145,7 @@ def _faithfulness(table: Table) -> str:
 
 
 def _randomisation(table: Table, unrelated: Table) -> str:
-  """Spearman with the trained map, by layer re-initialised, and baseline."""
+  """Spearman with the trained map, by last layer re-initialised."""
   steps = list(dict.fromkeys(row["upto"] for row in table))
   found = {
     (row["layer"], row["method"], row["upto"]): row["spearman"] for row in table
@@ -154,24 +156,17 @@ def _randomisation(table: Table, unrelated: Table) -> str:
     + "other patients"
   ]
   for row in unrelated:
-    cells = [
-      _number(found[row["layer"], row["method"], step]["value"])
-      for step in steps
-      if (row["layer"], row["method"], step) in found
-    ]
+    name = row["layer"], row["method"]
+    cells = [f"{_number(found[*name, step]):<12}" for step in steps]
     lines.append(
-      f"{row['layer']:<14}{row['method']:<12}"
-      + "".join(f"{cell:<12}" for cell in cells)
-      + _number(row["spearman"])
+      f"{name[0]:<14}{name[1]:<12}{''.join(cells)}{_number(row['spearman'])}"
     )
-  return "\n".join(
-    [
-      *lines,
-      "Spearman with the trained map after re-initialising from the head down"
-      " to each layer; a map that stays above the last column does not depend"
-      " on what was learned there",
-    ]
+  lines.append(
+    "Spearman with the trained map, after re-initialising from the head down"
+    " to a layer; a map that stays above the last column does not depend on"
+    " what was learned there"
   )
+  return "\n".join(lines)
 
 
 def _agreement(table: Table, other: Mapping[str, str]) -> str:

@@ -273,6 +273,10 @@ def test_a_2d_model_is_explained_on_volumes(root, tiny_config, dataset):
   heat = explainer.heat(cells, "stage1", image.shape)
   assert heat.shape == image.shape
   np.testing.assert_allclose(heat[:, ::4, ::4], cells / cells.max(), rtol=1e-5)
+  deep = types.SimpleNamespace(config=tiny_config)
+  kind = evaluate_explain.kind_of_agreement(explainer.trained, deep)
+  assert kind == "reproducibility"
+
   slices = np.random.default_rng(0).normal(size=(3, 16, 2))
   explainer.trained = types.SimpleNamespace(logits=lambda x: slices)
   np.testing.assert_allclose(
