@@ -1,10 +1,12 @@
 """Evaluates a trained classifier or segmenter by patient, with intervals.
 
   python -m cadjax.evaluate --workdir=W [--split=test] [--against=W2]
+    [--explain]
 
 Writes W/eval: the per-case rows first, then metrics.json and the figures. The
 temperature and the threshold of a classifier come from validation patients
-alone. What is measured of a segmenter: see `evaluate_segments`.
+alone. What is measured of a segmenter: see `evaluate_segments`. With
+--explain the explanation maps are measured too, see `evaluate_explain`.
 """
 
 import pathlib
@@ -19,8 +21,10 @@ from cadjax import (
   calibration,
   case_rows,
   checkpoint,
+  evaluate_explain,
   evaluate_segments,
   evaluation,
+  explain_table,
   input_pipeline,
   plots,
   results,
@@ -141,6 +145,68 @@ def evaluate(
   result = results.strict(result)
   checkpoint.write_json(folder / "metrics.json", result)
   return result
+
+
+def evaluate_maps(
+  path: str | pathlib.Path,
+  *,
+  split: str = "test",
+  data: str | None = None,
+  against: str | None = None,
+  cases: int | None = None,
+  bootstrap: int = 2000,
+  batch_size: int | None = None,
+  **options: Any,
+) -> dict[str, Any]:
+  """Measures the explanation maps of a workdir's best checkpoint.
+
+  Written to explain/ in the folder where `evaluate` writes.
+
+  Args:
+    path: the workdir of a classifier.
+    split: as in `evaluate`.
+    data: as in `evaluate`.
+    against: another workdir of the same data, whose maps are compared.
+    cases: measure this many, evenly spread over the split; all if left out.
+    bootstrap: number of draws, at least 100.
+    batch_size: `config.data.eval_batch_size` if left out.
+    **options: sanity, region, rolls and seed of `evaluate_explain.measure`.
+
+  Returns:
+    the contents of metrics.json, but with NaN where undefined.
+
+  Raises:
+    UserError: for settings, a workdir or data that cannot be used.
+  """
+  evaluation.check_settings(split, bootstrap, batch_size)
+  if cases is not None and cases < 1:
+    raise UserError(f"--explain_cases={cases} must be at least 1")
+  trained = workdir.load_trained(path, "classify")
+  dataset, external = evaluation.open_data(trained, data)
+  names = evaluation.splits_of(split, dataset)
+  rows = [row for name in names for row in dataset.rows[name]]
+  other = workdir.load_trained(against) if against else None
+  if other and other.dataset["grid"] != trained.dataset["grid"]:
+    raise UserError(
+      f"{against} has another grid than {path}: their maps cannot be compared"
+    )
+  about = evaluation.describe(trained, dataset, split, external)
+  del about["cases"]
+  return evaluate_explain.measure(
+    trained,
+    dataset,
+    evaluate_explain.spread(rows, cases),
+    evaluation.folder_of(trained.path, split, dataset.fingerprint, external)
+    / "explain",
+    about=about,
+    other=other,
+    bootstrap=bootstrap,
+    batch_size=batch_size
+    or trained.config.data.get(
+      "eval_batch_size", trained.config.data.batch_size
+    ),
+    **options,
+  )
 
 
 def score_rows(
@@ -277,6 +343,16 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "batch_size", None, "Volumes, or a segmenter's windows, at a time."
   )
+  flags.DEFINE_bool("explain", False, "Measure the explanation maps too.")
+  flags.DEFINE_integer("explain_cases", None, "On so many cases; all if unset.")
+  flags.DEFINE_integer(
+    "explain_sanity",
+    4,
+    "Weight randomisation, insertion and deletion on so many cases.",
+  )
+  flags.DEFINE_string(
+    "explain_region", "volume", "volume, or body to leave out air and lung."
+  )
 
 
 def main(_: Sequence[str]) -> None:
@@ -298,6 +374,20 @@ def main(_: Sequence[str]) -> None:
   )
   segmenter = result["task"] == "segment"
   print((evaluate_segments if segmenter else results).table(result))
+  if args.explain:
+    maps = evaluate_maps(
+      args.workdir,
+      split=args.split,
+      data=args.data,
+      against=args.against,
+      cases=args.explain_cases,
+      bootstrap=args.bootstrap,
+      batch_size=args.batch_size,
+      sanity=args.explain_sanity,
+      region=args.explain_region,
+    )
+    print(f"\nexplanations of CAD, {maps['n_patients']} patients")
+    print(explain_table.text(maps))
   print(result["disclaimer"])
 
 

@@ -84,10 +84,11 @@ def energy_in(
     least 0, 1 for a uniform map and 1 / share for a map within the mask.
   """
   heat, inside = _in_region(_checked(heat), inside, region)
-  total, share = heat.sum(), float(inside.mean()) if inside.size else 0.0
+  total = heat.sum(dtype=np.float64)
+  share = float(inside.mean()) if inside.size else 0.0
   if not total > 0 or not 0 < share < 1:
     return {"energy": math.nan, "share": share, "lift": math.nan}
-  energy = float(heat[inside].sum() / total)
+  energy = float(heat[inside].sum(dtype=np.float64) / total)
   return {"energy": energy, "share": share, "lift": energy / share}
 
 
@@ -145,7 +146,7 @@ def gini(heat: np.ndarray, region: np.ndarray | None = None) -> float:
   Chalasani et al., ICML 2020.
   """
   heat, _ = _in_region(_checked(heat), np.zeros(heat.shape, bool), region)
-  total, n = heat.sum(), heat.size
+  total, n = heat.sum(dtype=np.float64), heat.size
   if not total > 0:
     return math.nan
   weight = 2 * np.arange(1, n + 1) - n - 1
@@ -154,23 +155,23 @@ def gini(heat: np.ndarray, region: np.ndarray | None = None) -> float:
 
 def rolled_null(
   heat: np.ndarray,
-  distance: np.ndarray,
+  distances: Mapping[str, np.ndarray],
   *,
   region: np.ndarray | None = None,
   radii_mm: Sequence[float] = RADII_MM,
   peak_mm: float = PEAK_MM,
   rolls: int = ROLLS,
   seed: int = 0,
-) -> dict[str, np.ndarray]:
-  """Measures a map against its structure rolled away, many times.
+) -> dict[str, dict[str, np.ndarray]]:
+  """Measures a map against structures rolled away, many times.
 
-  Each roll shifts the structure by a random number of voxels along D, H and
+  Each roll shifts the structures by a random number of voxels along D, H and
   W; what leaves the volume comes in at the other side. The region and the map
   stay. Over all shifts without a region the mean lift is exactly 1.
 
   Args:
     heat: map [D, H, W].
-    distance: of the structure, see `distance_mm`.
+    distances: of the structures, see `distance_mm`.
     region: bool [D, H, W]; all voxels if left out.
     radii_mm: of the dilations whose lift is measured.
     peak_mm: distance up to which the peak is a hit.
@@ -178,40 +179,63 @@ def rolled_null(
     seed: of the shifts: equal ones for maps of one shape.
 
   Returns:
-    "lift" [rolls, radii] and "pointing" [rolls], NaN where a roll leaves
-    nothing of the structure in the region.
+    for each structure "lift" [rolls, radii] and "pointing" [rolls], NaN where
+    it is undefined, as where a roll leaves no structure in the region.
   """
   heat = _checked(heat)
   shape = heat.shape
-  kept = np.ones(shape, bool) if region is None else np.asarray(region, bool)
-  heat = np.where(kept, heat, 0)
-  # Rings between one radius and the next, so that a voxel is looked up once.
+  if region is not None:
+    heat = np.where(region, heat, 0)
+  total = heat.sum(dtype=np.float64)
+  size = heat.size if region is None else int(region.sum())
   order = np.argsort(radii_mm)
-  ring = np.searchsorted(np.asarray(radii_mm)[order], distance)
-  (voxels,) = np.nonzero(ring.ravel() < len(order))
-  ring = ring.ravel()[voxels]
-  (near,) = np.nonzero((distance <= peak_mm).ravel())
-  peaks = np.argwhere((heat == heat.max()) & kept)
-  is_near = distance <= peak_mm
-
-  rng = np.random.default_rng(seed)
-  lift = np.full((rolls, len(order)), np.nan)
-  hit = np.full(rolls, np.nan)
-  total, size = heat.sum(), kept.sum()
+  lookups = {
+    name: _lookup(distance, np.asarray(radii_mm)[order], peak_mm)
+    for name, distance in distances.items()
+  }
+  null = {
+    name: {
+      "lift": np.full((rolls, len(order)), np.nan),
+      "pointing": np.full(rolls, np.nan),
+    }
+    for name in distances
+  }
   if not total > 0:
-    return {"lift": lift, "pointing": hit}
+    return null
+  # Above 0, so within the region.
+  peaks = np.argwhere(heat == heat.max())
+  rng = np.random.default_rng(seed)
+  here = None
   for i in range(rolls):
     shift = rng.integers(shape)
-    # To roll the map back is to roll the structure forth.
+    # To roll the map back is to roll the structures forth.
     back = np.roll(heat, -shift, (0, 1, 2)).ravel()
-    here = np.roll(kept, -shift, (0, 1, 2)).ravel()
-    energy = np.bincount(ring, back[voxels], len(order)).cumsum() / total
-    share = np.bincount(ring, here[voxels], len(order)).cumsum() / size
-    defined = (share > 0) & (share < 1)
-    lift[i, order[defined]] = energy[defined] / share[defined]
-    if 0 < here[near].sum() < size:
-      hit[i] = is_near[tuple(((peaks - shift) % shape).T)].mean()
-  return {"lift": lift, "pointing": hit}
+    if region is not None:
+      here = np.roll(region, -shift, (0, 1, 2)).ravel()
+    for name, (voxels, ring, near) in lookups.items():
+      weight = None if here is None else here[voxels]
+      share = np.bincount(ring, weight, len(order)).cumsum() / size
+      energy = np.bincount(ring, back[voxels], len(order)).cumsum() / total
+      defined = (share > 0) & (share < 1)
+      lift = energy[defined] / share[defined]
+      null[name]["lift"][i, order[defined]] = lift
+      if 0 < (near.sum() if here is None else here[near.ravel()].sum()) < size:
+        hit = near[tuple(((peaks - shift) % shape).T)].mean()
+        null[name]["pointing"][i] = hit
+  return null
+
+
+def _lookup(
+  distance: np.ndarray, radii_mm: np.ndarray, peak_mm: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the voxels within the largest radius, their rings, and `near`.
+
+  A ring lies between one radius and the next, so that all dilations together
+  look up each voxel once.
+  """
+  ring = np.searchsorted(radii_mm, distance).ravel()
+  (voxels,) = np.nonzero(ring < len(radii_mm))
+  return voxels, ring[voxels], distance <= peak_mm
 
 
 def p_value(observed: float, null: np.ndarray) -> float:
@@ -230,19 +254,19 @@ def p_value(observed: float, null: np.ndarray) -> float:
 
 def location_metrics(
   heat: np.ndarray,
-  distance: np.ndarray,
+  distances: Mapping[str, np.ndarray],
   *,
   region: np.ndarray | None = None,
   radii_mm: Sequence[float] = RADII_MM,
   peak_mm: float = PEAK_MM,
   rolls: int = ROLLS,
   seed: int = 0,
-) -> dict[str, float]:
-  """Returns every measure of one map against one structure.
+) -> dict[str, dict[str, float]]:
+  """Returns every measure of one map against each structure.
 
   Args:
     heat: map [D, H, W].
-    distance: of the structure, see `distance_mm`.
+    distances: of the structures, see `distance_mm`.
     region: bool [D, H, W]; all voxels if left out.
     radii_mm: of the dilations.
     peak_mm: distance up to which the peak is a hit.
@@ -250,35 +274,49 @@ def location_metrics(
     seed: of the rolls.
 
   Returns:
-    for each radius, as in "lift_2mm": energy_, share_, lift_, lift_null_ (the
-    mean over the rolls) and lift_p_; then pointing, pointing_chance,
-    pointing_null, pointing_p, auprc, auprc_chance (of the structure itself)
-    and gini.
+    for each structure, and there for each radius, as in "lift_2mm": energy_,
+    share_, lift_, lift_null_ (the mean over the rolls) and lift_p_; then
+    pointing, pointing_chance, pointing_null, pointing_p, auprc, auprc_chance
+    (of the structure itself) and gini.
 
   Raises:
     ValueError: the map is not 3D, has a negative or infinite value or NaN, or
       differs in shape.
   """
-  options = {"region": region, "radii_mm": radii_mm, "peak_mm": peak_mm}
-  null = rolled_null(heat, distance, rolls=rolls, seed=seed, **options)
-  row = {}
-  for i, radius in enumerate(radii_mm):
-    found = energy_in(heat, distance <= radius, region)
-    drawn = null["lift"][:, i] if found["lift"] >= 0 else np.zeros(0)
-    found["lift_null"] = _mean(drawn)
-    found["lift_p"] = p_value(found["lift"], drawn)
-    row |= {f"{name}_{radius:g}mm": value for name, value in found.items()}
-  found = pointing(heat, distance <= peak_mm, region)
-  drawn = null["pointing"] if found["pointing"] >= 0 else np.zeros(0)
-  row |= {
-    "pointing": found["pointing"],
-    "pointing_chance": found["chance"],
-    "pointing_null": _mean(drawn),
-    "pointing_p": p_value(found["pointing"], drawn),
+  null = rolled_null(
+    heat,
+    distances,
+    region=region,
+    radii_mm=radii_mm,
+    peak_mm=peak_mm,
+    rolls=rolls,
+    seed=seed,
+  )
+  sparseness = gini(heat, region)
+  rows = {}
+  for name, distance in distances.items():
+    row = rows[name] = {}
+    for i, radius in enumerate(radii_mm):
+      found = energy_in(heat, distance <= radius, region)
+      found |= _against(found["lift"], null[name]["lift"][:, i], "lift")
+      row |= {f"{key}_{radius:g}mm": value for key, value in found.items()}
+    found = pointing(heat, distance <= peak_mm, region)
+    row |= {"pointing": found["pointing"], "pointing_chance": found["chance"]}
+    row |= _against(found["pointing"], null[name]["pointing"], "pointing")
+    found = auprc(heat, distance <= 0, region)
+    row |= {"auprc": found["auprc"], "auprc_chance": found["chance"]}
+    row["gini"] = sparseness
+  return rows
+
+
+def _against(value: float, null: np.ndarray, name: str) -> dict[str, float]:
+  """Returns the mean of the null and the p-value; NaN for an undefined one."""
+  drawn = null[np.isfinite(null)]
+  known = drawn.size and not math.isnan(value)
+  return {
+    f"{name}_null": float(drawn.mean()) if known else math.nan,
+    f"{name}_p": p_value(value, drawn),
   }
-  found = auprc(heat, distance <= 0, region)
-  row |= {"auprc": found["auprc"], "auprc_chance": found["chance"]}
-  return row | {"gini": gini(heat, region)}
 
 
 def summarise(
@@ -339,10 +377,10 @@ def _combined_p(values: np.ndarray, patients: np.ndarray) -> float:
 
 
 def _checked(heat: np.ndarray) -> np.ndarray:
-  heat = np.asarray(heat, np.float64)
+  heat = np.asarray(heat)
   if heat.ndim != 3 or not (np.isfinite(heat) & (heat >= 0)).all():
     raise ValueError(
-      f"a map must be [D, H, W], finite and at least 0; this one is"
+      "a map must be [D, H, W], finite and at least 0; this one is"
       f" {heat.shape} from {heat.min():g} to {heat.max():g}"
     )
   return heat
@@ -360,8 +398,3 @@ def _in_region(
   if region.shape != heat.shape:
     raise ValueError(f"map {heat.shape} and region {region.shape} do not match")
   return heat[region], mask[region]
-
-
-def _mean(values: np.ndarray) -> float:
-  values = values[np.isfinite(values)]
-  return float(values.mean()) if values.size else math.nan

@@ -1,0 +1,203 @@
+"""The tables of `evaluate_explain` as text and as one picture."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cadjax import plots
+
+Table = Sequence[Mapping[str, Any]]
+
+
+def text(result: Mapping[str, Any]) -> str:
+  """Returns all tables as text, of what `evaluate_explain.measure` returns."""
+  parts = [_location(result["location"]), _best(result["best"])]
+  if result["faithfulness"]:
+    parts.append(_faithfulness(result["faithfulness"]))
+  if result["randomisation"]:
+    parts.append(_randomisation(result["randomisation"], result["unrelated"]))
+  if result["agreement"]:
+    parts.append(_agreement(result["agreement"], result["other"]))
+  parts.append("\n".join(f"note: {note}" for note in result["notes"]))
+  return "\n\n".join(part for part in parts if part)
+
+
+def heat_table(
+  location: Table,
+  *,
+  value: str = "lift_0mm",
+  title: str = "",
+  footer: str = "",
+) -> Figure:
+  """Draws mean lifts: layers down, methods across, one panel a structure.
+
+  Args:
+    location: of `explain_metrics.summarise`.
+    value: a lift; 1 is white, red is above and blue below.
+    title: of the figure.
+    footer: small print.
+  """
+  layers = list(dict.fromkeys(row["layer"] for row in location))
+  methods = list(dict.fromkeys(row["method"] for row in location))
+  structures = list(dict.fromkeys(row["structure"] for row in location))
+  found = {
+    (row["structure"], row["layer"], row["method"]): row[value]
+    for row in location
+  }
+  values = [x["value"] for x in found.values() if x["value"] > 0]
+  # The same step for twice as much and for half as much.
+  largest = max([1.0, *np.abs(np.log2(values))]) if values else 1.0
+  figure = Figure(
+    figsize=(
+      1.2 + 1.25 * len(methods) * len(structures),
+      1.6 + 0.62 * len(layers),
+    ),
+    dpi=150,
+    layout="constrained",
+  )
+  panels = figure.subplots(1, len(structures), squeeze=False)[0]
+  for axes, structure in zip(panels, structures, strict=True):
+    cells = [
+      [found.get((structure, layer, method)) for method in methods]
+      for layer in layers
+    ]
+    image = _panel(axes, cells, largest)
+    axes.set_xticks(range(len(methods)), methods, fontsize=7, rotation=20)
+    axes.set_yticks(range(len(layers)), layers, fontsize=8)
+    axes.set_title(structure, fontsize=10)
+  bar = figure.colorbar(image, ax=list(panels), shrink=0.8, pad=0.01)
+  ends = np.arange(-math.floor(largest), math.floor(largest) + 1)
+  bar.set_ticks(ends, labels=[f"{2.0**k:g}" for k in ends], fontsize=7)
+  bar.set_label("lift", fontsize=8)
+  figure.suptitle(title, fontsize=10)
+  figure.supxlabel(footer, fontsize=7, color=plots.GREY)
+  return figure
+
+
+def _panel(axes: Axes, cells: Sequence[Sequence[Any]], largest: float) -> Any:
+  means = np.array(
+    [[math.nan if x is None else x["value"] for x in row] for row in cells]
+  )
+  with np.errstate(divide="ignore"):
+    shown = np.log2(means).clip(-largest, largest)
+  image = axes.imshow(
+    shown, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto"
+  )
+  for (i, j), mean in np.ndenumerate(means):
+    if math.isnan(mean):
+      label, color = "undefined", plots.GREY
+    else:
+      label = f"{mean:.2f}"
+      if not math.isnan(cells[i][j]["low"]):
+        label += f"\n[{cells[i][j]['low']:.2f}, {cells[i][j]['high']:.2f}]"
+      color = "white" if abs(shown[i, j]) > 0.6 * largest else "black"
+    axes.text(j, i, label, ha="center", va="center", fontsize=7, color=color)
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+  return image
+
+
+def _location(table: Table) -> str:
+  lines = [
+    f"{'structure':<12}{'layer':<14}{'method':<12}{'lift 0 mm':<22}"
+    f"{'null':<7}{'p':<9}{'lift 5 mm':<22}{'pointing':<24}{'chance':<8}"
+    f"{'AUPRC':<22}{'chance':<9}{'sparse':<7}{'patients'}"
+  ]
+  # By structure, otherwise as they came.
+  structures = list(dict.fromkeys(row["structure"] for row in table))
+  for row in sorted(table, key=lambda row: structures.index(row["structure"])):
+    lift, pointing = row["lift_0mm"], row["pointing"]
+    lines.append(
+      f"{row['structure']:<12}{row['layer']:<14}{row['method']:<12}"
+      f"{_cell(lift):<22}{_number(row['lift_null_0mm']):<7}"
+      f"{_p(row['lift_p_0mm']):<9}{_cell(row['lift_5mm']):<22}"
+      f"{_cell(pointing):<24}{_number(row['pointing_chance'], 3):<8}"
+      f"{_cell(row['auprc'], 3):<22}{_number(row['auprc_chance'], 4):<9}"
+      f"{_number(row['gini']):<7}{lift['n']}/{lift['n_patients']}"
+    )
+  return "\n".join(lines)
+
+
+def _best(best: Mapping[str, Mapping[str, Any]]) -> str:
+  return "\n".join(
+    f"largest mean lift on {structure}: {row['layer']}, {row['method']}"
+    f" ({_cell(row['lift_0mm'])})"
+    for structure, row in best.items()
+  )
+
+
+def _faithfulness(table: Table) -> str:
+  lines = [
+    f"{'layer':<14}{'method':<12}{'insertion - random':<26}"
+    f"{'random - deletion':<26}patients"
+  ]
+  lines += [
+    f"{row['layer']:<14}{row['method']:<12}"
+    f"{_cell(row['insertion_gain'], 3):<26}"
+    f"{_cell(row['deletion_gain'], 3):<26}{row['deletion_gain']['n']}"
+    for row in table
+  ]
+  return "\n".join([*lines, "areas of the log odds of CAD, above 0 is better"])
+
+
+def _randomisation(table: Table, unrelated: Table) -> str:
+  """Spearman with the trained map, by last layer re-initialised."""
+  steps = list(dict.fromkeys(row["upto"] for row in table))
+  found = {
+    (row["layer"], row["method"], row["upto"]): row["spearman"] for row in table
+  }
+  lines = [
+    f"{'layer':<14}{'method':<12}"
+    + "".join(f"{step:<12}" for step in steps)
+    + "other patients"
+  ]
+  for row in unrelated:
+    name = row["layer"], row["method"]
+    cells = [f"{_number(found[*name, step]):<12}" for step in steps]
+    lines.append(
+      f"{name[0]:<14}{name[1]:<12}{''.join(cells)}{_number(row['spearman'])}"
+    )
+  lines.append(
+    "Spearman with the trained map, after re-initialising from the head down"
+    " to a layer; a map that stays above the last column does not depend on"
+    " what was learned there"
+  )
+  return "\n".join(lines)
+
+
+def _agreement(table: Table, other: Mapping[str, str]) -> str:
+  lines = [
+    f"{other['kind']}: the maps of {other['workdir']} on the same cases",
+    f"{'layer':<14}{'method':<12}{'Spearman':<24}{'other patient':<24}"
+    f"{'SSIM':<24}other patient",
+  ]
+  lines += [
+    f"{row['layer']:<14}{row['method']:<12}"
+    f"{_cell(row['spearman']):<24}{_cell(row['spearman_unrelated']):<24}"
+    f"{_cell(row['ssim']):<24}{_cell(row['ssim_unrelated'])}"
+    for row in table
+  ]
+  return "\n".join(lines)
+
+
+def _number(value: float | Mapping[str, Any], digits: int = 2) -> str:
+  if isinstance(value, Mapping):
+    value = value["value"]
+  return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _p(value: float) -> str:
+  return "-" if math.isnan(value) else f"{value:.2g}"
+
+
+def _cell(entry: Mapping[str, Any], digits: int = 2) -> str:
+  text = _number(entry, digits)
+  if not math.isnan(entry["low"]):
+    text += f" [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+  if entry["k"] is not None:
+    text += f" ({entry['k']}/{entry['n']})"
+  return text

@@ -1,0 +1,344 @@
+import functools
+import json
+import math
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cadjax import (
+  cam,
+  checkpoint,
+  evaluate,
+  evaluate_explain,
+  explain_checks,
+  explain_metrics,
+  explain_table,
+  input_pipeline,
+  models,
+  workdir,
+)
+from data_prep.cases import CLASS_NAMES
+from data_prep.errors import UserError
+
+SANITY = 2
+
+
+def make_workdir(path, config, dataset, seed, **model):
+  """A workdir of random parameters: here nothing is trained."""
+  config = config.copy_and_resolve_references()
+  with config.model.unlocked():
+    config.model.update(model)
+  workdir.prepare(path, config, dataset)
+  init = jax.jit(
+    functools.partial(models.get_model(config.model).init, train=False)
+  )
+  shape = dataset.shape[3 - config.model.ndim :]
+  made = init(jax.random.key(seed), np.zeros((1, *shape, 1), np.float32))
+  saved = checkpoint.Checkpoints(path)
+  saved.save_best(1, {name: made[name] for name in ("params", "batch_stats")})
+  saved.close()
+  return path
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_config):
+  return input_pipeline.open_dataset(tiny_config.data)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  return tmp_path_factory.mktemp("explain")
+
+
+@pytest.fixture(scope="module")
+def trained(root, tiny_config, dataset):
+  return make_workdir(root / "one", tiny_config, dataset, 0)
+
+
+@pytest.fixture(scope="module")
+def other(root, tiny_config, dataset):
+  return make_workdir(root / "two", tiny_config, dataset, 1)
+
+
+@pytest.fixture(scope="module")
+def result(trained, other):
+  return evaluate.evaluate_maps(
+    trained,
+    against=str(other),
+    cases=4,
+    sanity=SANITY,
+    rolls=5,
+    bootstrap=100,
+    batch_size=16,
+  )
+
+
+def read_rows(trained, name):
+  path = trained / "eval" / "explain" / f"{name}_cases.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_everything_is_written(trained, result):
+  folder = trained / "eval" / "explain"
+  assert {p.name for p in folder.iterdir()} == {
+    "metrics.json",
+    "table.txt",
+    "lift.png",
+    *(f"{x}_cases.jsonl" for x in evaluate_explain.TABLES),
+    *(f"{x}_cases.csv" for x in evaluate_explain.TABLES),
+  }
+  text = (folder / "metrics.json").read_text()
+  stored = json.loads(text, parse_constant=pytest.fail)
+  assert stored["n_cases"] == 4
+  assert "not a medical device" in stored["disclaimer"]
+  layers, methods = 5, len(cam.METHODS)
+  assert len(stored["location"]) == layers * methods * 3
+  assert len(stored["faithfulness"]) == layers * methods
+  assert len(stored["randomisation"]) == layers * methods * 6
+  assert len(stored["unrelated"]) == len(stored["agreement"])
+  assert stored["other"]["kind"] == "repeatability"
+  with Image.open(folder / "lift.png") as image:
+    assert min(image.size) > 400
+  assert (folder / "table.txt").read_text() == explain_table.text(result)
+
+
+def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
+  rows = read_rows(trained, "location")
+  assert {row["layer"] for row in rows} == {
+    "stem",
+    "stage1",
+    "stage2",
+    "stage3",
+    "stage4",
+  }
+  loaded = workdir.load_trained(trained)
+  explainer = evaluate_explain.Explainer(loaded)
+  case = evaluate_explain.spread(dataset.rows["test"], 4)[2]
+  record = dataset.read(case)
+  cells = explainer.cells(record["image"])
+  assert cells["gradcam"]["stage2"].shape == (2, 3, 4)
+  for layer, method in (("stage2", "layercam"), ("stem", "gradcam")):
+    heat = cam.to_image(
+      cells[method][layer][None],
+      record["image"].shape,
+      (explainer.strides[layer]),
+    )[0]
+    expected = explain_metrics.location_metrics(
+      np.asarray(heat), evaluate_explain.read_structures(record), rolls=5
+    )
+    for name, values in expected.items():
+      (row,) = (
+        row
+        for row in rows
+        if (row["case_id"], row["layer"], row["method"], row["structure"])
+        == (case["case_id"], layer, method, name)
+      )
+      for key, value in values.items():
+        found = math.nan if row[key] is None else row[key]
+        assert found == pytest.approx(value, rel=1e-4, nan_ok=True), key
+
+
+def test_structures_come_from_mask_and_lesions(dataset):
+  cad = [row for row in dataset.rows["test"] if row["label"] == "1"]
+  record = dataset.read(cad[0])
+  found = evaluate_explain.read_structures(record)
+  assert list(found) == ["coronaries", "plaque", "aorta"]
+  names = np.array(CLASS_NAMES)[record["mask"]]
+  np.testing.assert_array_equal(found["aorta"] == 0, names == "aorta")
+  vessel = (names != "aorta") & (names != "background")
+  np.testing.assert_array_equal(found["coronaries"] == 0, vessel)
+  np.testing.assert_array_equal(
+    found["plaque"] == 0, vessel & (names != "lumen")
+  )
+  # A lesion's centre is on its place in the patient, in voxels and mm.
+  lesions = json.loads(record["lesions"])
+  assert lesions
+  affine = record["grid_affine"]
+  for lesion in lesions:
+    d, h, w = np.round(
+      np.linalg.solve(affine, [*lesion["position_mm"], 1])[:3]
+    ).astype(int)
+    if all(0 <= i < n for i, n in zip((d, h, w), names.shape, strict=True)):
+      half_voxel = np.linalg.norm(record["spacing"]) / 2
+      assert found["plaque"][d, h, w] <= half_voxel + 1e-4
+
+  known = record["mask_classes"].copy()
+  known[CLASS_NAMES.index("aorta")] = 0
+  assert "aorta" not in evaluate_explain.read_structures(
+    {**record, "mask_classes": known}
+  )
+  without = {key: x for key, x in record.items() if key != "mask"}
+  assert evaluate_explain.read_structures(without) == {}
+
+
+def test_a_normal_case_has_no_plaque_to_find(trained, result):
+  rows = read_rows(trained, "location")
+  plaque = [row for row in rows if row["structure"] == "plaque"]
+  for row in plaque:
+    assert (row["lift_5mm"] is None) >= (row["label"] == 0)
+  entry = next(x for x in result["location"] if x["structure"] == "plaque")
+  patients = {row["patient_id"]: row["label"] for row in plaque}
+  assert entry["lift_5mm"]["n_patients"] == len(patients)
+  assert entry["lift_5mm"]["n"] <= sum(patients.values()) < len(patients)
+
+
+def test_best_has_the_largest_lift(result):
+  for name, row in result["best"].items():
+    lifts = [
+      x["lift_0mm"]["value"]
+      for x in result["location"]
+      if x["structure"] == name
+    ]
+    assert row["lift_0mm"]["value"] == np.nanmax(lifts)
+  assert "coronaries" in result["best"]
+
+
+def test_randomisation_starts_at_the_head_and_ends_at_the_input(
+  trained, result
+):
+  rows = read_rows(trained, "randomisation")
+  order = list(dict.fromkeys(row["upto"] for row in rows))
+  assert order == ["head", "stage4", "stage3", "stage2", "stage1", "stem"]
+  assert len({row["case_id"] for row in rows}) == SANITY
+  # With another seed for all layers it is another network, as `other` is.
+  explainer = evaluate_explain.Explainer(workdir.load_trained(trained))
+  fresh = explainer.fresh(1)
+  mixed = explain_checks.randomise(explainer.variables, fresh, order, "stem")
+  assert jax.tree.all(jax.tree.map(np.array_equal, mixed, fresh))
+
+
+def test_faithfulness_uses_the_log_odds(trained, dataset, result):
+  explainer = evaluate_explain.Explainer(workdir.load_trained(trained))
+  rows = read_rows(trained, "faithfulness")
+  case = next(
+    row for row in dataset.rows["test"] if row["case_id"] == rows[0]["case_id"]
+  )
+  record = dataset.read(case)
+  image = record["image"]
+  same = np.stack([image] * 16)  # One shape, compiled once.
+  logits = explainer.trained.logits(same[..., None])[:, 0]
+  np.testing.assert_allclose(
+    explainer.log_odds(same), logits[:, 1] - logits[:, 0], atol=1e-5
+  )
+  chance = explain_checks.random_perturbation_auc(
+    explainer.log_odds,
+    image,
+    baseline=explain_checks.blurred(image, record["spacing"]),
+    block=1,
+    batch_size=16,
+  )
+  assert rows[0]["insertion_random"] == pytest.approx(
+    chance["insertion"], abs=1e-4
+  )
+  for row in rows:
+    gain = row["insertion"] - row["insertion_random"]
+    assert row["insertion_gain"] == pytest.approx(gain)
+    gain = row["deletion_random"] - row["deletion"]
+    assert row["deletion_gain"] == pytest.approx(gain)
+
+
+def test_a_model_agrees_with_itself(trained, dataset, tmp_path):
+  loaded = workdir.load_trained(trained)
+  result = evaluate_explain.measure(
+    loaded,
+    dataset,
+    dataset.rows["test"][:2],
+    tmp_path,
+    about={},
+    sanity=0,
+    region="body",
+    other=loaded,
+    bootstrap=100,
+    rolls=1,
+  )
+  for row in result["agreement"]:
+    value = row["spearman"]["value"]
+    assert math.isnan(value) or value == pytest.approx(1, abs=1e-5)
+  assert any(row["spearman"]["n"] for row in result["agreement"])
+  assert not result["faithfulness"]
+  assert not (tmp_path / "randomisation_cases.csv").exists()
+  assert result["region"] == "body"
+
+
+def test_a_2d_model_is_explained_on_volumes(root, tiny_config, dataset):
+  flat = make_workdir(root / "flat", tiny_config, dataset, 2, ndim=2)
+  explainer = evaluate_explain.Explainer(workdir.load_trained(flat))
+  assert explainer.strides["stage1"] == (1, 4, 4)
+  image = dataset.read(dataset.rows["test"][0])["image"]
+  cells = explainer.cells(image)["gradcam"]["stage1"]
+  assert cells.shape == (16, 6, 8)
+  heat = explainer.heat(cells, "stage1", image.shape)
+  assert heat.shape == image.shape
+  np.testing.assert_allclose(heat[:, ::4, ::4], cells / cells.max(), rtol=1e-5)
+  deep = types.SimpleNamespace(config=tiny_config)
+  kind = evaluate_explain.kind_of_agreement(explainer.trained, deep)
+  assert kind == "reproducibility"
+
+  slices = np.random.default_rng(0).normal(size=(3, 16, 2))
+  explainer.trained = types.SimpleNamespace(logits=lambda x: slices)
+  np.testing.assert_allclose(
+    explainer.log_odds(np.stack([image] * 3)),
+    (slices[..., 1] - slices[..., 0]).mean(1),
+  )
+
+
+def test_models_of_other_layers_agree_on_the_image():
+  coarse = np.random.default_rng(0).random((4, 4, 4))
+  cells, fine = (
+    {method: {"stem": x} for method in cam.METHODS}
+    for x in (coarse, np.repeat(coarse, 2, 0))
+  )
+  maps = [
+    types.SimpleNamespace(
+      strides={"stem": strides},
+      heat=lambda x, layer, shape, strides=strides: np.asarray(
+        cam.to_image(x[None], shape, strides)
+      )[0],
+    )
+    for strides in ((2, 2, 2), (1, 2, 2))
+  ]
+  rows = evaluate_explain._agree(*maps, (8, 8, 8), cells, fine, None)
+  assert len(rows) == len(cam.METHODS)
+  assert 0.5 < rows[0]["spearman"] < 1
+  assert math.isnan(rows[0]["spearman_unrelated"])
+
+
+def test_spread_takes_the_first_and_the_last():
+  assert evaluate_explain.spread(range(10), 4) == [0, 3, 6, 9]
+  assert evaluate_explain.spread(range(3), None) == [0, 1, 2]
+  assert evaluate_explain.spread(range(3), 9) == [0, 1, 2]
+  assert evaluate_explain.spread(range(3), 0) == []
+
+
+def test_what_cannot_be_measured_says_so(trained, dataset, monkeypatch):
+  with pytest.raises(UserError, match="--explain_region=heart"):
+    evaluate.evaluate_maps(trained, region="heart")
+  with pytest.raises(UserError, match="--explain_cases=0"):
+    evaluate.evaluate_maps(trained, cases=0)
+  with pytest.raises(UserError, match="bootstrap"):
+    evaluate.evaluate_maps(trained, bootstrap=3)
+  monkeypatch.setattr(evaluate_explain, "read_structures", lambda record: {})
+  with pytest.raises(UserError, match="none of the 1 cases has a mask"):
+    evaluate.evaluate_maps(trained, cases=1, sanity=0)
+
+
+def test_the_picture_of_undefined_and_zero_lifts():
+  def entry(value, low=math.nan, high=math.nan):
+    return {"value": value, "low": low, "high": high}
+
+  rows = [
+    {"layer": layer, "method": method, "structure": name, "lift_0mm": lift}
+    for layer, method, name, lift in (
+      ("stem", "gradcam", "aorta", entry(math.nan)),
+      ("stem", "hirescam", "aorta", entry(0.0)),
+      ("stage1", "gradcam", "aorta", entry(8.0, 2.0, 20.0)),
+      ("stage1", "gradcam", "plaque", entry(0.5, 0.1, 1.0)),
+    )
+  ]
+  figure = explain_table.heat_table(rows)
+  figure.canvas.draw()
+  labels = {text.get_text() for text in figure.axes[0].texts}
+  assert labels == {"undefined", "0.00", "8.00\n[2.00, 20.00]"}
