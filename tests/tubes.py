@@ -19,7 +19,9 @@ def grid(kind, low, high):
   turned = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
   matrix = turned @ UPRIGHT * np.array(spacing)
   middle = (np.asarray(low, float) + high) / 2
-  corners = np.stack(np.meshgrid(*zip(low, high), indexing="ij"), -1)
+  corners = np.stack(
+    np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1
+  )
   index = (corners.reshape(-1, 3) - middle) @ np.linalg.inv(matrix).T
   shape = np.ceil(np.ptp(index, axis=0)).astype(int) + 1
   affine = np.eye(4)
