@@ -20,7 +20,8 @@ LAYERS = {
     "agreement augment calibration candidates centrelines evidence explain"
     " findings flops intervals losses metrics models models.conv_cpu"
     " models.layers models.resnet models.unet models.winograd names optimizer"
-    " ostia parallel reformat skeleton stenosis vessel_names vessels"
+    " ostia parallel reformat skeleton stenosis vessel_names"
+    " vessel_tree vessels"
   ),
   2: "checkpoint input_pipeline inputs log results steps workdir",
   3: (

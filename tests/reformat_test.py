@@ -19,7 +19,9 @@ def volume():
   """HU of a tube along the helix, its edge half a voxel soft."""
   shape, affine = tubes.grid("oblique", LOW, HIGH)
   mm = tubes.centres(shape, affine)
-  away, _ = tubes.cKDTree(tubes.dense(HELIX)).query(mm)
+  away, _ = tubes.cKDTree(tubes.dense(HELIX)).query(
+    mm, distance_upper_bound=TUBE + 1
+  )
   return 400 * np.clip((TUBE - away) / 0.5 + 0.5, 0, 1), affine
 
 

@@ -3,7 +3,8 @@ import pytest
 import tubes
 
 from cadjax import stenosis
-from cadjax.vessels import STEP_MM, find_vessels
+from cadjax.vessel_tree import STEP_MM
+from cadjax.vessels import find_vessels
 
 WAY = np.arange(0, 60, STEP_MM)
 TAPER = 2.0 - 0.012 * WAY
