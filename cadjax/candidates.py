@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage, signal
 
-from cadjax.vessels import STEP_MM, VesselTree
+from cadjax.vessel_tree import STEP_MM, VesselTree
 
 # A class activation map is smooth on this scale.
 _COARSE_MM = 2.0
@@ -190,6 +190,8 @@ def vessel_peaks(
   top = np.nanmax(heat, initial=0.0)
   if not top > 0:
     return []
+  # Not covered is no evidence.
+  heat = np.nan_to_num(heat).astype(np.float32, copy=False)
   found = []
   for number, branch in enumerate(tree.branches):
     profile = _near_mean(heat, tree, branch.points_mm, near_mm) / top
@@ -221,12 +223,8 @@ def _near_mean(heat, tree, points_mm, reach_mm) -> np.ndarray:
   ball = ball.reshape(-1, 3)
   ball = reach_mm * ball[np.linalg.norm(ball, axis=1) <= 1]
   index = tree.to_index(points_mm[:, None] + ball)
-  # Not covered is no evidence.
   values = ndimage.map_coordinates(
-    np.nan_to_num(heat).astype(np.float32, copy=False),
-    np.moveaxis(index, -1, 0),
-    order=1,
-    mode="nearest",
+    heat, np.moveaxis(index, -1, 0), order=1, mode="nearest"
   )
   return values.mean(1)
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from cadjax.vessels import VesselTree
+from cadjax.vessel_tree import VesselTree
 
 ELSEWHERE = "elsewhere"
 OFF_VESSEL = "coronary mask off any vessel"
@@ -85,7 +85,7 @@ def _share(energy, voxels, total, count, voxel_ml) -> Share:
   part = energy / total if total > 0 else np.nan
   volume = voxels / count if count else np.nan
   lift = part / volume if volume > 0 else np.nan
-  return Share(part, volume, lift, voxels * voxel_ml)
+  return Share(float(part), float(volume), float(lift), voxels * voxel_ml)
 
 
 def _of_masks(heat, covered, masks) -> dict[str, tuple[float, int]]:

@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 
 from cadjax import candidates, names, stenosis
 from cadjax.candidates import Candidate
-from cadjax.vessels import STEP_MM, VesselTree
+from cadjax.vessel_tree import STEP_MM, VesselTree
 
 MODES = ("map", "vessel_map", "plaque", "combined")
 SOURCES = ("plaque", "narrowing", "heat")

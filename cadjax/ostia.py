@@ -68,7 +68,8 @@ def find_ostia(
   first stretch is missing. Parts with two ends that touch, 80 mm or more
   apart along the vessels, are two trees grown together.
 
-  Without: the wider end of each of the two largest parts.
+  Without an aorta, or where none comes near it: the wider end of each of the
+  two largest parts.
 
   Args:
     graph: the skeleton.
@@ -94,6 +95,12 @@ def find_ostia(
         " the mask; a straight line to the aorta stands in for them."
       )
     found = {node: surface[nearest[node]] for node in [*found, *late]}
+    if not found:
+      notes.append(
+        "No vessel comes near the ascending aorta of the mask: the wider end"
+        " of each tree is taken for its ostium."
+      )
+      found = _two_largest(graph)
   if gaps:
     notes.append(
       f"{len(gaps)} gap{'s' * (len(gaps) > 1)} of up to {max(gaps):.1f} mm in"

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage, signal
 from sklearn.linear_model import QuantileRegressor
 
-from cadjax.vessels import STEP_MM, VesselTree, calibre
+from cadjax.vessel_tree import STEP_MM, VesselTree, calibre
 
 # Less than this says nothing about taper, or about a calibre at all.
 _TAPER_MM = 15.0
@@ -26,7 +26,7 @@ class Calibre:
   """The lumen of one branch.
 
   Attributes:
-    radius_mm: [N] as `vessels.calibre`.
+    radius_mm: [N] as `vessel_tree.calibre`.
     reference_mm: [N] what it would be without narrowings; NaN for a branch
       too short to tell.
     resolved: [N] bool, where the reference is at least `least_voxels`.
@@ -91,7 +91,7 @@ def calibres(
   vessel: np.ndarray | None = None,
   least_voxels: float = 2.0,
 ) -> list[Calibre]:
-  """Measures every branch of a tree; arguments as `vessels.calibre`.
+  """Measures every branch of a tree; arguments as `vessel_tree.calibre`.
 
   Args:
     tree: the vessels.

@@ -15,7 +15,7 @@ import numpy as np
 from cadjax import centrelines, planes, reformat
 from cadjax.findings import Finding
 from cadjax.stenosis import Calibre
-from cadjax.vessels import Branch, VesselTree
+from cadjax.vessel_tree import Branch, VesselTree
 
 _HALF_MM = 10.0
 _SECTION_MM = 7.0

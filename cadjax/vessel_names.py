@@ -1,20 +1,23 @@
 """Names for the branches of a coronary tree, from their position alone.
 
 The rules, in LPS mm, where "towards the apex" is the mean direction of the
-left ventricle's long axis in adults and "ahead" a branch's way over its first
-25 to 60 mm:
+left ventricle's long axis in adults:
 
-- A tree whose way ahead leads to the left is the left one, to the right the
-  right one; the ostium's place on the aorta (left-posterior or
-  right-anterior of its middle) confirms it.
+- Each tree votes for its side twice: by where its first 35 mm lead, left or
+  right, and by its ostium's place on the aorta, left-posterior or
+  right-anterior of the middle. Of two trees on one side the doubtful one, if
+  there is one, is the other.
 - Left tree: left main up to the first fork with 20 mm or more on two sides.
   The child that leads most to the front is the LAD, the one most to the back
-  the LCx; one between them is the intermediate branch.
+  the LCx; one between them is the intermediate branch. Where two vessels
+  leave the aorta there is no left main.
 - The LAD goes on with the child that leads on to the front and down, and is
   long; others are "diagonal or septal of LAD".
 - LCx and RCA keep to the groove between atria and ventricles: they go on
-  with the child that leads least to the apex, and end where the rest of the
-  way turns to it for good. Others are "marginal of LCx" and "branch of RCA".
+  with the child that leads least to the apex. The RCA ends at the first fork
+  20 mm or more behind its most anterior point with a child that leads to the
+  apex; without one it ends, as the LCx, where the rest of the way turns to
+  the apex for good. Others are "marginal of LCx" and "branch of RCA".
 
 They hold for a heart in its usual place: not for situs inversus, anomalous
 origins, bypass grafts or a heart turned by more than some 30 degrees.
@@ -52,7 +55,9 @@ _MAJOR_MM = 20.0
 _LONGEST_LM_MM = 40.0
 _TRIFURCATION_MM = 5.0
 _AHEAD_MM = 25.0
-_TREE_AHEAD_MM = 60.0
+_TREE_AHEAD_MM = 35.0
+_LONE_AHEAD_MM = 60.0
+_SIDE_MM = 5.0
 _SNAP_MM = 5.0
 _SHORTEST_END_MM = 12.0
 # Share of the way that must lead to the apex for a vessel to have turned.
@@ -119,6 +124,12 @@ class _Forest:
     while children := self.segments[run[-1]].children:
       run.append(max(children, key=lambda c: self.deep[c]))
     return run
+
+  def nodes(self, number: int) -> np.ndarray:
+    """The nodes of a segment and of all that comes after it."""
+    children = self.segments[number].children
+    after = [self.nodes(child) for child in children]
+    return np.concatenate([self.segments[number].nodes, *after])
 
   def line(self, run: list[int]) -> np.ndarray:
     """[K, 3] mm along a run."""
@@ -237,33 +248,30 @@ def _taken(forest: _Forest, kind: str) -> bool:
 
 def _sides(forest, trees, middle_mm) -> dict[int, tuple[str, str]]:
   """Returns ostium -> (side, sureness)."""
-  leads, place = {}, {}
+  votes = {}
   for ostium, roots in trees.items():
-    nodes = np.concatenate(
-      [forest.line(forest.longest(root)) for root in roots]
-    )
+    nodes = forest.mm[np.concatenate([forest.nodes(root) for root in roots])]
     away = nodes - forest.mm[ostium]
     near = np.linalg.norm(away, axis=1) <= _TREE_AHEAD_MM
-    leads[ostium] = float(away[near, 0].mean())
+    # Where it leads, in mm to the left, and where it springs from.
+    votes[ostium] = [float(away[near, 0].mean())]
     if middle_mm is not None:
       out = forest.mm[ostium] - middle_mm
-      place[ostium] = float(out[0] + out[1])
+      votes[ostium].append(float(out[0] + out[1]))
+  total = {ostium: sum(vote) for ostium, vote in votes.items()}
   sides = {}
-  for ostium, lead in leads.items():
-    side = "left" if lead > 0 else "right"
-    rival = [v for o, v in leads.items() if o != ostium]
-    against = any((v > lead) == (side == "left") for v in rival)
-    alike = all((v > 0) == (lead > 0) for v in rival)
-    if len(leads) == 2 and alike and against:
-      # Both lead to one side: the one that does so less is the other.
-      side = "right" if side == "left" else "left"
-    sure = 1 + (abs(lead) > 5)
-    if place:
-      agrees = (place[ostium] > 0) == (side == "left")
-      sure += 1 if agrees else -1
-    if len(leads) == 2 and alike:
-      sure = 1
-    sides[ostium] = (side, SURENESS[int(np.clip(sure, 1, 3))])
+  for ostium, vote in votes.items():
+    side = "left" if total[ostium] > 0 else "right"
+    agree = len({one > 0 for one in vote}) == 1
+    sure = len(vote) if agree else 0
+    # Of two trees that lead to one side, a doubtful one is the other.
+    rival = [value for o, value in total.items() if o != ostium]
+    if len(rival) == 1 and (rival[0] > 0) == (total[ostium] > 0):
+      doubtful = min(abs(total[ostium]), abs(rival[0])) < _SIDE_MM
+      sure = 0 if doubtful else min(sure, 1)
+      if doubtful:
+        side = "left" if total[ostium] > rival[0] else "right"
+    sides[ostium] = (side, SURENESS[1 + sure])
   return sides
 
 
@@ -309,7 +317,7 @@ def _major(forest: _Forest, numbers: list[int]) -> list[int]:
 
 def _name_without_lm(forest: _Forest, root: int) -> None:
   """Names a left tree whose left main or one of its children is missing."""
-  if forest.ahead(root, _TREE_AHEAD_MM) @ _BACK < 0:
+  if forest.ahead(root, _LONE_AHEAD_MM) @ _BACK < 0:
     _name_lad(forest, root, "low", -1)
   else:
     _name_groove(forest, root, "LCx", "low", -1)

@@ -1,13 +1,10 @@
 """From masks of the coronaries and the aorta to vessels in mm.
 
 The mask's skeleton becomes a tree that is rooted where it meets the aorta;
-`vessel_names` tells the main vessels by their position. All mm are LPS
-(x to the left, y to the back, z up), and all arrays numpy on the host.
+`vessel_names` tells the main vessels by their position.
 """
 
-import collections
 import dataclasses
-import functools
 
 import numpy as np
 from scipy import ndimage
@@ -16,151 +13,23 @@ from scipy.spatial import cKDTree
 from cadjax import centrelines, vessel_names
 from cadjax import ostia as ostia_lib
 from cadjax import skeleton as skeleton_lib
+from cadjax.vessel_tree import (
+  STEP_MM,
+  Branch,
+  Ostium,
+  VesselTree,
+  radii,
+  voxel_mm,
+)
 
-STEP_MM = 0.5
 # A fragment of a distal vessel, one voxel wide, is more than a speck.
 _LEAST_MM3 = 3.0
-_LEAST_FRAGMENT_MM = 10.0
-# The steps of a skeleton on voxels are about two of them long.
-_SMOOTH_VOXELS = 1.5
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Branch:
-  """One vessel, from its take-off to its end.
-
-  Attributes:
-    name: unique in the tree, such as "LAD" or "marginal of LCx 2".
-    kind: the name without its number.
-    sureness: of the name: "high", "moderate", "low" or "none".
-    parent: number of the branch that it springs from; -1 for none.
-    course_mm: [M, 3] the centreline from the ostium through its parents to
-      its end, a point every `STEP_MM`.
-    course_distance_mm: [M] way along it from the ostium; NaN where the branch
-      hangs on no ostium.
-    start: index into the course of its own first point, the take-off.
-    free: index of the first point outside its parent's lumen.
-    radius_mm: [M - start] of a circle with the area of the mask's
-      cross-section; NaN inside a bridged gap.
-  """
-
-  name: str
-  kind: str
-  sureness: str
-  parent: int
-  course_mm: np.ndarray
-  course_distance_mm: np.ndarray
-  start: int
-  free: int
-  radius_mm: np.ndarray
-
-  @property
-  def points_mm(self) -> np.ndarray:
-    """[N, 3] its own centreline."""
-    return self.course_mm[self.start :]
-
-  @property
-  def distance_mm(self) -> np.ndarray:
-    """[N] from the ostium along the centreline."""
-    return self.course_distance_mm[self.start :]
-
-  @property
-  def length_mm(self) -> float:
-    """From its take-off to its end."""
-    steps = np.diff(self.points_mm, axis=0)
-    return float(np.linalg.norm(steps, axis=1).sum())
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ostium:
-  """Where a tree begins.
-
-  Attributes:
-    position_mm: [3], on the aorta where there is one.
-    side: "left", "right" or "" if unknown.
-    sureness: of the side, as in `Branch`.
-  """
-
-  position_mm: np.ndarray
-  side: str
-  sureness: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class VesselTree:
-  """The vessels of one mask.
-
-  Attributes:
-    branches: each after its parent.
-    ostia: one per tree that has one.
-    affine: [4, 4], (d, h, w, 1) to LPS mm, of the mask.
-    shape: of the mask.
-    voxels: [K, 3] (d, h, w) of the mask that are part of these vessels;
-      cavities in them are, islands beside them are not.
-    notes: what a reader has to know, in sentences.
-  """
-
-  branches: tuple[Branch, ...]
-  ostia: tuple[Ostium, ...]
-  affine: np.ndarray
-  shape: tuple[int, int, int]
-  voxels: np.ndarray
-  notes: tuple[str, ...]
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """The branches' names, in their order."""
-    return tuple(branch.name for branch in self.branches)
-
-  def branch(self, name: str) -> Branch | None:
-    """Returns the branch of this name, None if there is none."""
-    return next((b for b in self.branches if b.name == name), None)
-
-  @functools.cached_property
-  def _points(self) -> tuple[cKDTree, np.ndarray, np.ndarray]:
-    owner, place, points = [], [], []
-    for number, branch in enumerate(self.branches):
-      own = np.arange(branch.free, len(branch.course_mm))
-      owner.append(np.full(len(own), number))
-      place.append(own - branch.start)
-      points.append(branch.course_mm[own])
-    return (
-      cKDTree(np.concatenate(points)),
-      np.concatenate(owner),
-      np.concatenate(place),
-    )
-
-  def nearest(
-    self, points_mm: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds the nearest place on a centreline.
-
-    The first stretch of a branch, which lies in its parent's lumen, counts
-    for the parent.
-
-    Args:
-      points_mm: [K, 3].
-
-    Returns:
-      (branch number [K], index into its `points_mm` [K], mm away [K]); -1, -1
-      and infinity where the tree is empty.
-    """
-    count = len(points_mm)
-    if not self.branches or not count:
-      nowhere = np.full(count, -1)
-      return nowhere, nowhere, np.full(count, np.inf)
-    tree, owner, place = self._points
-    away, found = tree.query(points_mm)
-    return owner[found], place[found], away
-
-  def to_mm(self, index: np.ndarray) -> np.ndarray:
-    """Maps voxels [..., 3] to LPS mm [..., 3]."""
-    return np.asarray(index) @ self.affine[:3, :3].T + self.affine[:3, 3]
-
-  def to_index(self, mm: np.ndarray) -> np.ndarray:
-    """Maps LPS mm [..., 3] to voxel indices [..., 3], with fractions."""
-    inverse = np.linalg.inv(self.affine[:3, :3])
-    return (np.asarray(mm) - self.affine[:3, 3]) @ inverse.T
+_LEAST_TREE_MM, _LEAST_FRAGMENT_MM = 5.0, 10.0
+# Gaussians along a centreline: before it is centred, wide enough for the
+# wanderings of a skeleton in a thick vessel; of the centring; after it.
+_ROUGH_MM, _ROUGH_VOXELS = 2.0, 1.5
+_CENTRE_MM = 1.5
+_FINE_MM = 1.0
 
 
 def find_vessels(
@@ -181,7 +50,7 @@ def find_vessels(
   An ostium is where the centreline meets the aorta's mask, so distances
   include the wall in between. Where the aorta is missing, the wider end of a
   tree is its ostium, with a note. Fragments that hang on no ostium are kept
-  from 10 mm on; their distances are NaN and they have no vessel's name.
+  from 10 mm on; they have NaN for distances and no vessel's name.
 
   Limits: a gap is bridged along a straight line to whatever vessel is
   nearest, see `skeleton.bridge`; masks of touching vessels are told apart
@@ -201,59 +70,62 @@ def find_vessels(
     ValueError: the masks' shapes differ.
   """
   mask = np.asarray(mask_coronary) > 0
-  affine = np.asarray(affine, np.float64)
-  if mask_aorta is not None and np.shape(mask_aorta) != mask.shape:
-    raise ValueError(f"aorta {np.shape(mask_aorta)}, coronaries {mask.shape}")
-  notes: list[str] = []
-  box = _box(mask)
-  if box is not None:
-    mask = mask[box]
-    corner = affine.copy()
-    corner[:3, 3] += affine[:3, :3] @ [part.start for part in box]
-    volume = abs(np.linalg.det(affine[:3, :3]))
-    mask = skeleton_lib.clean(mask, volume, _LEAST_MM3)
-  shape = np.shape(mask_coronary)
-  if box is None or not mask.any():
-    notes.append("No coronary artery was found: the mask is empty.")
-    return _no_vessels(affine, shape, notes)
-  graph = skeleton_lib.make_skeleton(mask, corner)
+  shape, affine = mask.shape, np.asarray(affine, np.float64)
+  if mask_aorta is not None and np.shape(mask_aorta) != shape:
+    raise ValueError(f"aorta {np.shape(mask_aorta)}, coronaries {shape}")
+  mask, first = _crop(mask)
+  corner = affine.copy()
+  corner[:3, 3] += affine[:3, :3] @ first
+  mask = skeleton_lib.clean(mask, voxel_mm(affine) ** 3, _LEAST_MM3)
   surface = ostia_lib.root_surface(mask_aorta, affine)
+  notes: list[str] = []
   if surface is None:
     notes.append(
       "There is no aorta in the mask: the wider end of each tree is taken for"
       " its ostium, and distances start there."
     )
-  graph, meets, said = ostia_lib.find_ostia(graph, surface, gap_mm)
-  notes += said
-  segments = _grow(graph, meets, spur_mm)
+  segments = []
+  if mask.any():
+    graph = skeleton_lib.make_skeleton(mask, corner)
+    graph, meets, said = ostia_lib.find_ostia(graph, surface, gap_mm)
+    segments = _grow(graph, meets, spur_mm)
+    notes += said
   if not segments:
-    notes.append("No coronary artery was found: the mask holds only specks.")
-    return _no_vessels(affine, shape, notes)
+    notes.append("No coronary artery was found in the mask.")
+    nothing = np.zeros((0, 3), int)
+    return VesselTree((), (), affine, shape, nothing, tuple(notes))
   mask = _of_tree(mask, graph, segments)
-  voxels = np.argwhere(mask) + [part.start for part in box]
   middle = ostia_lib.root_middle(surface, [graph.mm[k] for k in meets])
   paths, sides = vessel_names.name_segments(
     segments, graph.mm, list(meets), middle
   )
-  branches = _branches(paths, segments, graph, meets, mask, corner)
   ostia = tuple(
     Ostium(graph.mm[k] if meets[k] is None else meets[k], *sides[k])
     for k in meets
     if k in sides
   )
-  notes += _missing(paths)
-  tree = VesselTree(branches, ostia, affine, shape, voxels, tuple(notes))
-  everywhere = np.ones(len(voxels), bool)
-  radii = _radii(tree, everywhere, everywhere)
+  tree = VesselTree(
+    branches=_branches(paths, segments, graph, meets, mask, corner),
+    ostia=ostia,
+    affine=affine,
+    shape=shape,
+    voxels=np.argwhere(mask) + first,
+    notes=(*notes, *_missing(paths)),
+  )
+  everywhere = np.ones(len(tree.voxels), bool)
+  measured = radii(tree, everywhere, everywhere)
   branches = tuple(
     dataclasses.replace(branch, radius_mm=radius)
-    for branch, radius in zip(branches, radii, strict=True)
+    for branch, radius in zip(tree.branches, measured, strict=True)
   )
   return dataclasses.replace(tree, branches=branches)
 
 
-def _no_vessels(affine, shape, notes) -> VesselTree:
-  return VesselTree((), (), affine, shape, np.zeros((0, 3), int), tuple(notes))
+def _crop(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the box of what is True with a rim of False, and its corner."""
+  found = ndimage.find_objects(mask.astype(np.uint8))
+  box = found[0] if found else (slice(0, 0),) * 3
+  return np.pad(mask[box], 1), np.array([part.start - 1 for part in box])
 
 
 def _of_tree(mask, graph, segments) -> np.ndarray:
@@ -266,16 +138,8 @@ def _of_tree(mask, graph, segments) -> np.ndarray:
   return keep[labels]
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
-  """Returns the slices around what is True, with a voxel to spare."""
-  found = ndimage.find_objects(mask.astype(np.uint8))
-  if not found:
-    return None
-  return tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in found[0])
-
-
 def _grow(graph, meets, spur_mm) -> list[skeleton_lib.Segment]:
-  """Returns the segments of the trees and of fragments of 10 mm or more."""
+  """Returns the segments of trees and fragments that are not too short."""
   parts = graph.parts
   fragments = [
     ostia_lib.widest_end(graph, parts == part)
@@ -283,11 +147,14 @@ def _grow(graph, meets, spur_mm) -> list[skeleton_lib.Segment]:
   ]
   roots = np.array([*meets, *fragments], int)
   _, reached = skeleton_lib.grow(graph, roots, spur_mm)
-  far = np.where(np.isfinite(reached), reached, 0)
+  # Two roots of one part are of two trees grown together.
   long = [
-    k for k in fragments if far[parts == parts[k]].max() >= _LEAST_FRAGMENT_MM
+    root
+    for root in roots
+    if reached[parts == parts[root]].max()
+    >= (_LEAST_TREE_MM if root in meets else _LEAST_FRAGMENT_MM)
   ]
-  return skeleton_lib.grow(graph, np.array([*meets, *long], int), spur_mm)[0]
+  return skeleton_lib.grow(graph, np.array(long, int), spur_mm)[0]
 
 
 def _missing(paths) -> list[str]:
@@ -302,23 +169,27 @@ def _missing(paths) -> list[str]:
 def _branches(paths, segments, graph, meets, mask, affine):
   """Returns the branches, without their radii."""
   chains = _chains(paths, segments)
+  rough = max(_ROUGH_MM, _ROUGH_VOXELS * voxel_mm(affine))
   lines, own = [], []
   for path, (chain, fork) in zip(paths, chains, strict=True):
     line = graph.mm[chain]
     root = int(chain[0])
     if meets.get(root) is not None:
       line = np.vstack([meets[root], line])
-    line = centrelines.smooth(line, max(2.0, 1.5 * _voxel_mm(affine)), STEP_MM)
+    line = centrelines.smooth(line, rough, STEP_MM)
     lines.append(line)
     own.append(_own(line, graph, chain[fork], path.parent, lines))
   parents = [path.parent for path in paths]
-  lines = centrelines.centred(lines, own, parents, mask, affine, 1.5, STEP_MM)
-  totals = collections.Counter(path.kind for path in paths)
-  seen = collections.Counter()
-  branches, ready = [], []
-  for path, (chain, fork), line in zip(paths, chains, lines, strict=True):
+  lines = centrelines.centred(
+    lines, own, parents, mask, affine, _CENTRE_MM, STEP_MM
+  )
+  done: list[Branch] = []
+  ready: list[np.ndarray] = []
+  for path, name, (chain, fork), line in zip(
+    paths, _unique([path.kind for path in paths]), chains, lines, strict=True
+  ):
     root, last = int(chain[0]), int(chain[-1])
-    line = centrelines.smooth(line, 1.0, STEP_MM)
+    line = centrelines.smooth(line, _FINE_MM, STEP_MM)
     reach = 2 * graph.inner_mm
     if graph.ends[last]:
       line = centrelines.extend(line, mask, affine, reach[last])
@@ -328,11 +199,7 @@ def _branches(paths, segments, graph, meets, mask, affine):
     ready.append(line)
     start, free = _own(line, graph, chain[fork], path.parent, ready)
     distance = centrelines.arc_length(line)
-    seen[path.kind] += 1
-    name = path.kind
-    if totals[path.kind] > 1:
-      name += f" {seen[path.kind]}"
-    branches.append(
+    done.append(
       Branch(
         name=name,
         kind=path.kind,
@@ -342,10 +209,18 @@ def _branches(paths, segments, graph, meets, mask, affine):
         course_distance_mm=distance if root in meets else distance * np.nan,
         start=start,
         free=free,
-        radius_mm=np.zeros(0),
+        radius_mm=np.full(len(line) - start, np.nan),
       )
     )
-  return tuple(branches)
+  return tuple(done)
+
+
+def _unique(kinds: list[str]) -> list[str]:
+  """Numbers the names that occur more than once."""
+  return [
+    kind if kinds.count(kind) == 1 else f"{kind} {kinds[: k + 1].count(kind)}"
+    for k, kind in enumerate(kinds)
+  ]
 
 
 def _chains(paths, segments) -> list[tuple[np.ndarray, int]]:
@@ -372,70 +247,3 @@ def _own(line, graph, fork, parent, lines) -> tuple[int, int]:
   outside = away > graph.inner_mm[fork]
   leaves = int(outside.argmax()) if outside.any() else len(line) - 1 - start
   return start, start + leaves
-
-
-def _voxel_mm(affine: np.ndarray) -> float:
-  """Returns the edge of a cube of a voxel's volume."""
-  return float(abs(np.linalg.det(affine[:3, :3])) ** (1 / 3))
-
-
-def calibre(
-  tree: VesselTree, mask: np.ndarray, support: np.ndarray | None = None
-) -> list[np.ndarray]:
-  """Measures the radius along every branch from a mask.
-
-  Each voxel counts for the nearest place on a centreline; the volume per mm
-  of way, under a Gaussian of 1 mm or a voxel if that is more, is the area of
-  the cross-section, and the radius that of a circle with this area. Unlike
-  the distance to the background, which is a multiple of half a voxel and
-  sees the narrowest direction only, this keeps the mask's volume.
-
-  Bias: a fork's bulge counts for the nearest branch; a stretch shorter than
-  the Gaussian is smeared; a mask that is too fat by half a voxel gives a
-  radius that is too great by half a voxel.
-
-  Args:
-    tree: the vessels; only its `voxels` count.
-    mask: [D, H, W], above 0 inside; of the lumen, say.
-    support: where there is a vessel at all; `mask` if None. Where it is empty
-      the radius is NaN; where it is not and `mask` is, the radius is 0.
-
-  Returns:
-    One [N] per branch in mm, as long as its `points_mm`; NaN inside bridged
-    gaps, in the wall of the aorta and inside the parent.
-  """
-  at = tuple(tree.voxels.T)
-  inside = np.asarray(mask)[at] > 0
-  covered = inside if support is None else np.asarray(support)[at] > 0
-  return _radii(tree, inside, covered)
-
-
-def _radii(
-  tree: VesselTree, inside: np.ndarray, covered: np.ndarray
-) -> list[np.ndarray]:
-  """Does the work of `calibre`, given which voxels of the tree count [K]."""
-  voxel_mm = _voxel_mm(tree.affine)
-  sigma = max(voxel_mm, 1.0) / STEP_MM
-  reach = int(np.ceil(voxel_mm / STEP_MM))
-  points = tree.to_mm(tree.voxels)
-  owner, place, _ = tree.nearest(points)
-  radii = []
-  for number, branch in enumerate(tree.branches):
-    line = branch.points_mm
-    mine = owner == number
-    # What lies beyond the ends is no cross-section of theirs.
-    first, last = branch.free - branch.start, len(line) - 1
-    for end, before in ((last, last - 1), (first, min(first + 1, last))):
-      way = line[end] - line[before]
-      beyond = (points - line[end]) @ way > STEP_MM / 2 * np.linalg.norm(way)
-      mine &= ~(beyond & (place == end))
-    count = np.bincount(place[mine & inside], minlength=len(line))
-    cover = np.bincount(place[mine & covered], minlength=len(line))
-    there = ndimage.maximum_filter1d(cover, 2 * reach + 1) > 0
-    there[:first] = False
-    share = ndimage.gaussian_filter1d(there.astype(float), sigma)
-    volume = count * voxel_mm**3 / STEP_MM
-    area = ndimage.gaussian_filter1d(volume, sigma)
-    radius = np.sqrt(area / np.maximum(share, 1e-6) / np.pi)
-    radii.append(np.where(there, radius, np.nan))
-  return radii

@@ -22,7 +22,7 @@ LAYERS = {
     " findings flops intervals losses metrics models models.conv_cpu"
     " models.layers models.resnet models.unet models.winograd names"
     " optimizer ostia parallel reformat segment_losses segment_metrics"
-    " skeleton sliding stenosis vessel_names vessels"
+    " skeleton sliding stenosis vessel_names vessel_tree vessels"
   ),
   2: (
     "case_rows checkpoint evaluation folders input_pipeline inputs log"

@@ -49,15 +49,18 @@ def centres(shape, affine):
   return index @ affine[:3, :3].T + affine[:3, 3]
 
 
-def tube(line, radius, shape, affine):
+def tube(line, radius, shape, affine, widest=3.0):
   """Returns the voxels [D, H, W] within `radius` of a polyline.
 
-  `radius` is a number or a function of the share of the way, 0 to 1.
+  `radius` is a number or a function of the share of the way, 0 to 1; at most
+  `widest`.
   """
   points = dense(line)
-  away, nearest = cKDTree(points).query(centres(shape, affine))
+  away, nearest = cKDTree(points).query(
+    centres(shape, affine), distance_upper_bound=widest
+  )
   if callable(radius):
-    radius = radius(nearest / (len(points) - 1))
+    radius = radius(np.minimum(nearest / (len(points) - 1), 1))
   return away <= radius
 
 

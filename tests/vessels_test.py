@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tubes
 
-from cadjax.vessels import STEP_MM, calibre, find_vessels
+from cadjax.vessel_tree import STEP_MM, calibre
+from cadjax.vessels import find_vessels
 
 LOW, HIGH = (-14, -12, -30), (26, 26, 32)
 OSTIUM = np.array([0.0, 0.0, 20.0])
@@ -157,6 +158,33 @@ def test_without_an_aorta_the_wider_end_is_the_ostium():
     (branch,) = tree.branches
     assert np.linalg.norm(branch.points_mm[0] - ARC[0]) < 3
     assert branch.distance_mm[0] == 0
+
+
+def test_an_aorta_far_away_is_no_aorta():
+  shape, affine = tubes.grid("cubic", LOW, HIGH)
+  mask = tubes.tube(ARC, lambda t: 2.3 - 1.2 * t, shape, affine)
+  far = tubes.ball((-6, 20, -24), 5, shape, affine)
+  tree = find_vessels(mask, far, affine)
+  assert any("No vessel comes near" in note for note in tree.notes)
+  (ostium,) = tree.ostia
+  assert np.linalg.norm(ostium.position_mm - ARC[0]) < 3
+
+
+@pytest.mark.parametrize("missing_mm", [8.0, 13.0])
+def test_a_tree_whose_first_stretch_is_missing_still_has_its_ostium(missing_mm):
+  shape, affine = tubes.grid("cubic", (-14, -12, -60), HIGH)
+  root = aorta(shape, affine)
+  line = [OSTIUM, OSTIUM + [10, 4, -78]]
+  whole = tubes.tube(line, 2.0, shape, affine) & ~root
+  mask = whole & ~tubes.ball(OSTIUM, missing_mm, shape, affine)
+  one, other = (find_vessels(m, root, affine) for m in (whole, mask))
+  assert any("missing" in note for note in other.notes)
+  # The straight line to the nearest aorta is a short cut.
+  lost = one.branches[0].distance_mm[-1] - other.branches[0].distance_mm[-1]
+  assert 0 <= lost < 3
+  np.testing.assert_allclose(
+    other.ostia[0].position_mm, one.ostia[0].position_mm, atol=3
+  )
 
 
 @pytest.mark.parametrize("what", ["nothing", "specks"])

@@ -1,0 +1,73 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tubes
+
+from cadjax import agreement
+from cadjax.evidence import Share
+from cadjax.vessels import find_vessels
+
+AT_VESSELS = Share(0.4, 0.1, 4.0, 30.0)
+ELSEWHERE = Share(0.02, 0.1, 0.2, 30.0)
+
+
+@pytest.fixture(scope="module")
+def tree():
+  shape, affine = tubes.grid("cubic", (-6, -6, -12), (6, 6, 14))
+  root = tubes.ball((0, 0, 10), 4, shape, affine)
+  mask = tubes.tube([(0, 0, 6), (2, 0, -9)], 1.5, shape, affine)
+  return find_vessels(mask, root, affine)
+
+
+def said(tree, **changes):
+  told = {"probability": 0.8, "threshold": 0.5, "near_vessels": AT_VESSELS}
+  told["plaque_mm3"] = {"stable": 60.0, "unstable": 0.0}
+  return agreement.disagreements(tree, **(told | changes))
+
+
+def test_agreement_is_silent(tree):
+  assert said(tree) == []
+  assert said(tree, plaque_mm3=None, near_vessels=None) == []
+  low = {"stable": 3.0, "unstable": 0.0}
+  assert said(tree, probability=0.1, plaque_mm3=low) == []
+  assert (
+    said(tree, probability=0.1, near_vessels=ELSEWHERE, plaque_mm3=low) == []
+  )
+
+
+def test_evidence_away_from_the_vessels(tree):
+  (line,) = said(tree, near_vessels=ELSEWHERE)
+  assert "0.80" in line
+  assert "0.50" in line
+  assert "2.0%" in line
+  assert "lift 0.20" in line
+  assert line.startswith("The classifier")
+  assert said(tree, near_vessels=dataclasses.replace(ELSEWHERE, lift=1.0)) == []
+
+
+def test_plaque_without_a_call(tree):
+  (line,) = said(tree, probability=0.49)
+  assert "60 mm3 of stable plaque" in line
+  assert "unstable" not in line
+  assert "below its threshold" in line
+  assert said(tree, probability=0.5) == []
+
+
+def test_a_call_without_plaque(tree):
+  (line,) = said(tree, plaque_mm3={"stable": 0.0, "unstable": 2.0})
+  assert "no plaque" in line
+
+
+def test_missing_structures(tree):
+  (line,) = said(tree, aorta_found=False)
+  assert line.startswith("No aorta")
+  empty = find_vessels(np.zeros((4, 4, 4)), None, np.eye(4))
+  first, *rest = said(empty, near_vessels=Share(0.0, 0.0, np.nan, 0.0))
+  assert first.startswith("No coronary artery")
+  assert rest == []
+
+
+def test_an_empty_map(tree):
+  (line,) = said(tree, near_vessels=Share(np.nan, 0.1, np.nan, 30.0))
+  assert "empty" in line

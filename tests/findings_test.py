@@ -1,0 +1,209 @@
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+from candidates_test import FORK, LINES, VOXEL, ball, blobs, on, scene
+
+from cadjax import findings, names
+from cadjax.findings import Options, find_abnormalities, match_lesions
+
+PLACE, OTHER = on(LINES[1], 0.5), on(LINES[2], 0.6)
+OFF = np.array([15.0, -4, 8])
+
+
+def stable():
+  return ball(PLACE, 1.6)
+
+
+def find(mode="combined", options=None, **given):
+  tree, mask = scene()
+  return find_abnormalities(tree, mask, mode=mode, options=options, **given)
+
+
+def test_a_finding_says_where_what_and_how_much():
+  tree, mask = scene()
+  heat = blobs((PLACE, 1.0), (OFF, 0.6))
+  hu = np.where(stable(), 700, 350).astype(np.int16)
+  (one, *_) = find(
+    heat=heat, plaques={"stable": stable(), "unstable": stable() & False}, hu=hu
+  )
+  assert np.linalg.norm(np.array(one.position_mm) - PLACE) < 1.0
+  assert np.abs(tree.to_index(PLACE) - one.index).max() < 2
+  owner, place, _ = tree.nearest(PLACE[None])
+  branch = tree.branches[owner[0]]
+  assert one.vessel == branch.name
+  assert one.sureness == branch.sureness
+  assert one.from_ostium_mm == pytest.approx(
+    branch.distance_mm[place[0]], abs=1.0
+  )
+  # From the top of the trunk, down and out to the plaque.
+  way = np.linalg.norm(LINES[0][0] - FORK) + np.linalg.norm(PLACE - FORK)
+  assert one.from_ostium_mm == pytest.approx(way, abs=1.5)
+  low, high = one.extent_mm
+  assert low < one.from_ostium_mm < high
+  assert high - low == pytest.approx(3.2, abs=1.2)
+  assert one.sources[0] == "plaque"
+  assert "heat" in one.sources
+  assert one.plaque == "stable"
+  assert one.plaque_mm3 == pytest.approx(stable().sum() * VOXEL)
+  assert one.plaque_hu == 700
+  assert one.calibre_mm == pytest.approx(3.4, abs=0.4)
+  at = tree.to_mm(np.argwhere(np.ones(mask.shape)))
+  near = np.linalg.norm(at - one.position_mm, axis=1) <= 5.0
+  assert one.evidence == pytest.approx(heat.ravel()[near].sum() / heat.sum())
+  assert one.lift == pytest.approx(heat.ravel()[near].mean() / heat.mean())
+  # A ball of radius 1.6 in a tube of 1.7, under a Gaussian as long as it.
+  assert 0.3 < one.stenosis < 0.9
+  json.dumps(one.to_dict())
+
+
+def test_types_of_plaque():
+  half = ball(PLACE + [1.5, 0, 0], 1.5)
+  rest = stable() & ~half
+  mixed = find("plaque", plaques={"stable": half, "unstable": rest})
+  assert [one.plaque for one in mixed] == ["mixed"]
+  soft = find("plaque", plaques={"unstable": stable()})
+  assert [one.plaque for one in soft] == ["unstable"]
+  assert np.isnan(soft[0].plaque_hu)
+  assert np.isnan(soft[0].evidence)
+
+
+def test_each_mode_has_its_sources_and_its_ranking():
+  heat = blobs((OTHER, 1.0), (OFF, 0.9), (PLACE, 0.2))
+  small = ball(on(LINES[2], 0.9), 1.1)
+  given = {"heat": heat, "plaques": {"stable": stable() | small}}
+  options = Options(least_heat=0.3, near_mm=3.0)
+  by_map = find("map", options, **given)
+  assert [one.sources for one in by_map] == [("heat",)] * 2
+  assert by_map[0].vessel
+  assert by_map[1].vessel == ""
+  assert by_map[1].stenosis_note == "not on a vessel"
+  assert np.isnan(by_map[1].from_ostium_mm)
+  on_vessels = find("vessel_map", options, **given)
+  assert [one.sources for one in on_vessels] == [("heat",)]
+  assert np.linalg.norm(np.array(on_vessels[0].position_mm) - OTHER) < 2
+  by_plaque = find("plaque", options, **given)
+  assert [one.sources for one in by_plaque] == [("plaque",)] * 2
+  assert [one.score for one in by_plaque] == pytest.approx(
+    [stable().sum() * VOXEL, small.sum() * VOXEL]
+  )
+  both = find("combined", options, **given)
+  assert len(both) == 3
+  for mode, found in (
+    ("map", by_map), ("vessel_map", on_vessels), ("plaque", by_plaque),
+    ("combined", both),
+  ):  # fmt: skip
+    assert {one.ranked_by for one in found} == {findings.RANKED_BY[mode]}
+    scores = [one.score for one in found]
+    assert scores == sorted(scores, reverse=True)
+    assert scores == [findings.score(one, mode, options) for one in found]
+  first = Options(near_mm=3.0, most=1)
+  assert find("combined", first, **given) == both[:1]
+
+
+def test_one_place_is_one_finding():
+  heat = blobs((PLACE + [1.0, 0, 1], 1.0))
+  found = find(heat=heat, plaques={"stable": stable()})
+  assert len(found) == 1
+  assert found[0].sources == ("plaque", "narrowing", "heat")
+  assert found[0].heat > 0.3
+  far = find(heat=blobs((OTHER, 1.0)), plaques={"stable": stable()})
+  assert {one.sources for one in far} == {("plaque", "narrowing"), ("heat",)}
+
+
+def test_the_stenosis_is_none_with_its_reason_where_it_cannot_be_told():
+  given = {"plaques": {"stable": stable()}}
+  (coarse,) = find(options=Options(least_voxels=4.0), **given)
+  assert coarse.stenosis is None
+  assert "4 voxels" in coarse.stenosis_note
+  assert coarse.sources == ("plaque",)
+  (fine,) = find(**given)
+  assert fine.stenosis is not None
+  assert fine.score > coarse.score
+
+
+def test_weights_make_the_combined_score():
+  given = {"heat": blobs((PLACE, 1.0)), "plaques": {"stable": stable()}}
+  (one,) = find(**given)
+  parts = {
+    "plaque_weight": np.log1p(one.plaque_mm3 / 10),
+    "stenosis_weight": one.stenosis,
+    "evidence_weight": np.log2(1 + one.lift),
+  }
+  zero = dict.fromkeys(parts, 0.0)
+  for weight, part in parts.items():
+    options = Options(**(zero | {weight: 2.0}))
+    assert findings.score(one, "combined", options) == pytest.approx(2 * part)
+
+
+def test_nothing_in_nothing_out():
+  tree, mask = scene()
+  nothing = np.zeros_like(mask)
+  empty = {"heat": nothing.astype(float), "plaques": {"stable": nothing}}
+  for mode in findings.MODES:
+    assert find(mode, **empty) == []
+  none = dataclasses.replace(tree, branches=(), voxels=np.zeros((0, 3), int))
+  given = {"heat": blobs((PLACE, 1.0)), "plaques": {"stable": stable()}}
+  for mode, count in (("map", 1), ("vessel_map", 0), ("plaque", 1)):
+    found = find_abnormalities(none, mask, mode=mode, **given)
+    assert [one.vessel for one in found] == [""] * count
+
+
+def test_bad_calls_are_refused():
+  with pytest.raises(names.UnknownName, match="combined"):
+    find("combine")
+  with pytest.raises(names.UnknownName, match="unstable"):
+    find(plaques={"soft": stable()})
+  for mode in ("map", "vessel_map"):
+    with pytest.raises(ValueError, match="heat map"):
+      find(mode)
+  with pytest.raises(ValueError, match="plaque"):
+    find("plaque")
+
+
+def at(*places):
+  """Returns findings that are nothing but places."""
+  (one,) = find("plaque", plaques={"stable": stable()})
+  return [dataclasses.replace(one, position_mm=tuple(p)) for p in places]
+
+
+def test_matching_is_the_best_of_all_assignments():
+  rng = np.random.default_rng(0)
+  for _ in range(30):
+    here = rng.uniform(0, 12, (rng.integers(0, 5), 3))
+    there = rng.uniform(0, 12, (rng.integers(0, 5), 3))
+    matches = match_lesions(at(*here), list(there), 5.0)
+    apart = np.linalg.norm(here[:, None] - there[None], axis=2)
+    best = (0, 0.0)
+    size = min(len(here), len(there))
+    for rows in itertools.permutations(range(len(here)), size):
+      for columns in itertools.combinations(range(len(there)), size):
+        near = [d for d in apart[list(rows), list(columns)] if d <= 5]
+        best = max(best, (len(near), -sum(near)))
+    assert len(matches.hits) == best[0]
+    assert sum(d for *_, d in matches.hits) == pytest.approx(-best[1])
+    hit = {k for _, k, _ in matches.hits}
+    assert hit | set(matches.misses) == set(range(len(there)))
+    assert len(hit) == len(matches.hits)
+    groups = [j for j, *_ in matches.hits]
+    groups += [*matches.false_positives, *matches.duplicates]
+    assert sorted(groups) == list(range(len(here)))
+    for j in matches.false_positives:
+      assert len(there) == 0 or apart[j].min() > 5
+    for j in matches.duplicates:
+      assert apart[j].min() <= 5
+
+
+def test_a_lesion_may_be_points_along_it():
+  line = np.array([[x, 0, 0] for x in range(-10, 11)])
+  found = at((12, 3, 0), (-9, 0, 1), (0, 9, 0))
+  whole = match_lesions(found, [line])
+  assert [(j, k) for j, k, _ in whole.hits] == [(1, 0)]
+  assert whole.duplicates == (0,)
+  assert whole.false_positives == (2,)
+  center = match_lesions(found, [np.zeros(3)])
+  assert center.hits == ()
+  assert center.misses == (0,)
+  assert center.false_positives == (0, 1, 2)

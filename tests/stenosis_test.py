@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import tubes
+
+from cadjax import stenosis
+from cadjax.vessel_tree import STEP_MM
+from cadjax.vessels import find_vessels
+
+WAY = np.arange(0, 60, STEP_MM)
+TAPER = 2.0 - 0.012 * WAY
+
+
+def narrowed(radius, middle, length, lost):
+  away = np.abs(WAY - middle) / (length / 2)
+  return radius * (1 - lost * np.where(away < 1, np.cos(away * np.pi / 2), 0))
+
+
+def test_the_reference_is_the_taper_whatever_is_narrowed():
+  rng = np.random.default_rng(0)
+  radius = TAPER + rng.normal(0, 0.03, len(WAY))
+  radius = narrowed(narrowed(radius, 20, 14, 0.7), 45, 8, 0.4)
+  radius[:6] += 1.5  # The bulge of a fork.
+  reference = stenosis.reference_radius(WAY, radius)
+  np.testing.assert_allclose(reference, TAPER, rtol=0.05)
+
+
+def test_the_reference_never_widens_and_ignores_the_unknown():
+  wider = 1 + 0.02 * WAY
+  flat = stenosis.reference_radius(WAY, wider)
+  assert np.ptp(flat) == 0
+  assert flat[0] == pytest.approx(np.quantile(wider, 0.6))
+  gap = TAPER.copy()
+  gap[30:50] = np.nan
+  np.testing.assert_allclose(
+    stenosis.reference_radius(WAY, gap), TAPER, rtol=1e-3
+  )
+
+
+def test_short_vessels_have_a_constant_or_no_reference():
+  short = stenosis.reference_radius(WAY[:20], TAPER[:20])
+  assert np.ptp(short) == 0
+  tiny = stenosis.reference_radius(WAY[:8], TAPER[:8])
+  assert np.isnan(tiny).all()
+
+
+def profile(radius, resolved=True):
+  reference = stenosis.reference_radius(WAY, radius)
+  return stenosis.Calibre(radius, reference, np.full(len(WAY), resolved))
+
+
+def test_narrowings_are_found_where_they_are():
+  radius = narrowed(narrowed(TAPER, 20, 12, 0.6), 44, 8, 0.4)
+  one, two = stenosis.find_narrowings([profile(radius)], 0.3, 10.0)
+  assert (one.branch, two.branch) == (0, 0)
+  assert one.place * STEP_MM == pytest.approx(20, abs=1)
+  assert two.place * STEP_MM == pytest.approx(44, abs=1)
+  assert one.stenosis == pytest.approx(0.6, abs=0.05)
+  assert two.stenosis == pytest.approx(0.4, abs=0.05)
+  # At half the depth a cosine is two thirds as long.
+  assert (one.last - one.first) * STEP_MM == pytest.approx(8, abs=1.5)
+
+
+def test_what_is_no_narrowing():
+  find = lambda one, apart=10.0: stenosis.find_narrowings([one], 0.3, apart)  # noqa: E731
+  assert find(profile(narrowed(TAPER, 30, 10, 0.2))) == []
+  assert find(profile(narrowed(TAPER, 30, 10, 0.6), resolved=False)) == []
+  assert find(profile(narrowed(TAPER, 58, 8, 0.6))) == []
+  assert find(profile(narrowed(TAPER, 1, 8, 0.6))) == []
+  close = profile(narrowed(narrowed(TAPER, 27, 5, 0.6), 33, 5, 0.5))
+  assert len(find(close)) == 1
+  assert len(find(close, apart=4.0)) == 2
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.3, 0.5, 0.7])
+def test_the_stenosis_of_a_tube(lost):
+  """A lumen that narrows inside a vessel that does not."""
+  shape, affine = tubes.grid("anisotropic", (-6, -6, -34), (8, 6, 14))
+  line = [(0, 0, 9), (4, 0, -32)]
+  root = tubes.ball((0, 0, 12), 3, shape, affine)
+  vessel = tubes.tube(line, 2.2, shape, affine) & ~root
+  width = lambda t: 2.2 * (1 - lost * np.exp(-(((t - 0.5) / 0.12) ** 2)))  # noqa: E731
+  lumen = tubes.tube(line, width, shape, affine) & ~root
+  tree = find_vessels(vessel, root, affine)
+  (one,) = stenosis.calibres(tree, lumen, vessel)
+  assert one.resolved.all()
+  inner = slice(20, -20)
+  assert np.nanmax(one.stenosis[inner]) == pytest.approx(lost, abs=0.08)
+  found = stenosis.find_narrowings([one], 0.2, 10.0)
+  assert len(found) == (lost > 0.2)
+  for narrowing in found:
+    place = tree.branches[0].points_mm[narrowing.place]
+    np.testing.assert_allclose(place, np.mean(line, 0), atol=1.5)
+  (coarse,) = stenosis.calibres(tree, lumen, vessel, least_voxels=4.5)
+  assert not coarse.resolved.any()
