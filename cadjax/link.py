@@ -13,7 +13,7 @@ import numpy as np
 from cadjax import agreement, evidence, findings, vessels
 from cadjax.evidence import Share
 from cadjax.findings import Finding
-from cadjax.vessels import VesselTree
+from cadjax.vessel_tree import VesselTree
 from data_prep import geometry
 from data_prep.volume import Grid, Volume
 
@@ -46,8 +46,7 @@ class Structures:
 
   def mask(self, *classes: str) -> np.ndarray | None:
     """Returns where any of the classes is; None if the task has none."""
-    numbers = [i for i, name in enumerate(self.names) if name in classes]
-    return np.isin(self.labels, numbers) if numbers else None
+    return _mask(self.labels, self.names, classes)
 
   @property
   def plaques(self) -> dict[str, np.ndarray] | None:
@@ -110,15 +109,16 @@ def find_structures(
     labels: uint8 [D, H, W] on its grid.
     names: of the classes, the first is the background.
   """
-  empty = np.zeros((0, 3), int)
-  blank = VesselTree((), (), volume.affine, volume.shape, empty, ())
-  bare = Structures(
-    volume, labels, tuple(names), blank, (np.zeros(0, np.uint16), {})
-  )
-  coronary, aorta = bare.mask(*CORONARIES), bare.mask(AORTA)
+  coronary = _mask(labels, names, CORONARIES)
+  aorta = _mask(labels, names, (AORTA,))
   tree = vessels.find_vessels(coronary, aorta, volume.affine)
   regions = evidence.vessel_regions(tree, coronary, aorta)
-  return dataclasses.replace(bare, tree=tree, regions=regions)
+  return Structures(volume, labels, tuple(names), tree, regions)
+
+
+def _mask(labels, names, classes) -> np.ndarray | None:
+  numbers = [i for i, name in enumerate(names) if name in classes]
+  return np.isin(labels, numbers) if numbers else None
 
 
 def lay_on(heat: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:

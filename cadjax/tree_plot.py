@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from cadjax.findings import Finding
-from cadjax.vessels import Branch, VesselTree
+from cadjax.vessel_tree import Branch, VesselTree
 
 # Name: LPS axis to the right of the page, and the letters at its ends.
 VIEWS = {"from the front": (0, "R", "L"), "from the left": (1, "A", "P")}
