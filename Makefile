@@ -8,7 +8,7 @@ DEMO := demo
 .PHONY: help env demo test test-slow bench lint clean
 
 help:
-	@echo "make demo       environment, phantoms, training, evaluation, a scored case"
+	@echo "make demo       environment, phantoms, trainings, evaluation, a linked report"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
 	@echo "make bench      times training and inference beside PyTorch's, in bench/"
@@ -27,14 +27,21 @@ $(DEMO)/data: | $(READY)
 	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=400 \
 	  --grid=heart --shape=64,64,64 --box_mm=128,128,128 --out=$@
 
-demo: $(READY) | $(DEMO)/data
+$(DEMO)/masks: | $(READY)
+	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=80 \
+	  --grid=heart --shape=96,96,96 --box_mm=128,128,128 --out=$@
+
+demo: $(READY) | $(DEMO)/data $(DEMO)/masks
 	$(PY) -m cadjax.main --config=configs/demo.py --workdir=$(DEMO)/classifier
 	$(PY) -m cadjax.evaluate --workdir=$(DEMO)/classifier
+	$(PY) -m cadjax.main --config=configs/demo_segmenter.py \
+	  --workdir=$(DEMO)/segmenter
 	test -d $(DEMO)/scans || $(PY) -m data_prep.export --out=$(DEMO)/scans \
 	  --cases=2 --severity=overt --spacing_mm=1
-	$(PY) -m cadjax.predict --classifier=$(DEMO)/classifier --overwrite \
+	$(PY) -m cadjax.predict --classifier=$(DEMO)/classifier \
+	  --segmenter=$(DEMO)/segmenter --layer=stage1 --overwrite \
 	  --input=$(DEMO)/scans/phantom_1000001.nii.gz --out=$(DEMO)/case
-	@echo "open $(DEMO)/case/case.html"
+	@echo "open $(DEMO)/case/report.html"
 
 test: $(READY)
 	$(PY) -m pytest -q --durations=15
