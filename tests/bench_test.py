@@ -284,7 +284,7 @@ def test_records_are_read_in_training_and_alone(settings, tiny_data, tmp_path):
   assert found.error is None
   assert found.info["volumes"] == 64
   assert len(found.info["rss_bytes"]) == 2
-  assert "epochs a run" in report._extras([found])
+  assert "2 runs of 64 volumes" in report._extras([found])
 
 
 def test_torch_is_asked_for_by_name(monkeypatch, tmp_path):

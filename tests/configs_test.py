@@ -14,7 +14,17 @@ CONFIGS = sorted(
 )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# The others differ from these in sizes; each takes 20 s to compile.
+QUICK = ("demo", "demo_segmenter", "unet2d")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in CONFIGS
+  ],
+)
 def test_config_trains(name, tiny_data, tmp_path):
   module = importlib.import_module(f"configs.{name}")
   assert f"--config=configs/{name}.py" in module.__doc__

@@ -23,8 +23,8 @@ from cadjax import (
   models,
   names,
   planes,
-  predict,
   scans,
+  scoring,
   workdir,
 )
 from cadjax.explainer import Explainer, Options
@@ -238,7 +238,7 @@ def test_references_see_the_lesion(classifier, monkeypatch, tmp_path, method):
   }
   assert document["options"] == {method: described[method]}
   # Without a map of a layer the prediction is there all the same.
-  own = predict.predict_scan(trained, scan).prediction
+  own = scoring.predict_scan(trained, scan).prediction
   assert document["prediction"] == own
 
 
@@ -281,7 +281,7 @@ def test_the_document_is_strict_and_names_all_files_and_no_path(
 
 def test_predicted_is_the_label_of_predict(classifier, tmp_path):
   scan = write_scan(tmp_path / "scan.nii.gz", "plain")
-  own = predict.predict_scan(classifier, scan).prediction
+  own = scoring.predict_scan(classifier, scan).prediction
   result, document = run(classifier, scan, tmp_path / "out", target="predicted")
   assert document["target"]["name"] == own["label"]
   assert document["target"]["origin"] == "predicted"
