@@ -171,6 +171,7 @@ def test_conv_of_two_maps_is_that_of_their_channels(strides):
     jax.tree.map(jnp.array_equal, variables, layer.init(KEY, a, b))
   )
 
+  @jax.jit
   def pull(*maps):
     y, pull = jax.vjp(layer.apply, variables, *maps)
     return y, *pull(jnp.sin(y))
