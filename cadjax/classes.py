@@ -31,8 +31,8 @@ class Task:
   """The classes of a segmenter.
 
   Attributes:
-    parts: class -> the stored classes that it is made of; those of its first
-      part decide whether it is known.
+    parts: class -> the stored classes that it is made of; if the first of
+      these is annotated, the class is known.
   """
 
   parts: Mapping[str, tuple[str, ...]]
@@ -84,10 +84,10 @@ def map_known(known: Array, task: str) -> Array:
   """Translates which classes a source annotates to those of a task.
 
   A merged class is known if its first part is: coronaries are known where the
-  lumen is. ImageCAS and others mark the lumen alone, as one label for
-  the vessel, and would teach no coronaries if plaque had to be marked, too.
-  The plaque that such a source leaves out is background there, of coronaries;
-  a task that tells plaque apart takes it as unknown instead.
+  lumen is. ImageCAS and others mark the lumen alone, and would teach nothing
+  of coronaries if plaque had to be marked, too. Plaque that they leave out of
+  the lumen counts as background in a task with coronaries, and as unknown in
+  one that tells plaque apart.
 
   Args:
     known: [..., 5], whether each of `CLASS_NAMES` is annotated.

@@ -28,7 +28,7 @@ def merge_unknown(logits: jax.Array, known: jax.Array) -> jax.Array:
   The softmax of the result is that of the logits with the probabilities of
   background and unknown classes added up: what is unknown may be anywhere in
   the background, and is not learned as absent. The marginal loss of Shi et
-  al. 2021, https://arxiv.org/abs/2007.03868, section 3.2.
+  al. 2021, https://arxiv.org/abs/2007.03868.
 
   Args:
     logits: [B, *space, K], class 0 is background.

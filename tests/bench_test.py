@@ -193,6 +193,14 @@ def xla_flops(fn, *args):
     ({"ndim": 3, "depth": 10, "width": 4}, (2, *SHAPE, 1)),
     ({"ndim": 3, "depth": 50, "width": 4}, (1, *SHAPE, 1)),
     ({"ndim": 2, "depth": 18, "width": 8, "output_stride": 8}, (2, 35, 48, 1)),
+    ({"name": "unet", "features": (8, 16, 24)}, (2, *SHAPE, 1)),
+    (
+      {
+        **{"name": "unet", "ndim": 2, "features": (16, 24, 32, 32)},
+        **{"residual": True, "attention": True, "upsampling": "shuffle"},
+      },
+      (2, 40, 48, 1),
+    ),
   ],
 )
 def test_flops_are_xlas(config, shape):
@@ -219,7 +227,11 @@ def test_flops_are_xlas(config, shape):
     counted, train=True
   )
   assert 1.0 < ratio < 1.10
-  assert [layer.name for layer in counted if layer.sees_image] == ["conv_stem"]
+  sees_image = [layer.name for layer in counted if layer.sees_image]
+  unet = ["enc1_block/conv1"] + ["enc1_block/conv_skip"] * (
+    "residual" in config
+  )
+  assert sees_image == (unet if "name" in config else ["conv_stem"])
   remat = models.get_model(config | {"conv": "lax", "remat": True})
   assert flops.count(remat, shape) == counted
 

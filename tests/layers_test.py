@@ -112,6 +112,83 @@ def test_max_pool_is_scipys_maximum_filter(space):
   np.testing.assert_array_equal(layers.max_pool(x), expected[steps])
 
 
+@pytest.mark.parametrize("space", [(9, 1), (3, 4, 5)])
+def test_upsample2_is_scipys_linear_interpolation(space):
+  x = random(2, *space, 3)
+  grid = np.meshgrid(*(np.arange(2 * n) / 2 for n in space), indexing="ij")
+  ours = layers.upsample2(jnp.asarray(x))
+  for b in range(2):
+    for c in range(3):
+      expected = ndimage.map_coordinates(
+        x[b, ..., c].astype(np.float64), grid, order=1, mode="nearest"
+      )
+      np.testing.assert_allclose(ours[b, ..., c], expected, atol=1e-6)
+  assert layers.upsample2(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_voxel_stays_where_it_is_after_down_and_up(ndim):
+  """Three strides of 2 and back: a tent on the voxel, 8 voxels to each side."""
+  at = (8, 16, 24)[:ndim]
+  x = np.zeros((1, *(24, 32, 40)[:ndim], 1), np.float32)
+  x[(0, *at, 0)] = 1.0
+  centre = np.zeros((3,) * ndim + (1, 1), np.float32)
+  centre[(1,) * ndim] = 1.0
+  y = jnp.asarray(x)
+  for _ in range(3):
+    y = layers.conv(y, jnp.asarray(centre), 2)
+  for _ in range(3):
+    y = layers.upsample2(y)
+  expected = np.ones(())
+  for voxel, size in zip(at, x.shape[1:-1], strict=True):
+    distance = abs(np.arange(size) - voxel)
+    expected = np.multiply.outer(expected, np.maximum(1 - distance / 8, 0))
+  np.testing.assert_allclose(y[0, ..., 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("space", [(3, 4), (2, 3, 4)])
+def test_depth_to_space_gives_each_cell_its_block(space):
+  ndim = len(space)
+  x = random(2, *space, 2**ndim * 3)
+  ours = layers.depth_to_space(jnp.asarray(x))
+  assert ours.shape == (2, *(2 * n for n in space), 3)
+  for cell in np.ndindex(*space):
+    for block, step in enumerate(np.ndindex(*(2,) * ndim)):
+      voxel = tuple(2 * o + r for o, r in zip(cell, step, strict=True))
+      np.testing.assert_array_equal(
+        ours[(slice(None), *voxel)],
+        x[(slice(None), *cell, slice(3 * block, 3 * block + 3))],
+      )
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_conv_of_two_maps_is_that_of_their_channels(strides):
+  a, b = random(2, 6, 8, 3), random(2, 6, 8, 5, seed=1)
+  together = jnp.concatenate([a, b], -1)
+  layer = layers.Conv(4, 3, strides)
+  variables = layer.init(KEY, together)
+  assert jax.tree.all(
+    jax.tree.map(jnp.array_equal, variables, layer.init(KEY, a, b))
+  )
+
+  @jax.jit
+  def pull(*maps):
+    y, pull = jax.vjp(layer.apply, variables, *maps)
+    return y, *pull(jnp.sin(y))
+
+  y, dkernel, da, db = pull(a, b)
+  expected, expected_dkernel, expected_dx = pull(together)
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+  np.testing.assert_allclose(
+    jnp.concatenate([da, db], -1), expected_dx, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    dkernel["params"]["kernel"],
+    expected_dkernel["params"]["kernel"],
+    atol=1e-4,
+  )
+
+
 def test_global_mean_is_float32():
   x = jnp.full((1, 40, 50, 60, 1), 1.0, jnp.bfloat16) + jnp.bfloat16(0.0078125)
   mean = layers.global_mean(x)

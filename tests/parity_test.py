@@ -179,3 +179,117 @@ def test_widths_and_depths_have_monais_counts(monai_nets):
     )
     count = sum(p.numel() for p in net.parameters())
     assert count == sum(p.size for p in jax.tree.leaves(like["params"]))
+
+
+def torch_unet(params, stats, x, *, ndim, train):
+  """The U-Net of `cadjax.models.unet` in torch, from the names of its leaves.
+
+  Interpolates by torch's own means: a map with its last cells repeated, its
+  corners aligned.
+  """
+  functional = torch.nn.functional
+  convolve = {2: functional.conv2d, 3: functional.conv3d}[ndim]
+  mode = {2: "bilinear", 3: "trilinear"}[ndim]
+
+  def conv(x, leaf, stride=1):
+    kernel = torch.movedim(leaf["kernel"], (-1, -2), (0, 1))
+    padding = (kernel.shape[-1] - 1) // 2
+    return convolve(x, kernel, stride=stride, padding=padding)
+
+  def norm(x, leaf, running):
+    mean, var = (running[key].clone() for key in ("mean", "var"))
+    return functional.batch_norm(
+      x, mean, var, leaf["scale"], leaf["bias"], training=train
+    )
+
+  def dense(x, leaf):
+    y = torch.movedim(x, 1, -1) @ leaf["kernel"] + leaf["bias"]
+    return torch.movedim(y, -1, 1)
+
+  def upsample(x):
+    space = x.shape[2:]
+    x = functional.pad(x, (0, 1) * ndim, mode="replicate")
+    x = functional.interpolate(
+      x, size=[2 * n + 1 for n in space], mode=mode, align_corners=True
+    )
+    return x[(..., *(slice(2 * n) for n in space))]
+
+  def stage(name, x, coarse=None):
+    p, s = params[f"{name}_block"], stats[f"{name}_block"]
+    maps = x
+    if coarse is not None:
+      if "gate" in p:
+        gate = p["gate"]
+        a = conv(x, gate["conv_skip"], 2) + conv(coarse, gate["conv_coarse"])
+        a = norm(a, gate["norm"], s["gate"]["norm"]).relu()
+        x = x * upsample(dense(a, gate["weight"]).sigmoid())
+      maps = torch.cat([x, upsample(conv(coarse, p["up"]))], 1)
+    stride = 1 if coarse is not None or name == "enc1" else 2
+    y = norm(conv(maps, p["conv1"], stride), p["norm1"], s["norm1"]).relu()
+    y = norm(conv(y, p["conv2"]), p["norm2"], s["norm2"])
+    if "conv_skip" in p:
+      y = y + norm(
+        conv(maps, p["conv_skip"], stride), p["norm_skip"], s["norm_skip"]
+      )
+    return y.relu()
+
+  x = torch.movedim(x, -1, 1)
+  skipped = []
+  for name in ("enc1", "enc2", "enc3"):
+    x = stage(name, x)
+    skipped.append(x)
+  x = stage("bottleneck", x)
+  for name in ("dec3", "dec2", "dec1"):
+    x = stage(name, skipped.pop(), x)
+  return torch.movedim(dense(x, params["head"]), 1, -1)
+
+
+@pytest.mark.parametrize(
+  ("ndim", "options"),
+  [(2, {}), (3, {}), (2, {"residual": True, "attention": True})],
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_the_unet_is_the_same_in_torch(ndim, options, train):
+  with jax.enable_x64(True):
+    model = models.get_model(
+      {"name": "unet", "ndim": ndim, "features": (4, 6, 8, 10)} | options
+    ).clone(dtype=jnp.float64)
+    rng = np.random.default_rng(0)
+    x = rng.random((2, *(16, 24, 8)[:ndim], 1))
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    variables = jax.tree.map(
+      lambda leaf: 0.3 * rng.standard_normal(leaf.shape),
+      {key: like[key] for key in ("params", "batch_stats")},
+    )
+    stats = jax.tree.map(jnp.abs, variables["batch_stats"])
+
+    @jax.jit
+    def ours(params):
+      def loss(params):
+        (logits, _), _ = model.apply(
+          {"params": params, "batch_stats": stats},
+          x,
+          train=train,
+          mutable=["batch_stats"],
+        )
+        return jnp.sum(jnp.sin(logits)), logits
+
+      return jax.grad(loss, has_aux=True)(params)
+
+    gradients, logits = ours(variables["params"])
+
+  def to_torch(leaf):
+    return torch.tensor(np.array(leaf), dtype=torch.float64)
+
+  params = jax.tree.map(lambda a: to_torch(a).requires_grad_(), variables)
+  theirs = torch_unet(
+    params["params"],
+    jax.tree.map(to_torch, stats),
+    torch.tensor(x),
+    ndim=ndim,
+    train=train,
+  )
+  theirs.sin().sum().backward()
+  assert relative(logits, theirs.detach().numpy()) < 1e-6
+  expected = jax.tree.map(lambda leaf: leaf.grad.numpy(), params["params"])
+  assert relative(ravel(gradients), ravel(expected)) < 1e-6

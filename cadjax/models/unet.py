@@ -136,8 +136,8 @@ class UNet(nn.Module):
     attention: whether attention gates weigh the skipped maps.
     deep_supervision: whether training gives logits of coarser decoder maps,
       too: of up to three resolutions, but not of the coarsest two levels.
-    upsampling: "linear" interpolates; "shuffle" has the channels of a
-      convolution as the voxels (depth to space).
+    upsampling: "linear" interpolates; "shuffle" makes the voxels 2 o and
+      2 o + 1 from channels of cell o (depth to space).
     remat: whether each stage's activations are recomputed in the backward
       pass, which takes about a third more time and much less memory.
     axis_name: the mapped axis over whose devices BatchNorm takes means.
