@@ -32,6 +32,10 @@ RANKED_BY = {
     "weighted sum of log plaque volume, stenosis and log lift of the heat"
   ),
 }
+# The radius is not to be trusted nearer to where it begins or ends.
+_EDGE_MM = 2.5
+# Of a plaque's voxels; what is less does not make it mixed.
+_LEAST_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,16 +212,18 @@ def _places(tree, calibres, heat, plaques, mode, options) -> list[Candidate]:
 
 
 def _join(tree, places, options, new: Candidate) -> None:
-  """Adds a candidate to the one it belongs to, or as one of its own."""
-  for place in places:
-    line = place.line(tree)
-    away = np.linalg.norm(line - new.position_mm, axis=1).min()
-    if away <= options.around_mm:
-      place.sources = (*place.sources, *new.sources)
-      if np.isfinite(new.heat):
-        place.heat = float(np.nanmax([place.heat, new.heat]))
-      return
-  places.append(new)
+  """Adds a candidate to the nearest within reach, or as one of its own."""
+  away = [
+    np.linalg.norm(place.line(tree) - new.position_mm, axis=1).min()
+    for place in places
+  ]
+  if not places or min(away) > options.around_mm:
+    places.append(new)
+    return
+  place = places[int(np.argmin(away))]
+  place.sources = (*place.sources, *new.sources)
+  if np.isfinite(new.heat):
+    place.heat = float(np.nanmax([place.heat, new.heat]))
 
 
 class _Measure:
@@ -304,7 +310,11 @@ class _Measure:
     if voxels is None:
       return "", 0.0, np.nan
     at = tuple(voxels.T)
-    kinds = [kind for kind, mask in self.plaques.items() if mask[at].any()]
+    kinds = [
+      kind
+      for kind, mask in self.plaques.items()
+      if mask[at].mean() >= _LEAST_SHARE
+    ]
     volume = len(voxels) * abs(np.linalg.det(self.tree.affine[:3, :3]))
     hu = np.nan if self.hu is None else float(self.hu[at].mean())
     kind = kinds[0] if len(kinds) == 1 else "mixed"
@@ -322,10 +332,10 @@ class _Measure:
       return None, (
         f"the reference radius is below {self.options.least_voxels:g} voxels"
       )
-    lost = one.stenosis[span]
-    if not np.isfinite(lost).any():
-      return None, "the mask has a gap here"
-    lost = float(np.clip(np.nanmax(lost), 0, 1))
+    lost = one.stenosis[span][one.inner(_EDGE_MM)[span]]
+    if not len(lost):
+      return None, "too near to an end of the vessel or to a gap in the mask"
+    lost = float(np.clip(lost.max(), 0, 1))
     return lost, "from the mask's lumen against a taper fitted to the branch"
 
 

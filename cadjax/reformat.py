@@ -2,10 +2,8 @@
 
 Lengths are true: rows of a straightened view are mm along the centreline,
 columns mm across it. Kanitsar et al. 2002 ("CPR: curved planar reformation")
-name the views; the frames turn as little as possible by double reflection
-(Wang et al. 2008, "Computation of rotation minimizing frames"). Volumes are
-[D, H, W] with an affine (d, h, w, 1) to LPS mm; the image in HU and a heat
-map on another grid are sampled at the same places.
+name the views. Volumes are [D, H, W] with an affine (d, h, w, 1) to LPS mm;
+the image in HU and a heat map on another grid are sampled at the same places.
 """
 
 import dataclasses
@@ -80,17 +78,11 @@ def make_frames(
   if np.linalg.norm(first) < 1e-3:
     first = np.eye(3)[np.abs(tangent[0]).argmin()]
     first = first - (first @ tangent[0]) * tangent[0]
-  normal = np.empty_like(points)
-  normal[0] = _unit(first)
-  for k in range(len(points) - 1):
-    # Two reflections carry one frame to the next.
-    way = points[k + 1] - points[k]
-    mirrored = _reflect(normal[k], way)
-    turned = _reflect(tangent[k], way)
-    normal[k + 1] = _reflect(mirrored, tangent[k + 1] - turned)
-  # Rounding adds up over hundreds of reflections.
-  normal -= (normal * tangent).sum(1, keepdims=True) * tangent
-  normal = _unit(normal)
+  normals = [first]
+  for way in tangent:
+    # What of the last normal is along the vessel here is all that goes.
+    normals.append(_unit(normals[-1] - (normals[-1] @ way) * way))
+  normal = np.stack(normals[1:])
   return Frames(
     points_mm=points,
     way_mm=centrelines.arc_length(points),
@@ -219,13 +211,6 @@ def sample(
 def _unit(vectors: np.ndarray) -> np.ndarray:
   length = np.linalg.norm(vectors, axis=-1, keepdims=True)
   return vectors / np.maximum(length, 1e-12)
-
-
-def _reflect(vector: np.ndarray, across: np.ndarray) -> np.ndarray:
-  square = across @ across
-  if square < 1e-24:
-    return vector
-  return vector - 2 * (vector @ across) / square * across
 
 
 def _centred(half_mm: float, step_mm: float) -> np.ndarray:

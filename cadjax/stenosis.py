@@ -41,6 +41,12 @@ class Calibre:
     """[N] share of the diameter lost, below 0 where it is wider."""
     return 1 - self.radius_mm / self.reference_mm
 
+  def inner(self, margin_mm: float) -> np.ndarray:
+    """[N] bool, where the radius is known for `margin_mm` on both sides."""
+    known = np.pad(np.isfinite(self.stenosis), 1)
+    steps = max(int(margin_mm / STEP_MM), 1)
+    return ndimage.binary_erosion(known, iterations=steps)[1:-1]
+
 
 @dataclasses.dataclass(frozen=True)
 class Narrowing:
@@ -125,14 +131,13 @@ def find_narrowings(
   found = []
   for number, one in enumerate(measured):
     depth = np.nan_to_num(one.stenosis, nan=0.0)
-    known = np.concatenate([[False], np.isfinite(one.stenosis), [False]])
-    inner = ndimage.binary_erosion(known, iterations=int(_END_MM / STEP_MM))
+    inner = one.inner(_END_MM)
     peaks, _ = signal.find_peaks(
       np.concatenate([[0.0], depth, [0.0]]),
       height=least,
       distance=max(int(apart_mm / STEP_MM), 1),
     )
-    for peak in peaks[inner[peaks]] - 1:
+    for peak in peaks[inner[peaks - 1]] - 1:
       half = np.flatnonzero(depth < depth[peak] / 2)
       first = half[half < peak].max(initial=-1) + 1
       last = half[half > peak].min(initial=len(depth)) - 1

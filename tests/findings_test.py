@@ -8,6 +8,9 @@ from candidates_test import FORK, LINES, VOXEL, ball, blobs, on, scene
 
 from cadjax import findings, names
 from cadjax.findings import Options, find_abnormalities, match_lesions
+from cadjax.vessels import find_vessels
+from data_prep.geometry import GridSpec
+from data_prep.phantom import make_phantom
 
 PLACE, OTHER = on(LINES[1], 0.5), on(LINES[2], 0.6)
 OFF = np.array([15.0, -4, 8])
@@ -207,3 +210,30 @@ def test_a_lesion_may_be_points_along_it():
   assert center.hits == ()
   assert center.misses == (0,)
   assert center.false_positives == (0, 1, 2)
+
+
+def test_the_plaques_of_phantoms_are_found_where_they_are():
+  grid = GridSpec("heart", (120, 120, 120), (150.0, 150.0, 150.0))
+  hits = misses = false_positives = 0
+  for seed in (3, 7, 9):
+    phantom = make_phantom(seed, label=1, severity="overt", grid=grid)
+    mask = phantom.mask
+    tree = find_vessels(mask > 1, mask == 1, phantom.volume.affine)
+    found = find_abnormalities(
+      tree,
+      mask > 1,
+      plaques={"stable": mask == 3, "unstable": mask == 4},
+      hu=phantom.volume.hu,
+      mode="plaque",
+    )
+    lesions = [np.array(row["position_mm"]) for row in phantom.lesions]
+    matches = match_lesions(found, lesions)
+    hits += len(matches.hits)
+    misses += len(matches.misses)
+    false_positives += len(matches.false_positives)
+    for j, k, _ in matches.hits:
+      volume = phantom.lesions[k]["volume_mm3"]
+      assert found[j].plaque_mm3 == pytest.approx(volume, rel=0.5, abs=10)
+  assert hits >= 15
+  assert misses <= 1
+  assert false_positives <= 1

@@ -5,6 +5,8 @@ import tubes
 from cadjax import stenosis
 from cadjax.vessel_tree import STEP_MM
 from cadjax.vessels import find_vessels
+from data_prep.geometry import GridSpec
+from data_prep.phantom import make_phantom
 
 WAY = np.arange(0, 60, STEP_MM)
 TAPER = 2.0 - 0.012 * WAY
@@ -92,3 +94,24 @@ def test_the_stenosis_of_a_tube(lost):
     np.testing.assert_allclose(place, np.mean(line, 0), atol=1.5)
   (coarse,) = stenosis.calibres(tree, lumen, vessel, least_voxels=4.5)
   assert not coarse.resolved.any()
+
+
+@pytest.mark.slow
+def test_the_stenoses_of_phantoms():
+  """Of true masks on 0.6 mm voxels: mean error 0.06 of the diameter."""
+  grid = GridSpec("heart", (240, 240, 240), (144.0, 144.0, 144.0))
+  errors = []
+  for seed in (3, 7, 11, 15):
+    phantom = make_phantom(seed, label=1, severity="overt", grid=grid)
+    mask = phantom.mask
+    tree = find_vessels(mask > 1, mask == 1, phantom.volume.affine)
+    calibres = stenosis.calibres(tree, mask == 2, mask > 1)
+    for lesion in phantom.lesions:
+      owner, place, _ = tree.nearest(np.array([lesion["position_mm"]]))
+      one = calibres[owner[0]]
+      reach = int(lesion["length_mm"] / 4 / STEP_MM)
+      lost = one.stenosis[max(place[0] - reach, 0) : place[0] + reach + 1]
+      if one.resolved[place[0]] and np.isfinite(lost).any():
+        errors.append(abs(np.nanmax(lost) - lesion["stenosis"]))
+  assert len(errors) >= 10
+  assert np.mean(errors) < 0.1, errors

@@ -55,6 +55,20 @@ def test_a_tube_keeps_its_length_radius_and_place(kind, line):
   assert np.abs(error[inside]).max() < voxel + 0.3
 
 
+def test_a_vessel_that_turns_back_keeps_its_radius_to_its_ends():
+  turn = np.linspace(0, 1.5 * np.pi, 80)
+  hook = np.column_stack([14 - 14 * np.cos(turn), 0 * turn, -14 * np.sin(turn)])
+  shape, affine = tubes.grid("cubic", (-7, -5, -18), (32, 5, 18))
+  mask = tubes.tube(hook, 2.0, shape, affine)
+  root = tubes.ball((-2, 0, 5), 4.5, shape, affine)
+  (branch,) = find_vessels(mask & ~root, root, affine).branches
+  known = np.isfinite(branch.radius_mm)
+  assert known[8:].all()
+  np.testing.assert_allclose(branch.radius_mm[12:-8], 2.0, atol=0.15)
+  # The round cap at the end is narrower, and never wider.
+  assert branch.radius_mm[-8:].max() < 2.1
+
+
 def test_steps_are_even():
   mask, root, affine = scene("oblique", "arc")
   (branch,) = find_vessels(mask, root, affine).branches
