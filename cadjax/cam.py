@@ -27,9 +27,9 @@ from cadjax import names
 Variables = Mapping[str, Any]
 Maps = dict[str, dict[str, jax.Array]]  # method -> layer -> map.
 XRES_WINDOW = 4
-# Slices of a 2D model at a time: a volume of 256 at once would keep several
-# GB of activations for the backward pass.
-SLICES = 32
+# Pixels that a 2D model takes at a time, 32 slices of 128x128: all slices of a
+# volume at once would keep several GB of activations for the backward pass.
+SLICE_PIXELS = 32 * 128 * 128
 # All strides divide it, and no network is too deep for an image of this size.
 _REFERENCE = 256
 
@@ -257,7 +257,7 @@ def make_explain(
   layers: Sequence[str] | None = None,
   score: str = "logit",
   window: int = XRES_WINDOW,
-  slices: int = SLICES,
+  slices: int | None = None,
 ) -> Callable[..., tuple[jax.Array, Maps]]:
   """Makes a function that explains every layer by every method at once.
 
@@ -269,7 +269,8 @@ def make_explain(
     layers: names of its maps; all if None.
     score: a key of `SCORES`.
     window: see `combine`.
-    slices: slices of a volume that a 2D model takes at a time.
+    slices: slices of a volume that a 2D model takes at a time; as many as
+      have `SLICE_PIXELS` if None.
 
   Returns:
     `explain(variables, image, target, region=None) -> (logits, maps)`, to be
@@ -302,19 +303,35 @@ def make_explain(
     target = jnp.broadcast_to(jnp.asarray(target), image.shape[:1])
     if image.ndim != model.ndim + 3:
       return one_pass(variables, image, target, region)
-    batch, depth = image.shape[:2]
-    result = _in_chunks(
-      lambda parts: one_pass(variables, *parts),
-      slices,
-      _as_slices(image, target, region),
+    return _by_slices(
+      functools.partial(one_pass, variables), image, target, region, slices
     )
-    return jax.tree.map(lambda x: x.reshape(batch, depth, *x.shape[1:]), result)
 
   return explain
 
 
+def make_logits(
+  model: nn.Module, *, slices: int | None = None
+) -> Callable[[Variables, jax.Array], jax.Array]:
+  """Makes `fn(variables, image) -> logits`; all as in `make_explain`."""
+  model = in_float32(model)
+
+  def one(variables, image, *_):
+    return model.apply(variables, image, train=False)[0]
+
+  def run(variables, image):
+    if image.ndim != model.ndim + 3:
+      return one(variables, image)
+    target = jnp.zeros(image.shape[:1], jnp.int32)  # Not looked at.
+    return _by_slices(
+      functools.partial(one, variables), image, target, None, slices
+    )
+
+  return run
+
+
 def make_score(
-  model: nn.Module, *, score: str = "logit", slices: int = SLICES
+  model: nn.Module, *, score: str = "logit", slices: int | None = None
 ) -> Callable[..., jax.Array]:
   """Makes `fn(variables, image, target, region=None) -> [B]`, the score alone.
 
@@ -324,34 +341,52 @@ def make_score(
   names.check_known([score], SCORES, "score")
   model = in_float32(model)
 
-  def one(variables, parts):
-    image, target, region = parts
+  # Only one chunk's activations are kept for the gradient.
+  @jax.checkpoint
+  def one(variables, image, target, region):
     logits, _ = model.apply(variables, image, train=False)
     return scores(score, logits, target, region)
 
   def run(variables, image, target, region=None):
     target = jnp.broadcast_to(jnp.asarray(target), image.shape[:1])
     if image.ndim != model.ndim + 3:
-      return one(variables, (image, target, region))
-    values = _in_chunks(
-      # Only one chunk's activations are kept for the gradient.
-      jax.checkpoint(functools.partial(one, variables)),
-      slices,
-      _as_slices(image, target, region),
-    )
-    return values.reshape(image.shape[:2]).mean(1)
+      logits, _ = model.apply(variables, image, train=False)
+      return scores(score, logits, target, region)
+    return _by_slices(
+      functools.partial(one, variables), image, target, region, slices
+    ).mean(1)
 
   return run
 
 
-def _as_slices(image, target, region):
-  """The slices of volumes [B, D, H, W, 1] as a batch, each with its target."""
-  depth = image.shape[1]
-  return (
+def _by_slices(
+  fn: Callable,
+  image: jax.Array,
+  target: jax.Array,
+  region: jax.Array | None,
+  slices: int | None,
+) -> Any:
+  """`fn(image, target, region)` with the slices of volumes as its batch.
+
+  Args:
+    fn: of [N, H, W, 1], [N] and [N, H, W] or None to a tree of [N, ...].
+    image: [B, D, H, W, 1].
+    target: [B].
+    region: [B, D, H, W] or None.
+    slices: how many at a time, see `make_explain`.
+
+  Returns:
+    the tree, of [B, D, ...].
+  """
+  batch, depth, height, width = image.shape[:4]
+  parts = (
     image.reshape(-1, *image.shape[2:]),
     jnp.repeat(target, depth),
     None if region is None else region.reshape(-1, *region.shape[2:]),
   )
+  slices = slices or max(1, SLICE_PIXELS // (height * width))
+  result = _in_chunks(lambda parts: fn(*parts), slices, parts)
+  return jax.tree.map(lambda x: x.reshape(batch, depth, *x.shape[1:]), result)
 
 
 def _in_chunks(fn: Callable, size: int, tree: Any) -> Any:
@@ -386,6 +421,12 @@ def is_segmenter(model: nn.Module) -> bool:
   return len(_abstract(model)[0].shape) > 2
 
 
+def num_classes(model: nn.Module) -> int:
+  """How many logits a model gives, of an image or of each voxel."""
+  return _abstract(model)[0].shape[-1]
+
+
+@functools.lru_cache(8)
 def _abstract(model: nn.Module) -> tuple[Any, dict[str, Any]]:
   """Shapes of logits and maps (in their order) of a `_REFERENCE` image."""
   image = jax.ShapeDtypeStruct((1, *(_REFERENCE,) * model.ndim, 1), jnp.float32)

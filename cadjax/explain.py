@@ -95,6 +95,8 @@ def select_region(
 ) -> np.ndarray:
   """Selects a region on the grid of a segmenter.
 
+  A box lies between two corners; its edges run along the segmenter's grid.
+
   Args:
     text: as --region has it.
     target: the class.
@@ -131,11 +133,11 @@ def read_truth(path: str, prepared: scans.Prepared) -> np.ndarray:
   return geometry.mask_to_grid(mask, prepared.model_input.grid)
 
 
-def class_names(explain: Explainer, trained: workdir.Trained) -> list[str]:
+def class_names(explain: Explainer) -> list[str]:
   """Returns the names of the classes, in the order of the logits."""
   if not explain.is_segmenter:
     return list(CLASSES)
-  return [str(i) for i in range(trained.config.model.num_classes)]
+  return [str(i) for i in range(explain.num_classes)]
 
 
 def explain_scan(
@@ -196,7 +198,7 @@ def explain_scan(
 def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
   settled = scoring.read_calibration(trained)
   hu = prepared.model_input.hu
-  classes, origin = class_names(explain, trained), "given"
+  classes, origin = class_names(explain), "given"
   logits = None
   if target == PREDICTED:
     logits, probs = scoring.score(trained, hu)
@@ -227,7 +229,7 @@ def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
 def _explain_segmenter(
   trained, explain, prepared, target, region, truth
 ) -> dict[str, Any]:
-  classes = class_names(explain, trained)
+  classes = class_names(explain)
   number = find_target(target, classes)
   hu = prepared.model_input.hu
   logits = explain.logits(hu)
@@ -450,7 +452,7 @@ def main(_: Sequence[str]) -> int:
   )
   if args.truth and len(args.truth) != len(jobs):
     raise UserError(f"{len(args.truth)} of --truth for {len(jobs)} scans")
-  target = _target(args.target, explain, class_names(explain, trained))
+  target = _target(args.target, explain, class_names(explain))
   if explain.is_segmenter:
     parse_region(args.region)
   print(

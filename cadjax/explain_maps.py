@@ -145,7 +145,8 @@ def on_scanner_grid(
 ) -> np.ndarray:
   """Returns a map on the scan's voxels, float32 [D, H, W] in [0, 1].
 
-  It is 0 where the model's grid does not reach.
+  It is 0 where the model's grid does not reach. Between the model's voxels it
+  may nowhere reach its maximum of 1.
   """
   values = geometry.back_to_source(model_map, model_grid, scan, "linear")
   return np.clip(values, 0, 1)  # Rounding.

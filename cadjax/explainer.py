@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -77,6 +77,7 @@ class Explainer:
     self._ndim = self._model.ndim
     self._window_hu = tuple(trained.config.data.window_hu)
     self.is_segmenter = cam.is_segmenter(self._model)
+    self.num_classes = cam.num_classes(self._model)
     strides = cam.layer_strides(self._model)
     names.check_known(options.methods, METHODS, "explanation method")
     names.check_known(options.layers or (), strides, "layer")
@@ -111,9 +112,8 @@ class Explainer:
     image = self._windowed(hu)
     if windows := self._windows(hu.shape):
       return windows.logits(self._trained.variables, image)
-    found = self._jit("logits", self._make_logits)(
-      self._trained.variables, self._padded(image)[None, ..., None]
-    )
+    run = self._jit("logits", lambda: cam.make_logits(self._model))
+    found = run(self._trained.variables, self._padded(image)[None, ..., None])
     return np.asarray(found[0])[tuple(slice(n) for n in hu.shape)]
 
   def explain(
@@ -183,22 +183,11 @@ class Explainer:
     sides = [(0, -n % s) for n, s in zip(array.shape, self._whole, strict=True)]
     return np.pad(array, sides)
 
-  def _jit(self, name: str, make, **options):
+  def _jit(self, name: str, make: Callable[[], Callable]) -> Callable:
     """Compiles a function when it is first wanted."""
     if name not in self._compiled:
-      self._compiled[name] = jax.jit(make(), **options)
+      self._compiled[name] = jax.jit(make())
     return self._compiled[name]
-
-  def _make_logits(self):
-    model = cam.in_float32(self._model)
-
-    def run(variables, image):
-      volumes = image.ndim == model.ndim + 3
-      x = image.reshape(-1, *image.shape[2:]) if volumes else image
-      logits, _ = model.apply(variables, x, train=False)
-      return logits.reshape(*image.shape[:-1], -1)
-
-    return run
 
   def _windows(self, shape) -> cam_windows.WindowExplainer | None:
     """Returns what explains window by window, if this is to be done so."""

@@ -183,6 +183,14 @@ def test_strides_of_the_layers():
   assert cam.layer_strides(Fcn())["bottleneck"] == (2, 2, 2)
 
 
+def test_a_segmenter_is_known_by_its_logits():
+  assert [cam.is_segmenter(model) for model in (Fcn(), resnet())] == [
+    True,
+    False,
+  ]
+  assert [cam.num_classes(model) for model in (Fcn(), resnet())] == [3, 2]
+
+
 # --- explain --------------------------------------------------------------
 
 
@@ -324,6 +332,39 @@ def test_slices_of_a_volume_are_the_batch_of_a_2d_model():
           atol=1e-4 * float(value.max()) + 1e-9,
         )
   assert maps["gradcam"]["stage1"].shape == (2, 5, 16, 12)
+
+
+def test_logits_and_score_of_a_2d_model_take_slices_in_turn():
+  model = Fcn(ndim=2)
+  variables = draw_variables(model, 2)
+  volume = image(3, batch=2, space=(5, 8, 6))
+  rng = np.random.default_rng(0)
+  region = jnp.asarray(rng.random((2, 5, 8, 6), np.float32))
+  logits = jnp.stack(
+    [model.apply(variables, each, train=False)[0] for each in volume]
+  )
+  target = jnp.asarray([2, 1])
+
+  def by_hand(x):
+    found = [model.apply(variables, each, train=False)[0] for each in x]
+    chosen = jnp.stack([each[..., t] for each, t in zip(found, (2, 1))])  # noqa: B905
+    return (chosen * region).sum((2, 3)).mean(1)
+
+  for slices in (None, 3):
+    found = jax.jit(cam.make_logits(model, slices=slices))(variables, volume)
+    np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
+    score = jax.jit(cam.make_score(model, slices=slices))
+    np.testing.assert_allclose(
+      score(variables, volume, target, region), by_hand(volume), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      jax.grad(lambda x, f=score: f(variables, x, target, region).sum())(
+        volume
+      ),
+      jax.grad(lambda x: by_hand(x).sum())(volume),
+      rtol=1e-4,
+      atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
