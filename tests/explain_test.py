@@ -528,6 +528,7 @@ def test_a_unet_of_a_config_is_explained_by_the_names_of_its_task(
   with config.unlocked():
     config.model.update(features=(4, 8), conv="lax")
     config.segment.classes = "coronaries"
+    config.model.deep_supervision = False
     config.data.patch_size = (32, 32, 32)
   variables = draw_variables(tasks.make_model(config), 3)
   grid = {"kind": "paper", "shape": [31, 33, 35]}
