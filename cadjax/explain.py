@@ -32,6 +32,7 @@ from absl import flags
 
 from cadjax import (
   cam,
+  classes,
   explain_maps,
   explainer,
   inputs,
@@ -52,16 +53,16 @@ PREDICTED = "predicted"
 PLACES = {"box": 6, "box_mm": 6, "voxel": 3, "voxel_mm": 3}
 
 
-def find_target(name: str, classes: Sequence[str]) -> int:
+def find_target(name: str, known: Sequence[str]) -> int:
   """Returns the number of a class, given by its name or its number.
 
   Raises:
     names.UnknownName: there is no such class.
   """
-  if name.isdigit() and int(name) < len(classes):
+  if name.isdigit() and int(name) < len(known):
     return int(name)
-  names.check_known([name], classes, "target")
-  return list(classes).index(name)
+  names.check_known([name], known, "target")
+  return list(known).index(name)
 
 
 def parse_region(text: str) -> tuple[str, np.ndarray | None]:
@@ -122,21 +123,42 @@ def select_region(
   return regions.box(grid.shape, *places)
 
 
-def read_truth(path: str, prepared: scans.Prepared) -> np.ndarray:
+def read_truth(
+  path: str, prepared: scans.Prepared, task: str | None
+) -> np.ndarray:
   """Reads true labels on the grid of a scan; returns them on the model's.
 
+  Args:
+    path: a mask file.
+    prepared: the scan.
+    task: a key of `classes.TASKS`, of which the labels become classes; if
+      None they stay as they are.
+
   Raises:
-    UserError: the mask cannot be read or has another grid.
+    UserError: the mask cannot be read, has another grid or other labels.
   """
   mask = volume.read_mask(path)
   volume.check_same_grid(prepared.scan, mask)
-  return geometry.mask_to_grid(mask, prepared.model_input.grid)
+  labels = geometry.mask_to_grid(mask, prepared.model_input.grid)
+  if task is None:
+    return labels
+  if labels.max() >= len(classes.CLASS_NAMES):
+    known = ", ".join(f"{i} {n}" for i, n in enumerate(classes.CLASS_NAMES))
+    raise UserError(f"{path}: has the label {labels.max()}; known are {known}")
+  return classes.map_mask(labels, task)
 
 
-def class_names(explain: Explainer) -> list[str]:
+def segment_task(trained: workdir.Trained) -> str | None:
+  """Returns the key of `classes.TASKS` that a model was trained for."""
+  return trained.config.get("segment", {}).get("classes")
+
+
+def class_names(trained: workdir.Trained, explain: Explainer) -> list[str]:
   """Returns the names of the classes, in the order of the logits."""
   if not explain.is_segmenter:
     return list(CLASSES)
+  if task := segment_task(trained):
+    return list(classes.get_task(task).names)
   return [str(i) for i in range(explain.num_classes)]
 
 
@@ -163,7 +185,8 @@ def explain_scan(
     series: which DICOM series, by UID or number.
     heart_mask: a mask file; labels above 0 are the heart.
     region: of a segmenter, see above.
-    truth: of a segmenter, a mask file with the classes' numbers.
+    truth: of a segmenter, a mask file with the labels of
+      `classes.CLASS_NAMES`.
 
   Returns:
     what `explain_maps.write_explanation` writes.
@@ -198,14 +221,14 @@ def explain_scan(
 def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
   settled = scoring.read_calibration(trained)
   hu = prepared.model_input.hu
-  classes, origin = class_names(explain), "given"
+  known, origin = class_names(trained, explain), "given"
   logits = None
   if target == PREDICTED:
     logits, probs = scoring.score(trained, hu)
     prediction = scoring.describe_prediction(logits, probs, settled)
-    number, origin = find_target(prediction["label"], classes), PREDICTED
+    number, origin = find_target(prediction["label"], known), PREDICTED
   else:
-    number = find_target(target, classes)
+    number = find_target(target, known)
   explained, maps = explain.explain(hu, number)
   if logits is None:
     if explained is None:  # By references alone.
@@ -216,7 +239,7 @@ def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
     "maps": maps,
     "target": {
       "class": number,
-      "name": classes[number],
+      "name": known[number],
       "origin": origin,
       "score": explain.options.score,
       "value": explain.score(logits, number),
@@ -229,8 +252,8 @@ def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
 def _explain_segmenter(
   trained, explain, prepared, target, region, truth
 ) -> dict[str, Any]:
-  classes = class_names(explain)
-  number = find_target(target, classes)
+  known = class_names(trained, explain)
+  number = find_target(target, known)
   hu = prepared.model_input.hu
   logits = explain.logits(hu)
   if not np.isfinite(logits).all():
@@ -238,7 +261,11 @@ def _explain_segmenter(
       f"the segmenter {trained.path} gives NaN or infinite logits; it is no"
       " trained model"
     )
-  true = None if truth is None else read_truth(truth, prepared)
+  true = (
+    None
+    if truth is None
+    else read_truth(truth, prepared, segment_task(trained))
+  )
   mask = select_region(region, number, logits.argmax(-1), prepared, true)
   value = explain.score(logits, number, mask)
   del logits
@@ -247,7 +274,7 @@ def _explain_segmenter(
     "maps": maps,
     "target": {
       "class": number,
-      "name": classes[number],
+      "name": known[number],
       "origin": "given",
       "score": explain.options.score,
       "value": value,
@@ -362,7 +389,10 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("region", PREDICTED, "Of a segmenter: see above.")
   flags.DEFINE_multi_string(
-    "truth", [], "Mask with a segmenter's classes, one for each scan."
+    "truth",
+    [],
+    "True labels, one mask for each scan: 1 aorta, 2 lumen, 3 stable and 4"
+    " unstable plaque.",
   )
   flags.DEFINE_enum(
     "grid", "scanner", list(explain_maps.GRIDS), "Grid of the NIfTI files."
@@ -425,15 +455,13 @@ def _options(args: Any) -> explainer.Options:
   )
 
 
-def _target(target: str | None, explain: Explainer, classes: list[str]) -> str:
+def _target(target: str | None, explain: Explainer, known: list[str]) -> str:
   """Checks --target once for all scans."""
   if target is None and explain.is_segmenter:
-    raise UserError(
-      f"--target is missing; the classes are {', '.join(classes)}"
-    )
+    raise UserError(f"--target is missing; the classes are {', '.join(known)}")
   target = target or "cad"
   if explain.is_segmenter or target != PREDICTED:
-    find_target(target, classes)
+    find_target(target, known)
   return target
 
 
@@ -452,7 +480,7 @@ def main(_: Sequence[str]) -> int:
   )
   if args.truth and len(args.truth) != len(jobs):
     raise UserError(f"{len(args.truth)} of --truth for {len(jobs)} scans")
-  target = _target(args.target, explain, class_names(explain))
+  target = _target(args.target, explain, class_names(trained, explain))
   if explain.is_segmenter:
     parse_region(args.region)
   print(

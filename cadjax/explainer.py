@@ -210,6 +210,7 @@ class Explainer:
       self._compiled["windows"] = cam_windows.WindowExplainer(
         self._model,
         size,
+        overlap=self._trained.config.get("segment", {}).get("overlap", 0.5),
         methods=self._cams,
         layers=tuple(self.strides),
         score=self.options.score,

@@ -29,6 +29,7 @@ from cadjax import (
   workdir,
 )
 from cadjax.explainer import Explainer, Options
+from configs import unet3d
 from data_prep import volume
 from data_prep.errors import UserError
 
@@ -517,6 +518,51 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
       trained, path, tmp_path / "y", target="2", region=region,
       options=Options(methods=("smoothgrad",)),
     )  # fmt: skip
+
+
+def test_a_unet_of_a_config_is_explained_by_the_names_of_its_task(
+  classifier, tmp_path
+):
+  config = unet3d.get_config().copy_and_resolve_references()
+  with config.unlocked():
+    config.model.update(features=(4, 8), conv="lax")
+    config.segment.classes = "coronaries"
+    config.data.patch_size = (32, 32, 32)
+  variables = draw_variables(tasks.make_model(config), 3)
+  grid = {"kind": "paper", "shape": [31, 33, 35]}
+  trained = dataclasses.replace(
+    classifier,
+    config=config,
+    variables=variables,
+    dataset=classifier.dataset | {"grid": grid},
+  )
+  path = write_scan(tmp_path / "scan.nii.gz", "plain")
+  image = nib.load(path)
+  # A plaque is a coronary artery here; the aorta is not.
+  truth = np.where(np.asarray(image.dataobj) > 500, 3, 0).astype(np.uint8)
+  truth[:5] = 1
+  nib.save(nib.Nifti1Image(truth, image.affine), tmp_path / "truth.nii.gz")
+  given = {"region": "truth", "truth": str(tmp_path / "truth.nii.gz")}
+  for patch in (None, (32, 32, 32)):
+    result, document = run(
+      trained, path, tmp_path / str(patch), target="coronaries",
+      options=Options(methods=("hirescam",), patch=patch), **given,
+    )  # fmt: skip
+    assert [m["layer"] for m in document["maps"]] == [
+      "enc1",
+      "bottleneck",
+      "dec1",
+    ]
+    ball = 4 / 3 * np.pi * 8**3 / np.prod(result.prepared.model_input.spacing)
+    assert document["region"]["voxels"] == pytest.approx(ball, rel=0.25)
+  explainer = Explainer(trained, Options())
+  assert explain.class_names(trained, explainer) == ["background", "coronaries"]
+  with pytest.raises(names.UnknownName, match="known: background, coronaries"):
+    run(trained, path, tmp_path / "x", target="aorta", **given)
+  truth[:5] = 9
+  nib.save(nib.Nifti1Image(truth, image.affine), tmp_path / "truth.nii.gz")
+  with pytest.raises(UserError, match="has the label 9; known are .*1 aorta"):
+    run(trained, path, tmp_path / "x", target="coronaries", **given)
 
 
 @pytest.mark.parametrize(
