@@ -138,7 +138,7 @@ def test_unlabelled_cases_count_for_a_segmenter_alone(
     ({"segment.overlap": 1.0}, "overlap"),
     ({"data.foreground_share": 1.5}, "foreground_share"),
     ({"data.patches_per_volume": 0}, "patches_per_volume"),
-    ({"data.batch_size": 100}, "do not fill a batch of 100"),
+    ({"data.batch_size": 200}, "do not fill a batch of 200"),
     ({"monitor": "roc_auc"}, "config.monitor .* one of dice"),
     ({"task": "segmnt"}, "did you mean 'segment'"),
     ({"task": "classify"}, "takes config.model.name = 'resnet', not 'unet'"),
