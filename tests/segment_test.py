@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import report, scans, segment, sliding, workdir
+from cadjax import inputs, predict, report, segment, sliding, workdir
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
 
@@ -239,5 +239,7 @@ def test_both_programs_share_the_way_from_scan_to_input(
   """The classifier and the segmenter of one data set see the same voxels."""
   classifier = workdir.load_trained(tiny_workdir, "classify")
   ours = segment.segment_scan(trained, scan).prepared
-  theirs = scans.prepare(classifier, scan)
+  theirs = predict.predict_scan(classifier, scan)
   np.testing.assert_array_equal(ours.model_input.hu, theirs.model_input.hu)
+  (job,) = inputs.make_jobs([str(scan)], "out")
+  assert job.case == "scan"
