@@ -104,7 +104,7 @@ def _panel(axes: Axes, cells: Sequence[Sequence[Any]], largest: float) -> Any:
 def _location(table: Table) -> str:
   lines = [
     f"{'structure':<12}{'layer':<14}{'method':<12}{'lift 0 mm':<22}"
-    f"{'null':<7}{'p':<9}{'lift 5 mm':<22}{'pointing':<24}{'chance':<8}"
+    f"{'null':<7}{'p':<9}{'lift 5 mm':<22}{'pointing':<26}{'chance':<8}"
     f"{'AUPRC':<22}{'chance':<9}{'sparse':<7}{'patients'}"
   ]
   # By structure, otherwise as they came.
@@ -115,7 +115,7 @@ def _location(table: Table) -> str:
       f"{row['structure']:<12}{row['layer']:<14}{row['method']:<12}"
       f"{_cell(lift):<22}{_number(row['lift_null_0mm']):<7}"
       f"{_p(row['lift_p_0mm']):<9}{_cell(row['lift_5mm']):<22}"
-      f"{_cell(pointing):<24}{_number(row['pointing_chance'], 3):<8}"
+      f"{_cell(pointing):<26}{_number(row['pointing_chance'], 3):<8}"
       f"{_cell(row['auprc'], 3):<22}{_number(row['auprc_chance'], 4):<9}"
       f"{_number(row['gini']):<7}{lift['n']}/{lift['n_patients']}"
     )

@@ -17,6 +17,8 @@ from cadjax import metrics
 PROPORTIONS = ("accuracy", "precision", "recall", "specificity")
 # Elements of the largest temporary array of one bootstrap chunk (32 MB).
 CHUNK = 4_000_000
+# 1 - 2 / 2^n, the coverage of the range of n values, is above 95 % from here.
+LEAST_PATIENTS = 6
 
 
 def with_intervals(
@@ -191,14 +193,16 @@ def mean_interval(
 
   Each patient has the mean of its defined values; patients without one are
   left out and counted. The interval is the percentile bootstrap over the
-  others, which is too narrow for few of them. The mean difference of paired
-  values has the interval of `mean_interval(a - b)`.
+  others, which is somewhat narrow for few of them; below `LEAST_PATIENTS`,
+  where even the range of the values covers the median of their population
+  less often than 95 % of the time, it is Student's t. The mean difference of
+  paired values has the interval of `mean_interval(a - b)`.
 
   Args:
     values: [n], NaN where undefined.
     patients: [n], the patient of each value; each its own if left out.
     proportion: each patient has 0 or 1; then the interval is Wilson's. With
-      a patient in between (of several values) it is the bootstrap's again.
+      a patient in between (of several values) it is as for other values.
     draws: number of resamples.
     seed: of numpy's generator.
     confidence: of the interval.
@@ -222,6 +226,10 @@ def mean_interval(
   if n and proportion and np.isin(means, (0, 1)).all():
     k = int(means.sum())
     (low, high), method = wilson(k, n, confidence), "wilson"
+  elif n and np.ptp(means) > 0 and n < LEAST_PATIENTS:
+    half = scipy.stats.t.ppf(0.5 + confidence / 2, n - 1)
+    half *= means.std(ddof=1) / math.sqrt(n)
+    low, high, method = float(value - half), float(value + half), "student"
   elif n and np.ptp(means) > 0:
     drawn = bootstrap_counts(np.zeros(n), draws=draws, seed=seed)
     low, high = percentiles(drawn @ means / n, confidence)

@@ -134,6 +134,14 @@ def test_random_orders_replace_in_a_straight_line():
     linear(weights), image, np.full(SHAPE, 0.1), seed=3, **options
   )
   assert flat == first
+  second = explain_checks.random_perturbation_auc(
+    linear(weights), image, orders=1, seed=4, **options
+  )
+  mean = explain_checks.random_perturbation_auc(
+    linear(weights), image, orders=2, seed=3, **options
+  )
+  for name, value in mean.items():
+    assert value == pytest.approx((first[name] + second[name]) / 2)
   assert flat != explain_checks.perturbation_auc(
     linear(weights), image, np.full(SHAPE, 0.1), seed=4, **options
   )

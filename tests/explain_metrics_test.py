@@ -126,6 +126,25 @@ def test_no_measure_depends_on_the_scale_of_the_map():
   assert a != pytest.approx(other, nan_ok=True)
 
 
+def test_a_row_holds_every_measure_at_its_distance():
+  heat, mask = heat_of(1), mask_of(2, 0.01)
+  distance = explain_metrics.distance_mm(mask, SPACING)
+  region = mask_of(3, 0.6)
+  row = explain_metrics.location_metrics(
+    heat, {"a": distance}, region=region, radii_mm=(0, 1.5), peak_mm=2, rolls=3
+  )["a"]
+  for name, radius in (("0mm", 0), ("1.5mm", 1.5)):
+    found = explain_metrics.energy_in(heat, distance <= radius, region)
+    for key, value in found.items():
+      assert row[f"{key}_{name}"] == value
+  found = explain_metrics.pointing(heat, distance <= 2, region)
+  assert row["pointing"] == found["pointing"]
+  assert row["pointing_chance"] == found["chance"]
+  found = explain_metrics.auprc(heat, mask, region)
+  assert (row["auprc"], row["auprc_chance"]) == tuple(found.values())
+  assert row["gini"] == explain_metrics.gini(heat, region)
+
+
 @pytest.mark.parametrize("with_region", [False, True])
 def test_rolls_equal_measures_of_the_rolled_structure(with_region):
   heat = heat_of(1)
@@ -270,7 +289,7 @@ def test_the_table_averages_over_patients_and_combines_p():
   assert last["lift_0mm"]["value"] == 1.5
   assert (last["lift_0mm"]["n"], last["lift_0mm"]["n_patients"]) == (2, 3)
   assert last["pointing"]["method"] == "wilson"
-  assert first["pointing"]["method"] == "bootstrap over patients"
+  assert first["pointing"]["method"] == "student"
   # Fisher: -2 sum log p is chi-square with 2n degrees of freedom.
   statistic = -2 * np.log([0.01, 0.01, 0.03]).sum()
   assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))

@@ -199,6 +199,17 @@ def test_mean_interval_weighs_patients_and_leaves_out_the_undefined():
   assert again == ours
 
 
+def test_mean_interval_of_few_patients_is_students():
+  values = np.array([0.3, 0.9, 0.5])
+  ours = intervals.mean_interval(values, confidence=0.9)
+  expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.9)
+  assert (ours["low"], ours["high"]) == pytest.approx(tuple(expected))
+  assert ours["method"] == "student"
+  many = intervals.mean_interval(np.linspace(0, 1, 6))
+  assert many["method"] == "bootstrap over patients"
+  assert 0 <= many["low"] < many["high"] <= 1
+
+
 def test_mean_interval_without_spread_claims_nothing():
   for values in ([0.7], [0.7, 0.7, np.nan]):
     ours = intervals.mean_interval(np.array(values))
@@ -219,4 +230,4 @@ def test_mean_interval_of_a_proportion_is_wilsons():
   mixed = intervals.mean_interval(
     np.array([1, 0, 1, 1]), patients=patients, proportion=True
   )
-  assert mixed["method"] == "bootstrap over patients"
+  assert mixed["method"] == "student"

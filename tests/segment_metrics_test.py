@@ -233,6 +233,24 @@ def test_a_lesion_table_splits_merges_and_keeps_what_has_no_voxel():
   assert ours["detected"] == 3
 
 
+def test_a_voxel_belongs_to_the_lesion_whose_end_is_nearest():
+  # Ends at 5 and 7 mm: half way between them, at 6 mm, is the border.
+  centers, lengths = np.array([[0, 0, 0], [10, 0, 0.0]]), np.array([10, 6])
+  truth = box((11, 3, 3), (0, 11), (0, 1), (0, 1))
+  for place, both in ((5, False), (7, True)):
+    predicted = np.zeros_like(truth)
+    predicted[0, 0, 0] = predicted[place, 0, 0] = True
+    ours = segment_metrics.lesion_detection(
+      predicted,
+      truth,
+      (1, 1, 1),
+      centers=centers,
+      lengths_mm=lengths,
+      tolerance_mm=0,
+    )
+    assert ours["detected"] == 1 + both
+
+
 def test_lesion_detection_of_nothing():
   truth, spacing = lesion_case()
   none = np.zeros_like(truth)
