@@ -39,9 +39,9 @@ def tree_figure(
     findings: numbered from 1 in their order.
     aorta: [D, H, W] mask, drawn as a shadow.
   """
-  points = np.concatenate(
-    [branch.course_mm for branch in tree.branches] or [np.zeros((1, 3))]
-  )
+  parts = [branch.course_mm for branch in tree.branches]
+  parts += [np.array([finding.position_mm]) for finding in findings]
+  points = np.concatenate(parts or [np.zeros((1, 3))])
   low, high = points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM
   wide = [high[axis] - low[axis] for axis, _, _ in VIEWS.values()]
   figure = Figure(figsize=(9.5, 4.4), dpi=130, layout="constrained")

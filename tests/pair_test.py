@@ -117,36 +117,6 @@ def test_a_finding_in_words(drawn_finding):
   assert linked_report.describe(bare) == "a place of interest on no vessel"
 
 
-@pytest.fixture
-def drawn_finding():
-  from cadjax.findings import Finding
-
-  def make(**changes):
-    values = {
-      "position_mm": (1.0, 2.0, 3.0),
-      "index": (1, 2, 3),
-      "vessel": "LAD",
-      "sureness": "high",
-      "from_ostium_mm": 31.2,
-      "extent_mm": (28.0, 34.0),
-      "sources": ("plaque",),
-      "evidence": 0.1,
-      "lift": 3.0,
-      "heat": float("nan"),
-      "plaque": "stable",
-      "plaque_mm3": 12.3,
-      "plaque_hu": 700.0,
-      "calibre_mm": 3.1,
-      "stenosis": None,
-      "stenosis_note": "",
-      "score": 1.0,
-      "ranked_by": "",
-    }
-    return Finding(**(values | changes))
-
-  return make
-
-
 def test_the_program_links(tiny_workdir, tiny_segmenter, scan, tmp_path):
   command = [
     *(sys.executable, "-m", "cadjax.predict"),
