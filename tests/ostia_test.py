@@ -72,7 +72,9 @@ def test_a_distal_end_at_the_descending_aorta_is_no_ostium():
   far = [(30, 12, 28), (20, 40, 28), (20, 72, 28)]
   both = block(*ROOT) | block((5, 75, 20), (55, 88, 35))
   meets, notes = found(graph_of(far), both)
-  assert list(meets) == [(30, 12, 28)]
+  # Thinning may shorten an end by a voxel.
+  (end,) = meets
+  assert np.linalg.norm(np.subtract(end, far[0])) <= 1
   assert len(notes) == 1
 
 
