@@ -181,7 +181,7 @@ def read_ahead(length: int, load: Callable[[int], Any]) -> Iterator:
   """Yields load(0), ..., load(length - 1), called in threads and in order."""
   if length <= 0:
     return
-  # Unpacking is the work. On 16 cores 2 threads let a GPU wait for patches.
+  # Unpacking is the work, and it runs outside Python's lock.
   threads = min(max(os.cpu_count() or 1, 2), MOST_READERS)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   source = grain.MapDataset.source(_Lazy(length, load))
