@@ -51,21 +51,24 @@ def _unit(vector) -> np.ndarray:
 _APEX = _unit([0.70, -0.55, -0.45])
 _FRONT_DOWN = _unit([0.0, -1.0, -1.0])
 _BACK = np.array([0.0, 1.0, 0.0])
+# A side of a fork that counts: septals and the conus branch do not.
 _MAJOR_MM = 20.0
+# What forks later is a vessel whose other half is missing from the mask.
 _LONGEST_LM_MM = 40.0
+# Forks as near as this are one.
 _TRIFURCATION_MM = 5.0
-_AHEAD_MM = 25.0
-_TREE_AHEAD_MM = 35.0
-_LONE_AHEAD_MM = 60.0
+# How far a vessel is looked at: at a fork, at an ostium, and without a fork.
+_AHEAD_MM, _TREE_AHEAD_MM, _LONE_AHEAD_MM = 25.0, 35.0, 60.0
+# Votes that add up to less than this leave the side open.
 _SIDE_MM = 5.0
-_SNAP_MM = 5.0
-_SHORTEST_END_MM = 12.0
-# Share of the way that must lead to the apex for a vessel to have turned.
-_TURNED = 0.5
-_TURNS_BY = 0.3
-# A posterior descending artery, from its take-off to its end.
-_TO_APEX = 0.3
-_PAST_MARGIN_MM = 20.0
+# Share of the way that must lead to the apex for a vessel to have turned, and
+# by how much that must be more than before; the end is moved to a fork within
+# some mm, and not cut off if it is shorter than this.
+_TURNED, _TURNS_BY = 0.5, 0.3
+_SNAP_MM, _SHORTEST_END_MM = 5.0, 12.0
+# The posterior descending artery: share of its way that leads to the apex,
+# and how far its take-off lies behind the acute margin.
+_TO_APEX, _PAST_MARGIN_MM = 0.3, 20.0
 _GONE = -2
 
 
@@ -107,16 +110,19 @@ class _Forest:
       )
 
   def _leaves_first(self) -> list[int]:
-    order = [k for k, s in enumerate(self.segments) if s.parent == -1]
+    roots = [k for k, s in enumerate(self.segments) if s.parent == -1]
+    return self.after(*roots)[::-1]
+
+  def after(self, *numbers: int) -> list[int]:
+    """Segments and all that come after them, each after its parent."""
+    order = list(numbers)
     for number in order:
       order += self.segments[number].children
-    return order[::-1]
+    return order
 
-  def total(self, number: int) -> float:
-    """Length of a segment and all that comes after it."""
-    return self.length[number] + sum(
-      self.total(child) for child in self.segments[number].children
-    )
+  def total(self, *numbers: int) -> float:
+    """Length of segments and of all that comes after them."""
+    return sum(self.length[k] for k in self.after(*numbers))
 
   def longest(self, number: int) -> list[int]:
     """The run of segments from `number` to its farthest end."""
@@ -124,12 +130,6 @@ class _Forest:
     while children := self.segments[run[-1]].children:
       run.append(max(children, key=lambda c: self.deep[c]))
     return run
-
-  def nodes(self, number: int) -> np.ndarray:
-    """The nodes of a segment and of all that comes after it."""
-    children = self.segments[number].children
-    after = [self.nodes(child) for child in children]
-    return np.concatenate([self.segments[number].nodes, *after])
 
   def line(self, run: list[int]) -> np.ndarray:
     """[K, 3] mm along a run."""
@@ -182,6 +182,7 @@ class _Forest:
     self.measure()
 
   def add(self, kind, sureness, parent, run) -> int:
+    """Adds a path; returns its number."""
     self.paths.append(NamedPath(kind, sureness, parent, run))
     return len(self.paths) - 1
 
@@ -222,7 +223,7 @@ def name_segments(
     trees.setdefault(int(segments[root].nodes[0]), []).append(root)
   sides = _sides(forest, {o: trees[o] for o in ostia if o in trees}, middle_mm)
   # Longest first: of two trees on one side it has the first choice of names.
-  order = sorted(trees, key=lambda o: -sum(map(forest.total, trees[o])))
+  order = sorted(trees, key=lambda o: -forest.total(*trees[o]))
   left, sureness = [], "none"
   for ostium in order:
     side, sure = sides.get(ostium, ("", "none"))
@@ -250,8 +251,8 @@ def _sides(forest, trees, middle_mm) -> dict[int, tuple[str, str]]:
   """Returns ostium -> (side, sureness)."""
   votes = {}
   for ostium, roots in trees.items():
-    nodes = forest.mm[np.concatenate([forest.nodes(root) for root in roots])]
-    away = nodes - forest.mm[ostium]
+    nodes = [forest.segments[k].nodes for k in forest.after(*roots)]
+    away = forest.mm[np.concatenate(nodes)] - forest.mm[ostium]
     near = np.linalg.norm(away, axis=1) <= _TREE_AHEAD_MM
     # Where it leads, in mm to the left, and where it springs from.
     votes[ostium] = [float(away[near, 0].mean())]
