@@ -74,7 +74,7 @@ def evaluate(
     calibration.check_criterion(threshold)
   except ValueError as error:
     raise UserError(f"--threshold: {error}") from error
-  trained = workdir.load_trained(path)
+  trained = workdir.load_trained(path, prior=True)
   config = trained.config
   if trained.task == "segment":
     if batch_size:
@@ -212,7 +212,7 @@ def evaluate_maps(
 def score_rows(
   dataset: input_pipeline.Dataset,
   splits: Sequence[str],
-  logits: Callable[[np.ndarray], np.ndarray],
+  logits: Callable[..., np.ndarray],
   batch_size: int,
 ) -> list[Row]:
   """Scores every case of the splits once, in their order.
@@ -220,7 +220,8 @@ def score_rows(
   Args:
     dataset: the records.
     splits: names of splits.
-    logits: int16 HU [B, D, H, W, 1] to logits [B, S, 2].
+    logits: of `workdir.Trained`: int16 HU [B, D, H, W, 1], and the prior if
+      the data set has one, to logits [B, S, 2].
     batch_size: of the batches; the last one is padded.
 
   Raises:
@@ -231,7 +232,8 @@ def score_rows(
     count = -(-len(dataset.rows[split]) // batch_size)
     batches = dataset.eval_batches(split, batch_size)
     for batch, cases in tqdm(batches, split, count, leave=False, disable=None):
-      odds = calibration.softmax_margin(logits(batch["image"])[: len(cases)])
+      inputs = [batch[key] for key in ("image", "prior") if key in batch]
+      odds = calibration.softmax_margin(logits(*inputs)[: len(cases)])
       for case, values in zip(cases, odds, strict=True):
         if not np.isfinite(values).all():
           raise UserError(

@@ -39,6 +39,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data.batch_size = 4  # Patches.
     config.data.eval_batch_size = 4  # Windows at a time.
     del config.data.slices_per_volume
+    del config.data.prior
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "unet"

@@ -26,7 +26,7 @@ LAYERS = {
   ),
   2: (
     "case_rows checkpoint evaluation folders input_pipeline inputs log"
-    " patches regions results steps tasks workdir"
+    " patches priors regions results steps tasks workdir"
   ),
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
