@@ -308,15 +308,13 @@ def test_values_of_scanner_and_population_can_be_fixed():
     ("--scanner=noise_hu=much", "noise_hu=much cannot be; give a number"),
     ("--scanner=shape=3", "shape=3.0 cannot be"),
     ("--population=dominance=both", "none of right, left, co"),
-    ("--source=asoca", "--source=phantom alone"),
   ],
 )
-def test_values_that_no_phantom_has_are_refused(flag, message, tmp_path):
-  given = [flag, f"--input={tmp_path}"]
-  if flag == "--source=asoca":
-    given.append("--scanner=noise_hu=60")
+def test_values_that_no_phantom_has_are_refused(flag, message):
   with pytest.raises(UserError, match=message):
-    values = flags.FlagValues()
-    build.define_flags(values)
-    values(["build", "--source=phantom", "--out=x", *given])
-    build._fixed(values, "population" if "population" in flag else "scanner")
+    fixed(flag)
+
+
+def test_scans_have_the_scanner_that_they_have(scans, tmp_path):
+  with pytest.raises(UserError, match="--source=phantom alone"):
+    make(scans, tmp_path, "--scanner=noise_hu=60")
