@@ -110,3 +110,15 @@ def write_mask(folder: pathlib.Path, case_id: str, mask: np.ndarray) -> None:
   temporary = folder / f".{case_id}.tmp.npz"
   np.savez_compressed(temporary, mask=mask.astype(np.uint8))
   temporary.replace(folder / f"{case_id}.npz")
+
+
+def as_stored(labels: np.ndarray, task: str) -> np.ndarray:
+  """Returns a segmenter's classes as stored ones; merged parts are the first.
+
+  Args:
+    labels: [...], numbers in the names of the task.
+    task: a key of `classes.TASKS`.
+  """
+  first = [parts[0] for parts in classes.get_task(task).parts.values()]
+  table = [0, *(classes.CLASS_NAMES.index(name) for name in first)]
+  return np.array(table, np.uint8)[labels]

@@ -262,3 +262,13 @@ def prepare(
   checkpoint.write_json(workdir / "versions.json", versions())
   # Last: a workdir with a config is whole.
   checkpoint.write_json(workdir / "config.json", wanted)
+
+
+def finish(workdir: pathlib.Path, step: int, meta: dict[str, Any]) -> None:
+  """Writes that training came to its end, and how."""
+  checkpoint.write_json(workdir / "finished.json", {"step": step} | meta)
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Tells whether training came to its end, and was not interrupted."""
+  return (workdir / "finished.json").exists()
