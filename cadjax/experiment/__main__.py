@@ -64,10 +64,9 @@ def main(_: Sequence[str]) -> None:
   if args.retry:
     for cell in asked.cells():
       cells.forget_failure(cell.name)
-  # Cells of one arm compile the same programs.
-  jax.config.update(
-    "jax_compilation_cache_dir", str((folder / "jax_cache").absolute())
-  )
+  # Cells compile the same programs, those of other plans too.
+  cache = folder.absolute().parent / "jax_cache"
+  jax.config.update("jax_compilation_cache_dir", str(cache))
   try:
     Experiment(asked, cells, data).run()
   except Stopped:
