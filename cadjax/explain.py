@@ -195,8 +195,8 @@ def explain_scan(
     UserError: the scan or a mask cannot be used, or the region is empty.
     names.UnknownName: there is no such target or region.
   """
-  path = pathlib.Path(path)
-  prepared = scans.prepare(trained, path, series=series, heart_mask=heart_mask)
+  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
+  prepared = scans.prepare(trained, scan)
   shape = prepared.model_input.shape
   with scans.memory_told("explaining", shape):
     if explain.is_segmenter:
@@ -207,8 +207,8 @@ def explain_scan(
       found = _explain_classifier(trained, explain, prepared, target)
   now = datetime.datetime.now(datetime.UTC)
   return explain_maps.Explanation(
-    case=case or inputs.case_name(path),
-    input_name=path.resolve().name,
+    case=scan.case,
+    input_name=scan.name,
     prepared=prepared,
     model=scans.describe_model(trained),
     options=explain.described(shape),

@@ -13,6 +13,7 @@ from cadjax import (
   findings,
   link,
   report,
+  scans,
   scoring,
   segment,
   workdir,
@@ -123,13 +124,9 @@ def predict_pair(
   Raises:
     UserError: the scan or the mask cannot be used.
   """
-  given: dict[str, Any] = {
-    "case": case,
-    "series": series,
-    "heart_mask": heart_mask,
-  }
-  scored = scoring.predict_scan(pair.classifier, path, **given)
-  segments = segment.segment_scan(pair.segmenter, path, **given)
+  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
+  scored = scoring.score_scan(pair.classifier, scan)
+  segments = segment.segment_read(pair.segmenter, scan)
   seen = scored.model_input
   maps = explain(pair, seen)
   task = classes.get_task(pair.segmenter.config.segment.classes)

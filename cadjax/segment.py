@@ -212,8 +212,15 @@ def segment_scan(
   Raises:
     UserError: the scan or the mask cannot be used.
   """
-  path = pathlib.Path(path)
-  prepared = scans.prepare(trained, path, series=series, heart_mask=heart_mask)
+  given = scans.read(path, case=case, series=series, heart_mask=heart_mask)
+  return segment_read(trained, given, progress=progress)
+
+
+def segment_read(
+  trained: workdir.Trained, given: scans.Scan, *, progress: bool = False
+) -> SegmentResult:
+  """Segments a scan that is read already; see `segment_scan`."""
+  prepared = scans.prepare(trained, given)
   scan, model_input = prepared.scan, prepared.model_input
   options = trained.config.segment
   with scans.memory_told("segmenting", model_input.shape):
@@ -231,8 +238,8 @@ def segment_scan(
     )
   now = datetime.datetime.now(datetime.UTC)
   return SegmentResult(
-    case=case or inputs.case_name(path),
-    input_name=path.resolve().name,
+    case=given.case,
+    input_name=given.name,
     prepared=prepared,
     labels=labels,
     model_labels=model_labels,

@@ -360,7 +360,7 @@ def ras_to_text(*points) -> str:
 def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
   low, high = LESION_MM - 3, LESION_MM + 3
-  prepared = scans.prepare(segmenter, path)
+  prepared = scans.prepare(segmenter, scans.read(path))
   index = np.rint(prepared.scan.grid.to_index(LESION_MM * [-1, -1, 1]))
   voxel = ",".join(f"{i:.0f}" for i in index)
   sizes = {}
@@ -390,7 +390,7 @@ def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
 @pytest.mark.parametrize("lattice", ["permuted", "oblique"])
 def test_a_box_is_the_same_in_mm_and_in_voxels(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
-  prepared = scans.prepare(segmenter, path)
+  prepared = scans.prepare(segmenter, scans.read(path))
   low, high = LESION_MM - 12, LESION_MM + [5, 8, 11]
   ends = prepared.scan.grid.to_index(np.stack([low, high]) * [-1, -1, 1])
   labels = np.zeros(prepared.model_input.shape, np.uint8)

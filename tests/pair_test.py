@@ -10,7 +10,7 @@ import pytest
 
 from cadjax import linked_report, names, pair, planes, sliding, viewer
 from cadjax.workdir import Trained
-from data_prep import export, sources
+from data_prep import export, sources, volume
 from data_prep.errors import UserError
 
 
@@ -62,6 +62,20 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
   for finding in document["link"]["findings"]:
     index = result.case.scan.grid.to_index(finding["position_mm"])
     np.testing.assert_allclose(finding["scan_index"], index, atol=0.51)
+
+
+def test_a_scan_is_read_once_for_both_models(two, scan, monkeypatch):
+  read, paths = volume.read_volume, []
+
+  def counted(path, **options):
+    paths.append(path)
+    return read(path, **options)
+
+  monkeypatch.setattr(volume, "read_volume", counted)
+  result = pair.predict_pair(two, scan)
+  assert paths == [scan]
+  assert result.case.scan is result.segments.prepared.scan
+  assert result.case.case == result.segments.case == scan.name[:-7]
 
 
 def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
