@@ -11,6 +11,7 @@ abnormalities located on the vessels (see `cadjax.linked_report`). A scan that
 fails is told in one line and the others go on; the exit code is then 2.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -55,25 +56,16 @@ def predict_all(
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Scores scans one after the other and writes their files.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-
-  def one(job: inputs.Job) -> str:
-    report.KIND.check_free(job.folder, overwrite=overwrite)
-    result = scoring.predict_scan(
-      trained,
-      job.path,
-      case=job.case,
-      series=series,
-      heart_mask=job.heart_mask,
-    )
-    report.write_case(result, job.folder, overwrite=overwrite)
-    return _tell(job, result)
-
-  return scans.for_each(jobs, one)
+  """Scores scans and writes their files; see `scans.handle_all`."""
+  return scans.handle_all(
+    jobs,
+    report.KIND,
+    functools.partial(scoring.predict_scan, trained),
+    report.write_case,
+    _tell,
+    series=series,
+    overwrite=overwrite,
+  )
 
 
 def _tell_linked(job: inputs.Job, result: PairResult) -> str:
@@ -92,25 +84,16 @@ def predict_linked(
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Reads scans with both models and writes their files.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-
-  def one(job: inputs.Job) -> str:
-    report.KIND.check_free(job.folder, overwrite=overwrite)
-    result = predict_pair(
-      pair,
-      job.path,
-      case=job.case,
-      series=series,
-      heart_mask=job.heart_mask,
-    )
-    linked_report.write_linked(result, job.folder, overwrite=overwrite)
-    return _tell_linked(job, result)
-
-  return scans.for_each(jobs, one)
+  """Reads scans with both models; see `scans.handle_all`."""
+  return scans.handle_all(
+    jobs,
+    report.KIND,
+    functools.partial(predict_pair, pair),
+    linked_report.write_linked,
+    _tell_linked,
+    series=series,
+    overwrite=overwrite,
+  )
 
 
 def define_flags() -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import inputs, workdir
+from cadjax import folders, inputs, workdir
 from data_prep import errors, geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
@@ -192,6 +192,44 @@ def memory_told(doing: str, shape: Sequence[int]) -> Iterator[None]:
         " some, or set JAX_PLATFORMS=cpu on a machine with more"
       ) from error
     raise
+
+
+def handle_all(
+  jobs: Sequence[inputs.Job],
+  kind: folders.Kind,
+  read: Callable[..., Any],
+  write: Callable[..., Any],
+  tell: Callable[[inputs.Job, Any], str],
+  *,
+  series: str | None = None,
+  overwrite: bool = False,
+) -> int:
+  """Reads scans one after the other with a model and writes their files.
+
+  Args:
+    jobs: the scans.
+    kind: of the folders that are written.
+    read: gets the path, and case, series and heart_mask by name; returns a
+      result.
+    write: gets the result and its folder, and overwrite by name.
+    tell: gets the job and its result; what it returns is printed.
+    series: which DICOM series, by UID or number.
+    overwrite: replace results that are there.
+
+  Returns:
+    how many failed; each is told in one line on stderr.
+  """
+
+  def one(job: inputs.Job) -> str:
+    # Before the work: nothing may be written there after it either.
+    kind.check_free(job.folder, overwrite=overwrite)
+    result = read(
+      job.path, case=job.case, series=series, heart_mask=job.heart_mask
+    )
+    write(result, job.folder, overwrite=overwrite)
+    return tell(job, result)
+
+  return for_each(jobs, one)
 
 
 def for_each(

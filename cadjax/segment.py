@@ -34,6 +34,7 @@ No header field of the scan is copied but for its lattice.
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -379,26 +380,16 @@ def segment_all(
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Segments scans one after the other and writes their files.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-
-  def one(job: inputs.Job) -> str:
-    KIND.check_free(job.folder, overwrite=overwrite)
-    result = segment_scan(
-      trained,
-      job.path,
-      case=job.case,
-      series=series,
-      heart_mask=job.heart_mask,
-      progress=True,
-    )
-    write_segments(result, job.folder, overwrite=overwrite)
-    return _tell(job, result)
-
-  return scans.for_each(jobs, one)
+  """Segments scans and writes their files; see `scans.handle_all`."""
+  return scans.handle_all(
+    jobs,
+    KIND,
+    functools.partial(segment_scan, trained, progress=True),
+    write_segments,
+    _tell,
+    series=series,
+    overwrite=overwrite,
+  )
 
 
 def define_flags() -> None:
