@@ -31,6 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cadjax import (
+  explain_maps,
   link,
   planes,
   report,
@@ -41,7 +42,7 @@ from cadjax import (
   viewer,
 )
 from cadjax.findings import Finding
-from cadjax.pair import PairResult, heat_on_scan
+from cadjax.pair import PairResult
 from data_prep.volume import Volume, write_nifti
 
 MOST_SHOWN = 8
@@ -356,7 +357,7 @@ def write_linked(
     write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
     write_nifti(made / names["segments"], result.segments.labels, case.scan)
     for layer, heat in result.maps.items():
-      on_scan = heat_on_scan(heat, seen, case.scan)
+      on_scan = explain_maps.on_scanner_grid(heat, seen.grid, case.scan)
       write_nifti(made / names[f"heat_{layer}"], on_scan, case.scan)
     text = json.dumps(document, indent=2, allow_nan=False)
     (made / names["result"]).write_text(text + "\n", "utf-8")

@@ -10,8 +10,10 @@ import numpy as np
 from cadjax import (
   cam,
   classes,
+  explain_maps,
   findings,
   link,
+  names,
   report,
   scans,
   scoring,
@@ -19,9 +21,6 @@ from cadjax import (
   workdir,
 )
 from cadjax.explainer import Explainer, Options
-from data_prep import geometry
-from data_prep.errors import UserError
-from data_prep.volume import Volume
 
 CAD = 1
 METHOD = "layercam"
@@ -95,9 +94,9 @@ def load_pair(
     method,
     layer,
   )
-  cam.names.check_known([method], cam.METHODS, "--method")
+  names.check_known([method], cam.METHODS, "--method")
   if layer is not None:
-    cam.names.check_known([layer], pair.explainer.strides, "--layer")
+    names.check_known([layer], pair.explainer.strides, "--layer")
   scoring.read_calibration(pair.classifier)
   return pair
 
@@ -128,7 +127,11 @@ def predict_pair(
   scored = scoring.score_scan(pair.classifier, scan)
   segments = segment.segment_read(pair.segmenter, scan)
   seen = scored.model_input
-  maps = explain(pair, seen)
+  with scans.memory_told("explaining", seen.shape):
+    _, found = pair.explainer.explain(seen.hu, CAD)
+  maps = {
+    heat.layer: explain_maps.on_model_grid(heat, seen.shape) for heat in found
+  }
   task = classes.get_task(pair.segmenter.config.segment.classes)
   structures = link.find_structures(
     segments.prepared.model_input, segments.model_labels, task.names
@@ -143,21 +146,3 @@ def predict_pair(
     options=options,
   )
   return PairResult(scored, segments, maps, linked, pair.method)
-
-
-def explain(pair: Pair, seen: Volume) -> dict[str, np.ndarray]:
-  """Returns the maps of all layers for CAD, as they are shown, on its grid."""
-  _, found = pair.explainer.explain(seen.hu, CAD)
-  return {
-    heat.layer: np.asarray(
-      cam.to_image(heat.cells[None], seen.shape, heat.strides)[0]
-    )
-    for heat in found
-  }
-
-
-def heat_on_scan(heat: np.ndarray, seen: Volume, scan: Volume) -> np.ndarray:
-  """Returns a map of the classifier's grid on the scanner's own voxels."""
-  if heat.shape != seen.shape:
-    raise UserError(f"map {heat.shape} on a grid {seen.shape}")
-  return geometry.back_to_source(heat, seen.grid, scan)
