@@ -22,13 +22,11 @@ Masks and maps are NIfTI files on exactly the scanner's grid and affine.
 
 import dataclasses
 import html
-import io
 import json
 import os
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cadjax import (
   explain_maps,
@@ -228,7 +226,7 @@ def thumbnail(result: PairResult, finding: Finding) -> bytes:
 def tree_png(result: PairResult) -> bytes:
   """Returns the coronary tree with the evidence along it."""
   structures = result.linked.structures
-  return _png(
+  return planes.to_png(
     tree_plot.tree_figure(
       structures.tree,
       result.linked.heats[result.linked.layer],
@@ -251,23 +249,12 @@ def vessel_pngs(result: PairResult) -> dict[str, bytes]:
   for number, branch in enumerate(structures.tree.branches):
     # The left main is on the way of its daughters.
     if branch.kind in MAIN_VESSELS and branch.kind != "LM":
-      pictures[branch.name] = _png(
+      pictures[branch.name] = planes.to_png(
         vessel_figure.vessel_figure(
           structures.tree, number, scene, result.linked.findings[:MOST_SHOWN]
         )
       )
   return pictures
-
-
-def _png(figure: Figure) -> bytes:
-  buffer = io.BytesIO()
-  figure.savefig(
-    buffer,
-    format="png",
-    facecolor=figure.get_facecolor(),
-    metadata={"Software": None},
-  )
-  return buffer.getvalue()
 
 
 # --- The page and the files -------------------------------------------------
@@ -282,11 +269,21 @@ def evidence_table(result: PairResult) -> list[dict[str, Any]]:
     for name, share in shares.items()
     if share.volume_ml > 0
   ]
-  return rows
+  # Without any evidence every lift is NaN.
+  return sorted(rows, key=lambda row: -np.nan_to_num(row["share"].lift))
 
 
-def render_page(result: PairResult, document: dict[str, Any]) -> str:
-  """Returns report.html: one file that opens offline."""
+def render_page(
+  result: PairResult, document: dict[str, Any], *, tree: bytes, layers: bytes
+) -> str:
+  """Returns report.html: one file that opens offline.
+
+  Args:
+    result: of `pair.predict_pair`.
+    document: of `to_json`.
+    tree: of `tree_png`.
+    layers: of `layers_png`.
+  """
   linked = result.linked
   volume = linked.structures.volume
   options = {"window_hu": planes.CTCA_WINDOW_HU}
@@ -308,7 +305,7 @@ def render_page(result: PairResult, document: dict[str, Any]) -> str:
       (name.replace("_", " "), segment.COLORS[name][0])
       for name in linked.structures.names[1:]
     ],
-    tree=report.data_url(tree_png(result)),
+    tree=report.data_url(tree),
     evidence=evidence_table(result),
     findings=[
       {
@@ -321,7 +318,7 @@ def render_page(result: PairResult, document: dict[str, Any]) -> str:
     vessels={
       name: report.data_url(png) for name, png in vessel_pngs(result).items()
     },
-    layers=report.data_url(layers_png(result)),
+    layers=report.data_url(layers),
     # As the text of an attribute.
     views={name: html.escape(page) for name, page in views.items()},
   )
@@ -345,12 +342,15 @@ def write_linked(
   """
   document = to_json(result)
   names, case = document["files"], result.case
+  # They are files of their own and on the page.
+  tree, layers = tree_png(result), layers_png(result)
+  page = render_page(result, document, tree=tree, layers=layers)
   with report.KIND.writing(folder, overwrite=overwrite) as made:
     for key, content in (
       ("planes", report.render_planes(case)),
-      ("tree", tree_png(result)),
-      ("layers", layers_png(result)),
-      ("page", render_page(result, document).encode()),
+      ("tree", tree),
+      ("layers", layers),
+      ("page", page.encode()),
     ):
       (made / names[key]).write_bytes(content)
     seen = case.model_input

@@ -32,7 +32,6 @@ No header field of the scan is copied but for its lattice.
 
 import base64
 import dataclasses
-import io
 import json
 import os
 from typing import Any
@@ -219,7 +218,9 @@ def data_url(png: bytes) -> str:
 
 def _slice_curve(result: CaseResult) -> bytes:
   """Returns the picture of the probability along the slices."""
-  figure = matplotlib.figure.Figure(figsize=(7, 2.6), layout="constrained")
+  figure = matplotlib.figure.Figure(
+    figsize=(7, 2.6), dpi=140, layout="constrained"
+  )
   ax = figure.subplots()
   ax.plot(
     result.slices["offset_mm"], result.slices["probability"], color="#1f5f8b"
@@ -230,9 +231,7 @@ def _slice_curve(result: CaseResult) -> bytes:
     ylim=(-0.02, 1.02),
   )
   ax.spines[["top", "right"]].set_visible(False)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
-  return buffer.getvalue()
+  return planes.to_png(figure)
 
 
 def write_case(

@@ -78,6 +78,23 @@ def test_a_scan_is_read_once_for_both_models(two, scan, monkeypatch):
   assert result.case.case == result.segments.case == scan.name[:-7]
 
 
+def test_what_is_on_the_page_and_a_file_is_drawn_once(
+  two, scan, tmp_path, quick, monkeypatch
+):
+  drawn = []
+  for name in ("tree_png", "layers_png"):
+    monkeypatch.setattr(
+      linked_report, name, lambda _, name=name: drawn.append(name) or b"one"
+    )
+  result = pair.predict_pair(two, scan)
+  linked_report.write_linked(result, tmp_path / "out")
+  assert drawn == ["tree_png", "layers_png"]
+  assert (tmp_path / "out" / "tree.png").read_bytes() == b"one"
+  lifts = [row["share"].lift for row in linked_report.evidence_table(result)]
+  assert lifts == sorted(lifts, reverse=True)
+  assert len(lifts) > 1
+
+
 def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
   result = pair.predict_pair(two, scan)
   linked_report.write_linked(result, tmp_path / "out")
