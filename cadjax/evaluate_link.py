@@ -12,23 +12,20 @@ classifier's map alone, its map on the segmented vessels, the plaque
 segmentation, and all together; and the decision of each beside that of both.
 """
 
+import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 from absl import flags
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from cadjax import (
   case_rows,
   checkpoint,
+  decision,
   findings,
   intervals,
   link,
@@ -91,6 +88,10 @@ def evaluate_link(
     "disclaimer": DISCLAIMER,
     "classifier": str(classifier),
     "segmenter": str(segmenter),
+    "models": {
+      "classifier": decision.identify(pair.classifier),
+      "segmenter": decision.identify(pair.segmenter),
+    },
     "scans": str(scans),
     "tolerance_mm": TOLERANCE_MM,
     "findings_per_scan": MOST,
@@ -158,7 +159,7 @@ def score_case(
     "label": int(case.label),
     "lesions": len(places),
     "probability": prediction["probability"],
-    **features(linked, prediction),
+    **decision.features(structures, prediction),
   }
   lesion_rows = [
     {
@@ -189,26 +190,10 @@ def score_case(
   return row, lesion_rows
 
 
-def features(
-  linked: link.Linked, prediction: Mapping[str, Any]
-) -> dict[str, float]:
-  """Returns what the combined decision is made of."""
-  plaques = linked.structures.plaques or {}
-  voxel_mm3 = float(np.prod(linked.structures.volume.spacing))
-  plaque_mm3 = voxel_mm3 * sum(int(mask.sum()) for mask in plaques.values())
-  stenoses = [f.stenosis for f in linked.findings if f.stenosis is not None]
-  margin = prediction["uncalibrated_probability"]
-  return {
-    "log_odds": float(scipy.special.logit(np.clip(margin, 1e-6, 1 - 1e-6))),
-    "log_plaque": math.log1p(plaque_mm3),
-    "stenosis": max(stenoses, default=0.0),
-  }
-
-
 DECISIONS = {
   "classifier": ("log_odds",),
   "segmentation": ("log_plaque", "stenosis"),
-  "both": ("log_odds", "log_plaque", "stenosis"),
+  "both": tuple(decision.FEATURES),
 }
 
 
@@ -218,40 +203,41 @@ def decide(
   """Fits a logistic decision on one half, compares them on the other.
 
   Returns:
-    for each of `DECISIONS` its coefficients and AUC with interval; the
-    paired difference of "both" to each other one.
+    for each of `DECISIONS` what was fitted, and at its threshold AUC,
+    accuracy and Brier score with intervals; the paired difference of "both"
+    to each other one.
   """
   fit = [row for row in rows if row["half"] == "fit"]
   test = [row for row in rows if row["half"] == "test"]
   labels = np.array([row["label"] for row in test])
-  probs, told = {}, {}
+  threshold, probs, told = {}, {}, {}
   for name, columns in DECISIONS.items():
-    model = make_pipeline(StandardScaler(), LogisticRegression())
-    model.fit(_matrix(fit, columns), [row["label"] for row in fit])
-    probs[name] = model.predict_proba(_matrix(test, columns))[:, 1]
-    measured = intervals.with_intervals(labels, probs[name], seed=seed)
-    told[name] = {
-      "features": list(columns),
-      "coefficients": model[-1].coef_[0].tolist(),
-      "intercept": float(model[-1].intercept_[0]),
-      "means": model[0].mean_.tolist(),
-      "scales": model[0].scale_.tolist(),
-      **{k: measured[k] for k in ("roc_auc", "accuracy", "brier")},
+    one = decision.fit(fit, [column for column in columns if column in rows[0]])
+    threshold[name] = one.threshold
+    probs[name] = np.array([one.probability(row) for row in test])
+    measured = intervals.with_intervals(
+      labels, probs[name], one.threshold, seed=seed
+    )
+    told[name] = dataclasses.asdict(one) | {
+      k: measured[k] for k in ("roc_auc", "accuracy", "brier")
     }
   for name in ("classifier", "segmentation"):
     difference = intervals.paired_bootstrap(
-      labels, probs["both"], probs[name], seed=seed
+      labels,
+      probs["both"],
+      probs[name],
+      threshold_a=threshold["both"],
+      threshold_b=threshold[name],
+      seed=seed,
     )
-    calls = [(probs[k] >= 0.5) == (labels == 1) for k in ("both", name)]
+    calls = [
+      (probs[k] >= threshold[k]) == (labels == 1) for k in ("both", name)
+    ]
     told["both"][f"over_{name}"] = {
       **{k: difference[k] for k in ("roc_auc", "accuracy", "brier")},
       "mcnemar": intervals.mcnemar(*calls),
     }
   return told
-
-
-def _matrix(rows, columns) -> np.ndarray:
-  return np.array([[row[name] for name in columns] for row in rows], float)
 
 
 def summarise(

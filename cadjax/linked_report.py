@@ -14,8 +14,10 @@ result.json is that of `cadjax.report` with three objects more:
                   from_ostium_mm, extent_mm, sources, evidence, lift, heat,
                   plaque, plaque_mm3, plaque_hu, calibre_mm, stenosis,
                   stenosis_note, score, ranked_by
-  combined        null, or what cadjax.evaluate_link has fitted: probability,
-                  features, coefficients
+  combined        null without --decision; else of `cadjax.decision`: label,
+                  probability, features, coefficients (per unit of each
+                  feature), intercept (log odds), threshold,
+                  threshold_origin, n_patients (it was fitted on)
 
 Masks and maps are NIfTI files on exactly the scanner's grid and affine.
 """
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from cadjax import (
+  decision,
   explain_maps,
   link,
   planes,
@@ -125,6 +128,12 @@ def summary(result: PairResult) -> list[str]:
     f" {p['probability']:.2f}, threshold {p['threshold']:.2f}.",
     result.segments.summary,
   ]
+  if both := result.combined:
+    said.append(
+      f"Both together: {'CAD' if both['label'] == 'cad' else 'normal'},"
+      f" probability {both['probability']:.2f}, threshold"
+      f" {both['threshold']:.2f}."
+    )
   if not linked.findings:
     return [*said, "No located abnormality was found."]
   first = linked.findings[0]
@@ -300,6 +309,7 @@ def render_page(
     "linked.html",
     document,
     summary=summary(result),
+    feature_words=decision.FEATURES,
     overlay=[report.picture(panel) for panel in overlay_panels(result)],
     legend=[
       (name.replace("_", " "), segment.COLORS[name][0])

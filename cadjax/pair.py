@@ -10,6 +10,7 @@ import numpy as np
 from cadjax import (
   cam,
   classes,
+  decision,
   explain_maps,
   findings,
   link,
@@ -35,12 +36,14 @@ class Pair:
     segmenter: its workdir; coronary arteries are among its classes.
     method: of the heat maps, a key of `cam.METHODS`.
     layer: whose map the findings rest on; None for the last one.
+    combination: of both; None without one.
   """
 
   classifier: workdir.Trained
   segmenter: workdir.Trained
   method: str = METHOD
   layer: str | None = None
+  combination: decision.Decision | None = None
 
   @functools.cached_property
   def explainer(self) -> Explainer:
@@ -63,7 +66,7 @@ class PairResult:
     maps: by layer, float32 [D, H, W] in [0, 1] on the classifier's grid.
     linked: both joined, on the segmenter's grid.
     method: of the heat maps.
-    combined: see `cadjax.linked_report`; None if none was fitted.
+    combined: see `cadjax.linked_report`; None without a fitted decision.
   """
 
   case: report.CaseResult
@@ -80,12 +83,20 @@ def load_pair(
   *,
   method: str = METHOD,
   layer: str | None = None,
+  decision_file: str | pathlib.Path | None = None,
 ) -> Pair:
   """Loads two workdirs.
 
+  Args:
+    classifier: its workdir.
+    segmenter: its workdir.
+    method: see `Pair`.
+    layer: see `Pair`.
+    decision_file: link.json of `cadjax.evaluate_link` on these two.
+
   Raises:
-    UserError: one is missing, of the other task, or does not segment the
-      coronary arteries.
+    UserError: a workdir is missing or of the other task, or the decision is
+      of other models.
     names.ConfigError: an unknown method or layer.
   """
   pair = Pair(
@@ -98,7 +109,10 @@ def load_pair(
   if layer is not None:
     names.check_known([layer], pair.explainer.strides, "--layer")
   scoring.read_calibration(pair.classifier)
-  return pair
+  if decision_file is None:
+    return pair
+  fitted = decision.read(decision_file, pair.classifier, pair.segmenter)
+  return dataclasses.replace(pair, combination=fitted)
 
 
 def predict_pair(
@@ -145,4 +159,9 @@ def predict_pair(
     threshold=scored.prediction["threshold"],
     options=options,
   )
-  return PairResult(scored, segments, maps, linked, pair.method)
+  combined = None
+  if pair.combination is not None:
+    combined = pair.combination.describe(
+      decision.features(structures, scored.prediction)
+    )
+  return PairResult(scored, segments, maps, linked, pair.method, combined)

@@ -7,8 +7,10 @@
 be repeated and may hold wildcards. One plain --input writes its files (see
 `cadjax.report`) into DIR; several, or a wildcard, write a folder for each
 scan into DIR. With --segmenter the two are linked: masks, heat maps, and
-abnormalities located on the vessels (see `cadjax.linked_report`). A scan that
-fails is told in one line and the others go on; the exit code is then 2.
+abnormalities located on the vessels (see `cadjax.linked_report`); with
+--decision=LINK/link.json of `cadjax.evaluate_link` both give one probability
+together. A scan that fails is told in one line and the others go on; the exit
+code is then 2.
 """
 
 import functools
@@ -110,6 +112,12 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "layer", None, "Whose heat map findings rest on; --list_layers of explain."
   )
+  flags.DEFINE_string(
+    "decision",
+    None,
+    "link.json of cadjax.evaluate_link on these two models: what both say"
+    " together.",
+  )
   inputs.define_flags()
 
 
@@ -128,7 +136,11 @@ def main(_: Sequence[str]) -> int:
     predict, models = (
       predict_linked,
       load_pair(
-        args.classifier, args.segmenter, method=args.method, layer=args.layer
+        args.classifier,
+        args.segmenter,
+        method=args.method,
+        layer=args.layer,
+        decision_file=args.decision,
       ),
     )
   print(

@@ -1,5 +1,6 @@
 """Two workdirs and a scan to a linked report."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cadjax import linked_report, names, pair, planes, sliding, viewer
+from cadjax import decision, linked_report, names, pair, planes, sliding, viewer
 from cadjax.workdir import Trained
 from data_prep import export, sources, volume
 from data_prep.errors import UserError
@@ -93,6 +94,33 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
   lifts = [row["share"].lift for row in linked_report.evidence_table(result)]
   assert lifts == sorted(lifts, reverse=True)
   assert len(lifts) > 1
+
+
+def test_a_fitted_decision_is_in_the_report(
+  tiny_workdir, tiny_segmenter, two, scan, tmp_path, quick
+):
+  assert pair.predict_pair(two, scan).combined is None
+  fitted = decision.Decision(
+    {"log_odds": 2.0, "stenosis": 0.5}, 0.1, 0.9, "", 7
+  )
+  path = tmp_path / "link.json"
+  models = {
+    "classifier": decision.identify(two.classifier),
+    "segmenter": decision.identify(two.segmenter),
+  }
+  both = dataclasses.asdict(fitted)
+  path.write_text(json.dumps({"models": models, "decision": {"both": both}}))
+  deciding = pair.load_pair(tiny_workdir, tiny_segmenter, decision_file=path)
+  result = pair.predict_pair(deciding, scan)
+  values = decision.features(result.linked.structures, result.case.prediction)
+  document = linked_report.write_linked(result, tmp_path / "out")
+  found = document["combined"]
+  assert found["probability"] == pytest.approx(fitted.probability(values))
+  assert found["n_patients"] == 7
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "fitted on 7 other patients" in page
+  assert f"{100 * found['probability']:.1f} %" in page
+  assert any("Both together" in said for said in linked_report.summary(result))
 
 
 def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
