@@ -31,6 +31,7 @@ from cadjax import (
 )
 from cadjax.pair import METHOD, Pair, PairResult, load_pair, predict_pair
 from data_prep import errors
+from data_prep.errors import UserError
 
 
 def _tell(job: inputs.Job, result: report.CaseResult) -> str:
@@ -129,6 +130,9 @@ def main(_: Sequence[str]) -> int:
   )
   # What is wrong with a model is wrong for all scans.
   if args.segmenter is None:
+    for name in ("method", "layer", "decision"):
+      if args[name].present:
+        raise UserError(f"--{name} is of both models: give --segmenter, too")
     trained = workdir.load_trained(args.classifier, "classify")
     scoring.read_calibration(trained)
     predict, models = predict_all, trained
