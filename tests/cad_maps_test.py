@@ -22,7 +22,7 @@ def test_every_layer_and_method_has_a_map_on_its_cells(maker, image):
   cells = maker.cells(image)
   assert set(cells) == set(cam.METHODS)
   for by_layer in cells.values():
-    assert list(by_layer) == list(maker.strides)
+    assert set(by_layer) == set(maker.strides)
     for layer, values in by_layer.items():
       expected = -(-np.array(image.shape) // maker.strides[layer])
       np.testing.assert_array_equal(values.shape, expected)
