@@ -42,14 +42,14 @@ from cadjax import (
   vessel_figure,
   viewer,
 )
-from cadjax.findings import Finding
+from cadjax.findings import FILLS, Finding
 from cadjax.pair import PairResult
 from data_prep.volume import Volume, write_nifti
 
 MOST_SHOWN = 8
 MAIN_VESSELS = ("LM", "LAD", "LCx", "RCA")
 THUMBNAIL_MM = 24.0
-# Blooming calcium fills a lumen that is open: such a number means nothing.
+# From here on a number would claim more than the mask can tell.
 NO_LUMEN = 0.95
 FILES = report.FILES | {
   "page": "report.html",
@@ -155,9 +155,11 @@ def describe(finding: Finding) -> str:
   if finding.plaque_mm3 > 0:
     text += f", {finding.plaque_mm3:.0f} mm³"
   if finding.stenosis is not None and finding.stenosis > NO_LUMEN:
-    text += ", no lumen seen beside it"
+    text += ", no lumen seen"
   elif finding.stenosis is not None:
     text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
+  elif finding.stenosis_note.endswith(FILLS):
+    text += f", stenosis not measurable: {finding.stenosis_note}"
   return text
 
 

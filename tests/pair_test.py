@@ -170,6 +170,10 @@ def test_a_finding_in_words(drawn_finding):
     " of the diameter lost"
   )
   assert "no lumen seen" in linked_report.describe(drawn_finding(stenosis=1.0))
+  filled = drawn_finding(stenosis_note="calcium fills the calibre")
+  assert linked_report.describe(filled).endswith(
+    ", stenosis not measurable: calcium fills the calibre"
+  )
   bare = drawn_finding(
     vessel="", from_ostium_mm=float("nan"), plaque="", plaque_mm3=0.0
   )
