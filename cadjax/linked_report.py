@@ -4,9 +4,11 @@ result.json is that of `cadjax.report` with three objects more:
 
   segmentation    summary, classes, segmenter and settings, as in
                   segments.json of `cadjax.segment`
-  link            method, layer; statements (where the two disagree, in
-                  sentences); volumes_ml by class; vessels (name, sureness,
-                  length_mm, notes); shares and near (by layer and structure:
+  link            method, layer; outside (share of the layer's heat map that
+                  the segmenter did not see); statements (where the two
+                  disagree, in sentences); volumes_ml by class; vessels (name,
+                  sureness, length_mm, notes); shares and near (by layer and
+                  structure:
                   energy, volume, lift, volume_ml; `near` with every structure
                   grown by near_mm); findings, the most abnormal first:
                   position_mm (LPS), index and scan_index (d, h, w of the
@@ -32,6 +34,7 @@ import numpy as np
 
 from cadjax import (
   decision,
+  evidence,
   explain_maps,
   link,
   planes,
@@ -51,6 +54,8 @@ MAIN_VESSELS = ("LM", "LAD", "LCx", "RCA")
 THUMBNAIL_MM = 24.0
 # From here on a number would claim more than the mask can tell.
 NO_LUMEN = 0.95
+# A smaller share of the heat map is lost to the borders of voxels.
+LEAST_OUTSIDE = 0.02
 FILES = report.FILES | {
   "page": "report.html",
   "segments": "segments.nii.gz",
@@ -78,6 +83,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
       "method": result.method,
       "layer": linked.layer,
       "near_mm": link.NEAR_MM,
+      "outside": linked.outside,
       "statements": linked.statements,
       "volumes_ml": linked.structures.volumes_ml,
       "vessels": {
@@ -101,9 +107,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
     "combined": result.combined,
     "files": file_names(result),
   }
-  document["warnings"] = list(
-    dict.fromkeys([*result.case.warnings, *result.segments.warnings])
-  )
+  document["warnings"] = result.warnings
   return results.strict(document)
 
 
@@ -284,6 +288,31 @@ def evidence_table(result: PairResult) -> list[dict[str, Any]]:
   return sorted(rows, key=lambda row: -np.nan_to_num(row["share"].lift))
 
 
+def evidence_notes(result: PairResult) -> list[str]:
+  """Returns what the table of the evidence leaves out, in sentences."""
+  linked = result.linked
+  shares = linked.shares[linked.layer]
+  said = []
+  empty = [
+    name
+    for name, share in shares.items()
+    if not share.volume_ml > 0 and name != evidence.OFF_VESSEL
+  ]
+  if empty:
+    said.append(
+      "Not in the table, because no voxel that the heat map covers is"
+      f" segmented as such: {', '.join(empty)}."
+    )
+  if np.isnan(shares[evidence.ELSEWHERE].energy):
+    said.append("The heat map is zero there: no share of it is defined.")
+  if linked.outside > LEAST_OUTSIDE:
+    said.append(
+      f"{linked.outside:.0%} of the heat map lies outside of what the segmenter"
+      " saw; the shares are of the rest."
+    )
+  return said
+
+
 def render_page(
   result: PairResult, document: dict[str, Any], *, tree: bytes, layers: bytes
 ) -> str:
@@ -319,6 +348,7 @@ def render_page(
     ],
     tree=report.data_url(tree),
     evidence=evidence_table(result),
+    evidence_notes=evidence_notes(result),
     findings=[
       {
         "text": describe(finding),

@@ -76,6 +76,12 @@ class PairResult:
   method: str
   combined: dict[str, Any] | None = None
 
+  @property
+  def warnings(self) -> list[str]:
+    """What must be read with the number and with the masks."""
+    said = [*self.case.warnings, *self.segments.warnings]
+    return list(dict.fromkeys(said))
+
 
 def load_pair(
   classifier: str | pathlib.Path,

@@ -77,6 +77,11 @@ def _tell_linked(job: inputs.Job, result: PairResult) -> str:
   page = job.folder / linked_report.FILES["page"]
   said = linked_report.summary(result)[1:] + result.linked.statements
   said = [f"  {sentence}" for sentence in said]
+  said += [
+    f"  warning: {sentence}"
+    for sentence in result.warnings
+    if sentence not in result.case.warnings
+  ]
   return "\n".join([first, *said, *rest[:-1], f"  {page}"])
 
 

@@ -56,6 +56,7 @@ CONCERN_WARNING = (
   "The scan is unlike the data that the classifier was trained on: its"
   " probability is not to be relied on."
 )
+UNDEFINED = "–"
 FILES = {
   "result": "result.json",
   "page": "case.html",
@@ -183,7 +184,10 @@ def render_page(
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters["percent"] = lambda p: f"{100 * p:.1f} %"
+  environment.filters["percent"] = lambda p: (
+    f"{100 * p:.1f} %" if p == p else UNDEFINED
+  )
+  environment.filters["fixed"] = lambda x: f"{x:.2f}" if x == x else UNDEFINED
   environment.filters["sizes"] = lambda values, form="%g": " × ".join(
     form % value for value in values
   )

@@ -150,6 +150,40 @@ def test_an_empty_segmentation_is_reported(
   page = (tmp_path / "out" / "report.html").read_text()
   assert "No coronary artery was found" in page
   assert "The segmentation is empty." in document["warnings"]
+  (missing,) = linked_report.evidence_notes(result)
+  assert missing.endswith("segmented as such: aorta.")
+  assert missing in page
+  found = decision.features(result.linked.structures, result.case.prediction)
+  assert found["stenosis"] == 0
+
+
+def test_models_of_other_grids_and_windows_go_together(
+  two, scan, tmp_path, quick
+):
+  """The segmenter sees less of the heart than the classifier, and finer."""
+  config = two.segmenter.config.copy_and_resolve_references()
+  config.data.window_hu = (-300.0, 900.0)
+  grid = two.segmenter.dataset["grid"] | {
+    "shape": [20, 16, 24],
+    "box_mm": [50.0, 60.0, 70.0],
+  }
+  segmenter = Trained(
+    two.segmenter.path,
+    config,
+    two.segmenter.dataset | {"grid": grid},
+    two.segmenter.step,
+    two.segmenter.variables,
+  )
+  other = dataclasses.replace(two, segmenter=segmenter)
+  result = pair.predict_pair(other, scan)
+  document = linked_report.write_linked(result, tmp_path / "out")
+  assert result.linked.structures.labels.shape == (20, 16, 24)
+  assert document["segmentation"]["segmenter"]["window_hu"] == [-300.0, 900.0]
+  assert 0.05 < document["link"]["outside"] < 1
+  notes = linked_report.evidence_notes(result)
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert any("outside of what the segmenter saw" in said for said in notes)
+  assert all(said in page for said in notes)
 
 
 def test_a_wrong_pair_is_told(two, tiny_workdir, tiny_segmenter):
