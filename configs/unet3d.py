@@ -56,6 +56,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     config.loss = ml_collections.ConfigDict()
     config.loss.name = "dice_ce"  # Or dice, focal, tversky, cldice.
+    # One for each class, background first; None weighs all alike.
+    config.loss.weights = config_dict.placeholder(tuple)
 
     config.optimizer.learning_rate = 1e-3
 
