@@ -216,7 +216,7 @@ def test_an_experiment_ends_in_answers(whole):
   lines = {row["line"] for row in result["lines"]}
   assert lines == {"3d", "2d", "2d/slices"}
   comparison = result["comparisons"][0]
-  assert comparison["n_patients"] == 12
+  assert comparison["n_patients"] == 8
   html = (whole / "index.html").read_text()
   for text in ("Phantom results", "no difference", "--plan=configs/"):
     assert text in html

@@ -13,8 +13,10 @@ import numpy as np
 
 from cadjax import (
   calibration,
+  decision,
   evaluate,
   evaluate_explain,
+  evaluate_link,
   evaluation,
   input_pipeline,
   metrics,
@@ -234,6 +236,56 @@ def masks(trial: Trial) -> Entries:
   return segments(trial)
 
 
+def linked(trial: Trial) -> Entries:
+  """The link of a classifier and a segmenter on exported scans.
+
+  Needs the roles classifier and segmenter; the arm's data are the scans. Of
+  the half of them that `evaluate_link` tests, an entry for each of its modes
+  (lesions_hit: share of a patient's lesions; false_positives: of a scan), and
+  the calls of each of its decisions in by_NAME.
+  """
+  folder = trial.path / "link"
+  result = evaluate_link.evaluate_link(
+    str(trial.needs["classifier"]),
+    str(trial.needs["segmenter"]),
+    str(trial.data[trial.own]),
+    str(folder),
+  )
+  keys = ("patient_id", "label", "half", "lesions")
+  rows = [
+    row
+    for row in evaluation.read_rows(folder / "scans.jsonl", keys)
+    if row["half"] == "test"
+  ]
+  entries: Entries = {}
+  for mode, one in result["localisation"].items():
+    key = f"{mode}@{one['layer']}" if one["layer"] else mode
+    entries[mode] = [
+      {
+        "patient_id": row["patient_id"],
+        "lesions_hit": (
+          row[f"hits:{key}"] / row["lesions"] if row["lesions"] else None
+        ),
+        "false_positives": row[f"false:{key}"],
+      }
+      for row in rows
+    ]
+  for name, one in result["decision"].items():
+    fitted = decision.Decision(
+      **{x.name: one[x.name] for x in dataclasses.fields(decision.Decision)}
+    )
+    entries[f"by_{name}"] = [
+      {
+        "patient_id": row["patient_id"],
+        "label": row["label"],
+        "probability": fitted.probability(row),
+        "threshold": fitted.threshold,
+      }
+      for row in rows
+    ]
+  return entries
+
+
 MEASURES: Mapping[str, Callable[[Trial], Entries]] = {
   "patients": patients,
   "external": external,
@@ -241,4 +293,5 @@ MEASURES: Mapping[str, Callable[[Trial], Entries]] = {
   "explanation": explanation,
   "segments": segments,
   "masks": masks,
+  "linked": linked,
 }

@@ -37,7 +37,7 @@ def get_plan(scale: str) -> dict[str, Any]:
   }
   return {
     "question": "What is each part of the classifier worth?",
-    "claim": "arXiv 2308.00009 has no ablation.",
+    "claim": "The paper's first and third claims, part by part.",
     "data": {"phantoms": common.phantoms(scale)},
     "folds": common.FOLDS[scale],
     "arms": arms,

@@ -46,7 +46,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "claim": (
       "Open question of arXiv 2308.00009: balanced against unbalanced training"
-      " data. Its 88 subjects were balanced, with focal loss."
+      " data. Its own 88 subjects were 44 and 44, with focal loss."
     ),
     "data": {"phantoms": common.phantoms(scale)},
     # Nine arms: three folds are what fits into 90 minutes on 2 cores.

@@ -9,9 +9,16 @@ paper  for accelerators: ResNet-50 on the paper's 256x128x128, phantoms of
 
 import ml_collections
 
-from configs import demo, demo_segmenter, resnet3d, unet3d, unet3d_plaque
+from configs import (
+  demo,
+  demo_segmenter,
+  resnet3d,
+  unet2d,
+  unet3d,
+  unet3d_plaque,
+)
 
-FOLDS = {"tiny": (0, 1), "small": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}
+FOLDS = {"tiny": (0,), "small": (0, 1, 2, 3, 4), "paper": (0, 1, 2, 3, 4)}
 
 
 def phantoms(
@@ -28,7 +35,7 @@ def phantoms(
   if scale == "paper":
     sizes = (f"--cases={paper}", "--severity=clinical", "--grid=paper")
   else:
-    cases, edge = (30, 24) if scale == "tiny" else (small, 64)
+    cases, edge = (20, 24) if scale == "tiny" else (small, 64)
     sizes = (
       f"--cases={cases}",
       "--severity=overt",
@@ -45,6 +52,8 @@ def classifier(scale: str, ndim: int = 3) -> ml_collections.ConfigDict:
   with config.unlocked():
     config.model.ndim = ndim
     if scale == "tiny":
+      config.parallel = "mesh"
+      config.mesh.data = 1
       config.data.batch_size = 4
       config.data.slices_per_volume = 4
       config.model.width = 4
@@ -53,25 +62,68 @@ def classifier(scale: str, ndim: int = 3) -> ml_collections.ConfigDict:
   return config
 
 
-def segmenter(scale: str, classes: str) -> ml_collections.ConfigDict:
-  """Returns the 3D U-Net of a scale.
+def masks(scale: str) -> tuple[str, ...]:
+  """Returns flags of the data of segmenters: finer, and other phantoms."""
+  edge, cases = {"tiny": (24, 20), "small": (96, 80), "paper": (160, 176)}[
+    scale
+  ]
+  return (
+    "--source=phantom",
+    f"--cases={cases}",
+    "--severity=overt",
+    "--grid=heart",
+    f"--shape={edge},{edge},{edge}",
+    "--box_mm=128,128,128",
+    "--seed=7",
+    "--fractions=0.7,0.1,0.2",
+  )
+
+
+def scans(scale: str) -> tuple[str, ...]:
+  """Returns flags of `data_prep.export`: whole scans with their lesions."""
+  cases, spacing = {"tiny": (8, 2), "small": (80, 1), "paper": (200, 0.5)}[
+    scale
+  ]
+  return (
+    "export",
+    f"--cases={cases}",
+    "--severity=overt",
+    f"--spacing_mm={spacing}",
+  )
+
+
+def segmenter(
+  scale: str, classes: str, ndim: int = 3, window: int = 64
+) -> ml_collections.ConfigDict:
+  """Returns the U-Net of a scale.
 
   Args:
     scale: of the plan.
     classes: "aorta_coronaries" or "four".
+    ndim: 2 segments slice by slice.
+    window: edge of the sliding window at the scale "small", in voxels.
   """
   if scale == "paper":
+    if ndim == 2:
+      return unet2d.get_config()
     full = unet3d if classes == "aorta_coronaries" else unet3d_plaque
     return full.get_config()
   config = demo_segmenter.get_config()
   with config.unlocked():
     config.segment.classes = classes
-    config.segment.window = (64, 64, 64)
+    config.segment.window = (window, window, window)
+    config.model.ndim = ndim
+    if ndim == 2:
+      # As many voxels as a 3D patch.
+      config.data.patch_size = (12, 96, 96)
+      config.segment.window = (12, 96, 96)
     if classes == "aorta_coronaries":
       config.loss.weights = (0.5, 1.0, 2.0)
     if scale == "tiny":
-      config.data.patch_size = (16, 16, 16)
-      config.segment.window = (24, 24, 24)
+      config.parallel = "mesh"
+      config.mesh.data = 1
+      config.data.patch_size = (4 if ndim == 2 else 16, 16, 16)
+      config.segment.window = (4 if ndim == 2 else 24, 24, 24)
       config.data.patches_per_volume = 1
       config.model.features = (4, 8, 8)
       config.optimizer.warmup_steps = 1

@@ -16,11 +16,11 @@ def get_plan(scale: str) -> dict[str, Any]:
   return {
     "question": "Does a 3D ResNet classify better than a 2D one?",
     "claim": (
-      "arXiv 2308.00009 reports an accuracy of 0.86 in 3D and 0.64 in 2D, 14"
-      " test subjects."
+      "arXiv 2308.00009 reports a test accuracy of 71.43 % in 3D, 23.65 points"
+      " over 2D; its rates imply 14 tested subjects, and 2D counted on slices."
     ),
     "data": {"phantoms": common.phantoms(scale)},
-    "folds": common.FOLDS[scale],
+    "folds": (0, 1) if scale == "tiny" else common.FOLDS[scale],
     "arms": {
       "3d": {
         "title": "3D, whole volume",

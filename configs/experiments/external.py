@@ -43,10 +43,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     "question": (
       "How much is lost on other scanners and patients, and what wins it back?"
     ),
-    "claim": (
-      "External validation is future work in arXiv 2308.00009: one hospital's"
-      " scanner, 88 subjects."
-    ),
+    "claim": ("arXiv 2308.00009 has no external validation."),
     "data": {"phantoms": common.phantoms(scale)}
     | {
       name: common.phantoms(scale, 100, 200, "--seed=11", *OTHERS[name])

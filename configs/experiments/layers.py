@@ -33,8 +33,8 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "claim": (
       "arXiv 2308.00009: Grad-CAM at several layers, not always on the"
-      " coronaries; focal loss gives a more focused heat map. Neither was"
-      " measured."
+      " coronaries; focal loss gives a more focused heat map. No measurement"
+      " of either was found in it."
     ),
     "data": {"phantoms": common.phantoms(scale)},
     "folds": common.FOLDS[scale],

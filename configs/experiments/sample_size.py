@@ -31,7 +31,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     arms[f"n{size}"] = {"title": f"{size} subjects", "config": config}
   return {
     "question": "How many training subjects does the classifier need?",
-    "claim": "arXiv 2308.00009 had 88 subjects in all, 14 of them tested.",
+    "claim": "arXiv 2308.00009 had 88 subjects in all.",
     "data": {
       "phantoms": common.phantoms(scale, 1000, 1000, FRACTIONS),
     },
