@@ -10,6 +10,7 @@ and the combined decision. The other half is evaluated: the share of lesions
 that are hit within 5 mm and the findings that hit nothing, for the
 classifier's map alone, its map on the segmented vessels, the plaque
 segmentation, and all together; and the decision of each beside that of both.
+link.json, which is written to --out, goes into `cadjax.predict --decision`.
 """
 
 import dataclasses

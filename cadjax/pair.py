@@ -36,7 +36,7 @@ class Pair:
     segmenter: its workdir; coronary arteries are among its classes.
     method: of the heat maps, a key of `cam.METHODS`.
     layer: whose map the findings rest on; None for the last one.
-    combination: of both; None without one.
+    combination: the decision of both together; None without one.
   """
 
   classifier: workdir.Trained
