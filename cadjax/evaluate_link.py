@@ -372,13 +372,13 @@ def table(result: Mapping[str, Any]) -> str:
     f" {result['n_scans']['test']} scans; at most"
     f" {result['findings_per_scan']} findings a scan, a hit within"
     f" {TOLERANCE_MM:g} mm",
-    f"{'':40s}{'lesions hit, by patient':30s}{'false positives a scan':28s}",
+    f"{'':46s}{'lesions hit, by patient':30s}{'false positives a scan':28s}",
   ]
   for mode, one in result["localisation"].items():
     title = MODES[mode]
     layer = f", {one['layer']}" if one["layer"] else ""
     lines.append(
-      f"{title + layer:40s}{_cell(one['hit']):30s}"
+      f"{title + layer:46s}{_cell(one['hit']):30s}"
       f"{_cell(one['false_positives']):28s}"
     )
   more = result["localisation"]["map"]["combined_minus_this"]
