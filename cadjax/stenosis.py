@@ -43,8 +43,12 @@ class Calibre:
 
   @property
   def stenosis(self) -> np.ndarray:
-    """[N] share of the diameter lost, below 0 where it is wider."""
-    return 1 - self.radius_mm / self.reference_mm
+    """[N] share of the diameter lost, below 0 where it is wider.
+
+    Not finite where there is no reference.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+      return 1 - self.radius_mm / self.reference_mm
 
   def inner(self, margin_mm: float) -> np.ndarray:
     """[N] bool, where the radius is known for `margin_mm` on both sides."""

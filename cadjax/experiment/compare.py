@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 # (fold, seed) of a cell.
 Key = tuple[int | None, int]
 CALL = ("label", "probability", "threshold")
+# Below this a bootstrap is too narrow to decide anything.
+LEAST_PATIENTS = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,12 +194,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def decided(comparison: Mapping[str, Any]) -> bool:
-  """Tells whether an adjusted comparison is told from no difference."""
+  """Tells whether an adjusted comparison is told from no difference.
+
+  Holm's p is below 0.05, the interval leaves out 0, and there are at least
+  `LEAST_PATIENTS`.
+  """
   p = comparison["p_holm"]
   low, high = comparison["low"], comparison["high"]
   if any(x is None or math.isnan(x) for x in (p, low, high)):
     return False
-  return p < 0.05 and (low > 0 or high < 0)
+  enough = comparison["n_patients"] >= LEAST_PATIENTS
+  return enough and p < 0.05 and (low > 0 or high < 0)
 
 
 def _measure(
