@@ -5,15 +5,18 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: help env demo test test-slow bench lint clean
+.PHONY: help env demo test test-slow bench lint clean experiments \
+  experiments-smoke
 
 help:
 	@echo "make demo       environment, phantoms, trainings, evaluation, a linked report"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
 	@echo "make bench      times training and inference beside PyTorch's, in bench/"
+	@echo "make experiments        the paper's questions on phantoms: hours"
+	@echo "make experiments-smoke  every plan at a tiny size"
 	@echo "make lint       ruff"
-	@echo "make clean      removes demo/ and bench/"
+	@echo "make clean      removes demo/, bench/ and experiments/"
 
 env: $(READY)
 
@@ -60,9 +63,26 @@ bench: $(VENV)/.ready-bench
 	$(BENCH) --shape=128,64,64 --batch=2 --out=bench/128x64x64
 	$(BENCH) --shape=256,128,128 --batch=1 --out=bench/256x128x128
 
+# Each at most 90 minutes on 2 cores; several machines may share the folder.
+PLANS := dimension layers link prior multiclass balance sample_size protocol
+RESULTS := configs/experiments/results
+
+experiments: $(PLANS:%=experiments/%/results.json)
+	$(PY) -m cadjax.experiment --workdir=$(RESULTS) --table=README.md
+
+experiments/%/results.json: | $(READY)
+	$(PY) -m cadjax.experiment --plan=configs/experiments/$*.py \
+	  --workdir=experiments/$* --data=experiments/data
+	mkdir -p $(RESULTS)/$*
+	cp $(addprefix experiments/$*/,results.json cost.json index.html) \
+	  $(RESULTS)/$*
+
+experiments-smoke: $(READY)
+	$(PY) -m pytest -q tests/experiment_smoke_test.py
+
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
 clean:
-	rm -rf $(DEMO) bench
+	rm -rf $(DEMO) bench experiments

@@ -322,7 +322,7 @@ def test_the_readme_gets_its_table(whole, tmp_path):
   assert text.endswith("after\n")
   assert "old" not in text
   assert "(results/dimension/index.html)" in text
-  assert "no difference in ROC AUC is shown" in text
+  assert "less 2D, mean of the slices: ROC AUC" in text
   readme.write_text("no marks")
   with pytest.raises(UserError, match="the marks"):
     page.update_readme(readme, root)

@@ -81,7 +81,7 @@ def estimate(line: Line, metric: str, *, draws: int = 2000) -> dict[str, Any]:
   } | _spread(line, metric)
 
 
-def _spread(line: Line, metric: str) -> dict[str, float]:
+def _spread(line: Line, metric: str) -> dict[str, float | int]:
   """Where the middle 95 % of the values of rows lie; nothing of calls."""
   if line.is_call:
     return {}
@@ -90,7 +90,11 @@ def _spread(line: Line, metric: str) -> dict[str, float]:
     np.float64,
   )
   low, high = intervals.percentiles(values)
-  return {"middle_low": low, "middle_high": high}
+  return {
+    "middle_low": low,
+    "middle_high": high,
+    "n_values": int(np.isfinite(values).sum()),
+  }
 
 
 def difference(

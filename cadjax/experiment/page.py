@@ -13,6 +13,8 @@ from cadjax.experiment.plan import Plan
 from cadjax.experiment.store import Store
 from data_prep.errors import UserError
 
+# Of one experiment in the README; the page has all.
+MOST_ANSWERS = 3
 BEGIN, END = "<!-- experiments: begin -->", "<!-- experiments: end -->"
 
 
@@ -92,25 +94,40 @@ def markdown(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> str:
     files: their results.json.
   """
   lines = [
-    "| question | answer, with 95 % interval | cost | command |",
-    "| --- | --- | --- | --- |",
+    "| question | answer, with 95 % interval | cost |",
+    "| --- | --- | --- |",
   ]
   for file in files:
     result = workdir.read_json(file)
     cost = workdir.read_json(file.with_name("cost.json"))
     page = file.with_name("index.html").relative_to(folder).as_posix()
-    answers = "<br>".join(result["answers"]) or "not answered"
+    answers = _in_short(result)
     if unfinished := result["cells"]["failed"] + result["cells"]["waiting"]:
-      answers += f"<br>({unfinished} cells not done)"
+      answers.append(f"({unfinished} cells not done)")
     minutes = round(cost["cell_seconds"] / 60)
-    price = (
-      f"{cost['cells']} cells, {minutes} min, {', '.join(cost['devices'])}"
-    )
     lines.append(
-      f"| [{result['question']}]({page}) | {answers} | {price} |"
-      f" `{command(result)}` |"
+      f"| [{result['question']}]({page}) (`{result['plan']}`) |"
+      f" {'<br>'.join(answers)} | {cost['cells']} cells, {minutes} min of"
+      f" {', '.join(cost['devices'])} |"
     )
   return "\n".join(lines)
+
+
+def _in_short(result: Mapping[str, Any]) -> list[str]:
+  """The first few comparisons, or what there is in place of any."""
+  titles = {row["line"]: row["title"] for row in result["lines"]}
+  found = result["comparisons"]
+  if not found:
+    return list(result["answers"]) or ["not answered"]
+  short = [
+    f"{titles.get(one['a'], one['a'])} less {titles.get(one['b'], one['b'])}:"
+    f" {summary.metric_name(one['metric'])}"
+    f" {summary.interval(one, 'difference', '+')},"
+    f" {one['n_patients']} patients, {summary.p_text(one['p_holm'])}"
+    for one in found[:MOST_ANSWERS]
+  ]
+  more = len(found) - len(short)
+  return short + ([f"{more} more on its page"] if more else [])
 
 
 def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:

@@ -20,7 +20,7 @@ from cadjax import input_pipeline, train, workdir
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
 from cadjax.experiment.store import Store
-from data_prep import build, errors, export
+from data_prep import build, errors, export, workers
 from data_prep.errors import UserError
 
 POLL_S = 2.0
@@ -185,7 +185,8 @@ def make_data(given: Sequence[str], out: pathlib.Path) -> None:
   values = flags.FlagValues()
   if given[0] == "export":
     export.define_flags(values)
-    values(["export", *given[1:], f"--out={out}"])
+    cores = workers.available_cores()
+    values(["export", f"--workers={cores}", *given[1:], f"--out={out}"])
     export.export_from_flags(values)
     return
   build.define_flags(values)

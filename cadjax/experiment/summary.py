@@ -74,7 +74,10 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     "disclaimer": _disclaimer(plan),
     "lines": table,
     "comparisons": comparisons,
-    "answers": [_answer(one, titles) for one in comparisons],
+    "answers": (
+      [_answer(one, titles) for one in comparisons]
+      or [_spread(row, plan.metric) for row in best_first(table, plan.metric)]
+    ),
     "not_compared": [
       f"{a} with {b} ({metric})"
       for a, b, metric in plan.pairs()
@@ -165,10 +168,29 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   about = (
     f"{number}, {one['n_patients']} patients, {p_text(one['p_holm'])} (Holm)"
   )
+  calls = one.get("mcnemar")
+  if calls:
+    about += (
+      f"; called right by the first alone {calls['only_a_correct']}, by the"
+      f" second alone {calls['only_b_correct']}, McNemar"
+      f" {p_text(calls['p_value'])}"
+    )
   if one["decided"]:
     word = "higher" if one["difference"] > 0 else "lower"
     return f"{a}: {word} {name} than {b} ({about})"
   return f"{a} against {b}: no difference in {name} is shown ({about})"
+
+
+def _spread(row: Mapping[str, Any], metric: str) -> str:
+  """A line in words, where nothing is compared."""
+  entry = row["metrics"][metric]
+  text = f"{row['title']}: {metric_name(metric)} {interval(entry)} on average"
+  if "n_values" not in entry:
+    return f"{text}, {entry['n_patients']} patients"
+  return (
+    f"{text}; the middle 95 % of {entry['n_values']} lie from"
+    f" {entry['middle_low']:.2f} to {entry['middle_high']:.2f}"
+  )
 
 
 def best_first(table: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:
