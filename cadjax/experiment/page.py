@@ -15,6 +15,7 @@ from data_prep.errors import UserError
 
 # Of one experiment in the README; the page has all.
 MOST_ANSWERS = 3
+MOST_LINES = 6
 BEGIN, END = "<!-- experiments: begin -->", "<!-- experiments: end -->"
 
 
@@ -114,20 +115,29 @@ def markdown(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> str:
 
 
 def _in_short(result: Mapping[str, Any]) -> list[str]:
-  """The first few comparisons, or what there is in place of any."""
+  """The lines, if they are few, and the first of the comparisons."""
   titles = {row["line"]: row["title"] for row in result["lines"]}
   found = result["comparisons"]
   if not found:
     return list(result["answers"]) or ["not answered"]
-  short = [
+  metric = result["metric"]
+  lines = [row for row in result["lines"] if metric in row["metrics"]]
+  short = []
+  if len(lines) <= MOST_LINES:
+    values = "; ".join(
+      f"{row['title']} {summary.interval(row['metrics'][metric])}"
+      for row in lines
+    )
+    short.append(f"{summary.metric_name(metric)}: {values}")
+  short += [
     f"{titles.get(one['a'], one['a'])} less {titles.get(one['b'], one['b'])}:"
     f" {summary.metric_name(one['metric'])}"
     f" {summary.interval(one, 'difference', '+')},"
     f" {one['n_patients']} patients, {summary.p_text(one['p_holm'])}"
     for one in found[:MOST_ANSWERS]
   ]
-  more = len(found) - len(short)
-  return short + ([f"{more} more on its page"] if more else [])
+  more = len(found) - MOST_ANSWERS
+  return short + ([f"{more} more on its page"] if more > 0 else [])
 
 
 def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
