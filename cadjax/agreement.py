@@ -9,6 +9,8 @@ from cadjax.vessel_tree import VesselTree
 
 # A few voxels of plaque are within a segmenter's error.
 LEAST_PLAQUE_MM3 = 10.0
+# Of the centrelines' length, below which the mask is no coronary tree.
+LEAST_CONNECTED = 0.5
 
 
 def disagreements(
@@ -45,6 +47,8 @@ def disagreements(
       "No coronary artery was found by the segmentation: nothing of the"
       " classifier's evidence can be placed on a vessel."
     )
+  if fragments := unconnected(tree):
+    said.append(fragments)
   if not aorta_found:
     said.append(
       "No aorta was found by the segmentation: the ostia, and so the"
@@ -55,6 +59,27 @@ def disagreements(
   if plaque_mm3 is not None:
     said += _of_plaque(call, called, plaque_mm3)
   return said
+
+
+def unconnected(tree: VesselTree) -> str | None:
+  """Says that most of a tree hangs on no ostium; None if it does not.
+
+  A segmenter on a scan unlike its training data marks bone and veins here and
+  there. Gaps in a real tree leave fragments, but not most of its length.
+  """
+  hangs = [bool(np.isnan(b.course_distance_mm[-1])) for b in tree.branches]
+  lengths = np.array([len(b.points_mm) for b in tree.branches])
+  if not lengths.sum() or not any(hangs):
+    return None
+  share = float(lengths[hangs].sum() / lengths.sum())
+  if 1 - share >= LEAST_CONNECTED:
+    return None
+  return (
+    f"{share:.0%} of the length of the segmented coronary arteries, in"
+    f" {sum(hangs)} fragments, hangs on no ostium: the segmentation does not"
+    " fit this scan, and neither vessels' names nor located abnormalities are"
+    " to be relied on."
+  )
 
 
 def _of_evidence(tree, call, called, near: Share) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cadjax import (
+  agreement,
   cam,
   classes,
   decision,
@@ -80,6 +81,8 @@ class PairResult:
   def warnings(self) -> list[str]:
     """What must be read with the number and with the masks."""
     said = [*self.case.warnings, *self.segments.warnings]
+    if fragments := agreement.unconnected(self.linked.structures.tree):
+      said.append(fragments)
     return list(dict.fromkeys(said))
 
 

@@ -71,3 +71,16 @@ def test_missing_structures(tree):
 def test_an_empty_map(tree):
   (line,) = said(tree, near_vessels=Share(np.nan, 0.1, np.nan, 30.0))
   assert "empty" in line
+
+
+def test_a_mask_in_pieces_is_no_coronary_tree():
+  shape, affine = tubes.grid("cubic", (-40, -6, -40), (40, 6, 40))
+  root = tubes.ball((0, 0, 36), 4, shape, affine)
+  mask = tubes.tube([(0, 0, 32), (2, 0, 18)], 1.5, shape, affine)
+  whole = find_vessels(mask, root, affine)
+  assert agreement.unconnected(whole) is None
+  for x in (-34, 34):
+    mask = mask | tubes.tube([(x, 0, -36), (x, 0, -4)], 1.5, shape, affine)
+  line = agreement.unconnected(find_vessels(mask, root, affine))
+  assert "in 2 fragments, hangs on no ostium" in line
+  assert said(find_vessels(mask, root, affine))[0] == line

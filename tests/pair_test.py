@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -133,6 +135,59 @@ def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
   assert 'srcdoc="&lt;p&gt;&#x27;&quot;&amp;&lt;/p&gt;"' in page
   assert linked_report.summary(result)[0] in page
   assert "Research software" in page
+
+
+# Runs in the page: presses every button, and tells what is then shown, and
+# whether anything is wider than a phone.
+PRESS = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const told = [];
+  for (const button of document.querySelectorAll(".views button")) {
+    button.click();
+    told.push([...document.querySelectorAll(".views iframe")].map(
+      (frame) => !frame.hidden));
+  }
+  const canvases = [...document.querySelectorAll(".views iframe")].map(
+    (frame) => frame.contentDocument.querySelectorAll("canvas").length);
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = JSON.stringify({told, canvases, wide});
+}, 3000));
+</script>"""
+
+
+def test_the_viewers_work_in_a_browser(two, scan, tmp_path):
+  chromium = shutil.which("chromium") or shutil.which("google-chrome")
+  if chromium is None:
+    pytest.skip("no Chromium here")
+  result = pair.predict_pair(two, scan)
+  linked_report.write_linked(result, tmp_path / "out")
+  page = (tmp_path / "out" / "report.html").read_text()
+  (tmp_path / "page.html").write_text(
+    page.replace("</body>", PRESS + "</body>")
+  )
+  done = subprocess.run(
+    [
+      *(chromium, "--headless", "--no-sandbox", "--disable-gpu"),
+      *("--no-first-run", "--disable-background-networking"),
+      *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,800"),
+      *("--enable-logging=stderr", "--virtual-time-budget=10000"),
+      *("--dump-dom", (tmp_path / "page.html").as_uri()),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  told = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1])
+  shown = told["told"]
+  assert len(shown) >= 2
+  for number, frames in enumerate(shown):
+    assert frames == [i == number for i in range(len(shown))]
+  assert all(count >= 1 for count in told["canvases"])
+  assert not told["wide"]
+  # Chromium says there what a page's scripts and its policy complain of.
+  complaints = [x for x in done.stderr.splitlines() if ":CONSOLE" in x]
+  assert all("willReadFrequently" in line for line in complaints), complaints
+  assert "net::ERR" not in done.stderr
 
 
 def test_an_empty_segmentation_is_reported(
