@@ -1,0 +1,72 @@
+"""Test-time normalisation against its oracle, the batch's own statistics."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from cadjax import adapt, evaluation, steps, tasks, workdir
+from data_prep.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_workdir):
+  return workdir.load_trained(tiny_workdir)
+
+
+@pytest.fixture(scope="module")
+def dataset(trained):
+  return evaluation.open_data(trained)[0]
+
+
+def few(dataset, count):
+  rows = {"train": dataset.rows["train"][:count], "validation": [], "test": []}
+  return dataclasses.replace(dataset, rows=rows)
+
+
+def test_of_one_batch_the_norms_do_as_in_training(trained, dataset):
+  some = few(dataset, 4)
+  adapted = adapt.adapt_norms(trained, some, 4)
+  image = some.batch(some.rows["train"], 4)["image"]
+  examples = steps.window(image, tuple(trained.config.data.window_hu))
+  (logits, _), _ = tasks.make_model(trained.config).apply(
+    trained.variables, examples, train=True, mutable=["batch_stats"]
+  )
+  np.testing.assert_allclose(
+    adapted.logits(image)[:, 0], logits, rtol=1e-3, atol=1e-4
+  )
+  assert np.abs(adapted.logits(image) - trained.logits(image)).max() > 1e-3
+
+
+def test_statistics_are_the_mean_over_batches_and_weights_stay(
+  trained, dataset
+):
+  rows = dataset.rows["train"]
+  both = adapt.adapt_norms(trained, few(dataset, 4), 2)
+  first, second = (
+    adapt.adapt_norms(
+      trained,
+      dataclasses.replace(
+        dataset, rows={"train": part, "validation": [], "test": []}
+      ),
+      2,
+    )
+    for part in (rows[:2], rows[2:4])
+  )
+  for mean, a, b in zip(
+    *(
+      jax.tree.leaves(x.variables["batch_stats"]) for x in (both, first, second)
+    ),
+    strict=True,
+  ):
+    np.testing.assert_allclose(mean, (a + b) / 2, rtol=1e-5, atol=1e-6)
+  assert both.variables["params"] is trained.variables["params"]
+
+
+def test_a_model_without_batch_norm_is_refused(trained, dataset):
+  bare = dataclasses.replace(
+    trained, variables=trained.variables | {"batch_stats": {}}
+  )
+  with pytest.raises(UserError, match="has no batch norm"):
+    adapt.adapt_norms(bare, dataset, 2)
