@@ -84,6 +84,26 @@ def test_a_plan_that_cannot_be_is_refused(changes, message):
     plan.make_plan(fields(**changes))
 
 
+def test_fields_of_all_arms_can_be_overridden():
+  made = plan.load_plan(str(DIMENSION), "tiny")
+  changed = plan.override(
+    made, ["epochs=7", "data.batch_size=2", "loss.name=cross_entropy"]
+  )
+  for arm in changed.arms.values():
+    assert arm.config.epochs == 7
+    assert arm.config.data.batch_size == 2
+    assert arm.config.loss.name == "cross_entropy"
+  assert made.arms["3d"].config.epochs == 1
+  for setting, message in (
+    ("epoch=7", "no arm has that field"),
+    ("epochs.more=7", "no arm has that field"),
+    ("epochs=many", "epochs"),
+    ("epochs", "no FIELD=VALUE"),
+  ):
+    with pytest.raises(names.ConfigError, match=message):
+      plan.override(made, [setting])
+
+
 def test_cells_come_after_what_they_need_and_shared_ones_once():
   arms = {
     "late": {"title": "L", "needs": {"x": "early"}},

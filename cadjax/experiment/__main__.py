@@ -33,6 +33,11 @@ def define_flags() -> None:
     None,
     "Folder of the data sets, which plans may share; WORKDIR/data if unset.",
   )
+  flags.DEFINE_multi_string(
+    "override",
+    [],
+    "FIELD=VALUE of the config of every arm, such as epochs=3; many times.",
+  )
   flags.DEFINE_bool("dry_run", False, "Only list the cells and their cost.")
   flags.DEFINE_bool("retry", False, "Try failed cells again.")
   flags.DEFINE_string(
@@ -56,6 +61,7 @@ def main(_: Sequence[str]) -> None:
   if args.plan is None:
     raise UserError("--plan is missing; see configs/experiments")
   asked = plan.load_plan(args.plan, args.scale)
+  asked = plan.override(asked, args.override)
   data = Store(pathlib.Path(args.data) if args.data else folder / "data")
   cells = Store(folder / "cells")
   if args.dry_run:

@@ -4,6 +4,7 @@ A plan is a file with `get_plan(scale)` that returns plain data, a dict with
 the fields of `Plan`; its arms are dicts with the fields of `Arm`.
 """
 
+import ast
 import dataclasses
 import graphlib
 import importlib.util
@@ -155,6 +156,53 @@ def load_plan(path: str, scale: str) -> Plan:
     return make_plan(module.get_plan(scale), file.stem, scale)
   except names.ConfigError as error:
     raise UserError(f"--plan={path}: {error}") from error
+
+
+def override(plan: Plan, settings: Sequence[str]) -> Plan:
+  """Returns a plan with fields of all of its configs changed.
+
+  Args:
+    plan: whose arms are changed; an arm without such a field stays.
+    settings: FIELD=VALUE, such as "data.batch_size=2".
+
+  Raises:
+    names.ConfigError: a field that no arm has, or a value of another type.
+  """
+  arms = dict(plan.arms)
+  for setting in settings:
+    field, equals, text = setting.partition("=")
+    if not equals:
+      raise names.ConfigError(f"--override={setting}: it is no FIELD=VALUE")
+    try:
+      value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      value = text
+    changed = {
+      name: _changed(arm, field, value)
+      for name, arm in arms.items()
+      if arm.config is not None and _has(arm.config, field)
+    }
+    if not changed:
+      raise names.ConfigError(f"--override={setting}: no arm has that field")
+    arms |= changed
+  return dataclasses.replace(plan, arms=arms)
+
+
+def _has(config: ml_collections.ConfigDict, field: str) -> bool:
+  for part in field.split("."):
+    if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+      return False
+    config = config[part]
+  return True
+
+
+def _changed(arm: Arm, field: str, value: Any) -> Arm:
+  config = arm.config.copy_and_resolve_references()
+  try:
+    config.update_from_flattened_dict({field: value})
+  except (KeyError, TypeError) as error:
+    raise names.ConfigError(f"--override={field}={value}: {error}") from error
+  return dataclasses.replace(arm, config=config)
 
 
 def make_plan(
