@@ -90,15 +90,21 @@ class Device:
     one = self.row.volumes * math.prod(PAPER_SHAPE) // math.prod(shape)
     return self.count * max(1, min(one, BATCH_SIZE // self.count))
 
-  def flags(self, shape: Sequence[int]) -> str:
-    """Returns flags of `cadjax.main` for a classifier of such volumes.
+  def flags(self, shape: Sequence[int] | None = None) -> str:
+    """Returns flags of `cadjax.main` for these devices.
 
-    Where a batch is less than `BATCH_SIZE`, gradients are accumulated.
+    Args:
+      shape: of a classifier's volumes, [D, H, W]: gives the batch, too. Where
+        less than `BATCH_SIZE` fits, gradients are accumulated.
     """
+    # Under pmap, orbax warns of every array with Colab's jax, 0.7.
+    flags = f"--config.model.dtype={self.row.dtype} --config.parallel=mesh"
+    if shape is None:
+      return flags
     batch = self.batch_size(shape)
     return (
-      f"--config.model.dtype={self.row.dtype}"
-      f" --config.data.batch_size={batch} --config.data.eval_batch_size={batch}"
+      f"{flags} --config.data.batch_size={batch}"
+      f" --config.data.eval_batch_size={batch}"
       f" --config.optimizer.accumulate={max(1, BATCH_SIZE // batch)}"
     )
 

@@ -83,7 +83,8 @@ def show_page(path: str | os.PathLike, *, height: int = 900) -> None:
   """
   page = html.escape(pathlib.Path(path).read_text("utf-8"))
   frame = f'<iframe srcdoc="{page}" width="100%" height="{height}"></iframe>'
-  display(HTML(frame))
+  # In a div: of a bare frame IPython warns, and its own takes no page.
+  display(HTML(f"<div>{frame}</div>"))
 
 
 def upload(path: str | os.PathLike) -> pathlib.Path:

@@ -13,7 +13,9 @@ from data_prep import export, sources
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-SLOW = pytest.mark.slow
+COLAB = (
+  "https://colab.research.google.com/github/cadjax/cadjax/blob/main/colab/"
+)
 
 TINY = (
   "--config.model.depth=10 --config.model.width=4"
@@ -32,6 +34,46 @@ def read(name: str) -> nbformat.NotebookNode:
 def code_cells(name: str) -> dict[str, str]:
   cells = read(name).cells
   return {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_thin_and_without_outputs(name):
+  book = read(name)
+  nbformat.validate(book)
+  assert (book.nbformat, book.metadata.kernelspec.name) == (4, "python3")
+  code = [cell for cell in book.cells if cell.cell_type == "code"]
+  assert len(code) <= 12
+  assert sum(len(cell.source.splitlines()) for cell in code) <= 120
+  assert not any(cell.outputs or cell.execution_count for cell in code)
+  assert code[0].metadata.tags == ["parameters"]
+
+
+def test_all_begin_alike():
+  # Else a mended install cell stays broken in the other notebooks.
+  cells = [code_cells(name) for name in NAMES]
+  assert len({one["install"] for one in cells}) == 1
+  first = [one["device"].partition("print(OUT)")[0] for one in cells]
+  assert len(set(first)) == 1
+
+
+def test_the_readme_opens_each():
+  readme = (ROOT / "README.md").read_text()
+  opened = re.findall(rf"\({re.escape(COLAB)}(\w+)\.ipynb\)", readme)
+  assert sorted(opened) == NAMES
+  for name in NAMES:
+    assert f"({COLAB}{name}.ipynb)" in read(name).cells[0].source
+
+
+def test_the_benchmark_repeats_the_readme():
+  readme = (ROOT / "README.md").read_text()
+  source = code_cells("benchmark")["table"]
+  seconds = re.findall(r"1 / ([\d.]+)\)", source)
+  rates = re.findall(r"8, (\d+)\)", source)
+  assert (len(seconds), len(rates)) == (5, 3)
+  for value in seconds:
+    assert f"| {value} s |" in readme
+  for value in rates:
+    assert f"| {value} |" in readme
 
 
 def execute(monkeypatch, folder, name, **parameters) -> nbformat.NotebookNode:
@@ -64,20 +106,12 @@ def pictures(book: nbformat.NotebookNode) -> int:
   )
 
 
-def text(book: nbformat.NotebookNode) -> str:
-  return "".join(
-    output.get("text", "")
-    for cell in book.cells
-    for output in cell.get("outputs", [])
-  )
-
-
 def test_train_and_explain(monkeypatch, tmp_path):
   book = execute(
     monkeypatch,
     tmp_path,
     "train_and_explain",
-    CASES=32,
+    CASES=16,
     SHAPE=(16, 24, 32),
     EPOCHS=1,
     EXPLAINED=2,
@@ -92,7 +126,7 @@ def test_linked_report(monkeypatch, tmp_path):
     monkeypatch,
     tmp_path,
     "linked_report",
-    CASES=32,
+    CASES=16,
     SHAPE=(16, 24, 32),
     EPOCHS=1,
     MASK_CASES=16,
@@ -103,6 +137,8 @@ def test_linked_report(monkeypatch, tmp_path):
     MASK_MORE=TINY_UNET,
   )
   assert pictures(book) == 2
+  page = book.cells[-2].outputs[0]["data"]["text/html"]
+  assert "&lt;!doctype html&gt;" in page
 
 
 def test_benchmark(monkeypatch, tmp_path):
@@ -122,7 +158,7 @@ def test_benchmark(monkeypatch, tmp_path):
 
 def test_your_own_scans(monkeypatch, tmp_path):
   scans = tmp_path / "my scans"
-  export.export(sources.phantom(32), scans, spacing_mm=6.0)
+  export.export(sources.phantom(16), scans, spacing_mm=6.0)
   book = execute(
     monkeypatch,
     tmp_path,
@@ -132,3 +168,15 @@ def test_your_own_scans(monkeypatch, tmp_path):
     MORE=f"{TINY} --config.epochs=1",
   )
   assert pictures(book) == 4
+
+
+def test_a_program_that_fails_stops_the_notebook(monkeypatch, tmp_path):
+  with pytest.raises(nbclient.exceptions.CellExecutionError) as raised:
+    execute(
+      monkeypatch,
+      tmp_path,
+      "benchmark",
+      MORE="--config.model.no_such_field=1",
+    )
+  assert "CalledProcessError" in str(raised.value)
+  assert "no_such_field" in str(raised.value)

@@ -31,10 +31,11 @@ LAYERS = {
   3: (
     "bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
-    " bench.work_host bench.work_jax bench.work_torch bench.worker evaluate"
-    " evaluate_explain evaluate_link evaluate_segments explain explain_maps"
-    " explain_table explainer link linked_report pair planes plots predict"
-    " report scans scoring segment train tree_plot vessel_figure viewer"
+    " bench.work_host bench.work_jax bench.work_torch bench.worker devices"
+    " evaluate evaluate_explain evaluate_link evaluate_segments explain"
+    " explain_maps explain_table explainer link linked_report notebook pair"
+    " planes plots predict report scans scoring segment train tree_plot"
+    " vessel_figure viewer"
   ),
   4: "experiment main",
 }
