@@ -111,7 +111,7 @@ def test_train_and_explain(monkeypatch, tmp_path):
     monkeypatch,
     tmp_path,
     "train_and_explain",
-    CASES=16,
+    CASES=24,
     SHAPE=(16, 24, 32),
     EPOCHS=1,
     EXPLAINED=2,
@@ -126,7 +126,7 @@ def test_linked_report(monkeypatch, tmp_path):
     monkeypatch,
     tmp_path,
     "linked_report",
-    CASES=16,
+    CASES=24,
     SHAPE=(16, 24, 32),
     EPOCHS=1,
     MASK_CASES=16,
@@ -158,7 +158,7 @@ def test_benchmark(monkeypatch, tmp_path):
 
 def test_your_own_scans(monkeypatch, tmp_path):
   scans = tmp_path / "my scans"
-  export.export(sources.phantom(16), scans, spacing_mm=6.0)
+  export.export(sources.phantom(24), scans, spacing_mm=6.0)
   book = execute(
     monkeypatch,
     tmp_path,
