@@ -74,7 +74,7 @@ def evaluate(
     calibration.check_criterion(threshold)
   except ValueError as error:
     raise UserError(f"--threshold: {error}") from error
-  trained = workdir.load_trained(path)
+  trained = workdir.load_trained(path, prior=True)
   config = trained.config
   if trained.task == "segment":
     if batch_size:
@@ -179,17 +179,10 @@ def evaluate_maps(
     UserError: for settings, a workdir or data that cannot be used.
   """
   evaluation.check_settings(split, bootstrap, batch_size)
-  if cases is not None and cases < 1:
-    raise UserError(f"--explain_cases={cases} must be at least 1")
-  trained = workdir.load_trained(path, "classify")
+  trained, other = load_to_explain(path, cases=cases, against=against)
   dataset, external = evaluation.open_data(trained, data)
   names = evaluation.splits_of(split, dataset)
   rows = [row for name in names for row in dataset.rows[name]]
-  other = workdir.load_trained(against) if against else None
-  if other and other.dataset["grid"] != trained.dataset["grid"]:
-    raise UserError(
-      f"{against} has another grid than {path}: their maps cannot be compared"
-    )
   about = evaluation.describe(trained, dataset, split, external)
   del about["cases"]
   return evaluate_explain.measure(
@@ -209,10 +202,35 @@ def evaluate_maps(
   )
 
 
+def load_to_explain(
+  path: str | pathlib.Path,
+  *,
+  cases: int | None = None,
+  against: str | None = None,
+) -> tuple[workdir.Trained, workdir.Trained | None]:
+  """Loads what `evaluate_maps` measures; arguments as there.
+
+  Returns:
+    the classifier of the workdir, and the one of `against`.
+
+  Raises:
+    UserError: one is a segmenter, their grids differ, or `cases` is below 1.
+  """
+  if cases is not None and cases < 1:
+    raise UserError(f"--explain_cases={cases} must be at least 1")
+  trained = workdir.load_trained(path, "classify")
+  other = workdir.load_trained(against, "classify") if against else None
+  if other and other.dataset["grid"] != trained.dataset["grid"]:
+    raise UserError(
+      f"{against} has another grid than {path}: their maps cannot be compared"
+    )
+  return trained, other
+
+
 def score_rows(
   dataset: input_pipeline.Dataset,
   splits: Sequence[str],
-  logits: Callable[[np.ndarray], np.ndarray],
+  logits: Callable[..., np.ndarray],
   batch_size: int,
 ) -> list[Row]:
   """Scores every case of the splits once, in their order.
@@ -220,7 +238,8 @@ def score_rows(
   Args:
     dataset: the records.
     splits: names of splits.
-    logits: int16 HU [B, D, H, W, 1] to logits [B, S, 2].
+    logits: of `workdir.Trained`: int16 HU [B, D, H, W, 1], and the prior if
+      the data set has one, to logits [B, S, 2].
     batch_size: of the batches; the last one is padded.
 
   Raises:
@@ -231,7 +250,8 @@ def score_rows(
     count = -(-len(dataset.rows[split]) // batch_size)
     batches = dataset.eval_batches(split, batch_size)
     for batch, cases in tqdm(batches, split, count, leave=False, disable=None):
-      odds = calibration.softmax_margin(logits(batch["image"])[: len(cases)])
+      inputs = [batch[key] for key in ("image", "prior") if key in batch]
+      odds = calibration.softmax_margin(logits(*inputs)[: len(cases)])
       for case, values in zip(cases, odds, strict=True):
         if not np.isfinite(values).all():
           raise UserError(
@@ -350,14 +370,22 @@ def define_flags() -> None:
     4,
     "Weight randomisation, insertion and deletion on so many cases.",
   )
-  flags.DEFINE_string(
-    "explain_region", "volume", "volume, or body to leave out air and lung."
+  flags.DEFINE_enum(
+    "explain_region",
+    "volume",
+    list(evaluate_explain.REGIONS),
+    "The volume, or the body: air and lung are left out.",
   )
 
 
 def main(_: Sequence[str]) -> None:
   """Parses flags, makes one call, prints the table."""
   args = flags.FLAGS
+  if args.explain:
+    # Told now and not after all cases are scored.
+    load_to_explain(
+      args.workdir, cases=args.explain_cases, against=args.against
+    )
   result = evaluate(
     args.workdir,
     split=args.split,

@@ -7,21 +7,16 @@ Written to W/eval/explain: rows of cases first, then metrics.json, table.txt
 and lift.png.
 """
 
-import functools
 import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from tqdm import tqdm
 
 from cadjax import (
-  calibration,
   cam,
   case_rows,
   checkpoint,
@@ -33,14 +28,13 @@ from cadjax import (
   plots,
   results,
   segment_metrics,
-  steps,
   workdir,
 )
+from cadjax.cad_maps import CadMaps, Cells
 from cadjax.results import Row
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 
-CAD = 1
 # The classes of a structure; it is known where a case annotates the first.
 STRUCTURES = {
   "coronaries": ("lumen", "stable_plaque", "unstable_plaque"),
@@ -59,93 +53,6 @@ TABLES = {
   "randomisation": ("layer", "method", "upto"),
   "agreement": ("layer", "method"),
 }
-
-# method -> layer -> map on its own cells [D, H, W].
-Cells = dict[str, dict[str, np.ndarray]]
-
-
-@functools.lru_cache(maxsize=4)
-def _compiled(model: nn.Module, window_hu: tuple[float, float]) -> Any:
-  """Shared by all seeds of one architecture."""
-  explain = cam.make_explain(model, methods=tuple(cam.METHODS))
-
-  def run(variables, image):
-    return explain(variables, steps.window(image, window_hu), CAD)[1]
-
-  return jax.jit(run)
-
-
-_to_image = jax.jit(cam.to_image, static_argnums=(1, 2))
-
-
-class Explainer:
-  """All maps of a trained classifier, compiled once for each shape."""
-
-  def __init__(self, trained: workdir.Trained):
-    self.trained = trained
-    self.model = models.get_model(trained.config.model)
-    self.strides = layer_strides(self.model)
-    self.variables = _on_device(trained.variables)
-    self._run = _compiled(self.model, tuple(trained.config.data.window_hu))
-
-  def cells(
-    self, image: np.ndarray, variables: Mapping[str, Any] | None = None
-  ) -> Cells:
-    """Returns the maps of int16 HU [D, H, W], each on its layer's cells.
-
-    Args:
-      image: the volume.
-      variables: in place of the trained ones.
-    """
-    variables = self.variables if variables is None else variables
-    maps = self._run(variables, image[None, ..., None])
-    return {
-      method: {layer: np.asarray(x)[0] for layer, x in by_layer.items()}
-      for method, by_layer in maps.items()
-    }
-
-  def heat(
-    self, cells: np.ndarray, layer: str, shape: tuple[int, ...]
-  ) -> np.ndarray:
-    """Returns one map on the image's grid [D, H, W], its largest value 1."""
-    maps = _to_image(jnp.asarray(cells)[None], shape, self.strides[layer])
-    return np.asarray(maps)[0]
-
-  def log_odds(self, images: np.ndarray) -> np.ndarray:
-    """Returns the log odds of CAD [n] of int16 HU [n, D, H, W].
-
-    Of a 2D model's slices, the mean.
-    """
-    logits = self.trained.logits(images[..., None])
-    return calibration.softmax_margin(logits).mean(-1)
-
-  def fresh(self, seed: int) -> dict[str, Any]:
-    """Returns variables as before training, drawn with another key."""
-    image = jnp.zeros((1, *(32,) * self.model.ndim, 1))
-    init = jax.jit(functools.partial(self.model.init, train=False))
-    made = init(jax.random.key(seed), image)
-    return _on_device({name: made[name] for name in self.variables})
-
-
-def _on_device(variables: Mapping[str, Any]) -> dict[str, Any]:
-  """Copies trained and fresh variables alike: mixed, they compile once.
-
-  What a checkpoint gives is bound to a device and what a model makes is not,
-  and each mixture of the two would be compiled anew.
-  """
-  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), dict(variables))
-
-
-def layer_strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
-  """Returns voxels per cell along D, H, W of each layer, from input to head.
-
-  A 2D model has one cell per slice.
-  """
-  strides = {
-    name: (1,) * (3 - len(each)) + tuple(each)
-    for name, each in cam.layer_strides(model).items()
-  }
-  return dict(sorted(strides.items(), key=lambda item: item[1]))
 
 
 def read_structures(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -314,9 +221,9 @@ def _measure_cases(
   Raises:
     UserError: no case has a mask.
   """
-  explainer = Explainer(trained)
-  second = Explainer(other) if other else None
-  fresh = explainer.fresh(seed + 1) if sanity else None
+  maps = CadMaps(trained)
+  second = CadMaps(other) if other else None
+  fresh = maps.fresh(seed + 1) if sanity else None
   rows: dict[str, list[Row]] = {name: [] for name in TABLES}
   kept: dict[str, Cells] = {}  # Of different patients on one grid.
   before: tuple[str, tuple[int, ...], Cells] | None = None
@@ -324,22 +231,22 @@ def _measure_cases(
   for case in tqdm(cases, "explain", leave=False, disable=None):
     record = dataset.read(case)
     image, patient = record["image"], case["patient_id"]
-    cells = explainer.cells(image)
+    cells = maps.cells(image)
     shape = shape or image.shape
     if image.shape == shape and len(kept) < BASELINE_PATIENTS:
       kept.setdefault(patient, cells)
-    found = {"location": _locate(explainer, record, cells, region, rolls, seed)}
+    found = {"location": _locate(maps, record, cells, region, rolls, seed)}
     if case["case_id"] in sanity:
       found["faithfulness"] = _faithful(
-        explainer, record, cells, batch_size=batch_size, seed=seed
+        maps, record, cells, batch_size=batch_size, seed=seed
       )
-      found["randomisation"] = _randomised(explainer, image, cells, fresh)
+      found["randomisation"] = _randomised(maps, image, cells, fresh)
     if second:
       theirs, unrelated = second.cells(image), None
       if before and before[0] != patient and before[1] == image.shape:
         unrelated = before[2]
       found["agreement"] = _agree(
-        explainer, second, image.shape, cells, theirs, unrelated
+        maps, second, image.shape, cells, theirs, unrelated
       )
       before = patient, image.shape, theirs
     known = {"case_id": case["case_id"], "patient_id": patient}
@@ -356,17 +263,17 @@ def _measure_cases(
     | explain_checks.random_pairs(
       [each[method][layer] for each in kept.values()], seed=seed
     )
-    for layer, method in _maps(explainer)
+    for layer, method in _keys(maps)
   ]
   return rows, pairs
 
 
-def _maps(explainer: Explainer) -> list[tuple[str, str]]:
-  return [(layer, name) for layer in explainer.strides for name in cam.METHODS]
+def _keys(maps: CadMaps) -> list[tuple[str, str]]:
+  return [(layer, name) for layer in maps.strides for name in cam.METHODS]
 
 
 def _locate(
-  explainer: Explainer,
+  maps: CadMaps,
   record: Mapping[str, Any],
   cells: Cells,
   region: str,
@@ -379,8 +286,8 @@ def _locate(
     return []
   where = image > BODY_HU if region == "body" else None
   rows = []
-  for layer, method in _maps(explainer):
-    heat = explainer.heat(cells[method][layer], layer, image.shape)
+  for layer, method in _keys(maps):
+    heat = maps.heat(cells[method][layer], layer, image.shape)
     found = explain_metrics.location_metrics(
       heat, structures, region=where, rolls=rolls, seed=seed
     )
@@ -392,20 +299,20 @@ def _locate(
 
 
 def _faithful(
-  explainer: Explainer,
+  maps: CadMaps,
   record: Mapping[str, Any],
   cells: Cells,
   **options: Any,
 ) -> list[Row]:
-  image, score = record["image"], explainer.log_odds
+  image, score = record["image"], maps.log_odds
   options |= {
     "baseline": explain_checks.blurred(image, record["spacing"]),
     "block": max(1, min(image.shape) // 16),
   }
   chance = explain_checks.random_perturbation_auc(score, image, **options)
   rows = []
-  for layer, method in _maps(explainer):
-    heat = explainer.heat(cells[method][layer], layer, image.shape)
+  for layer, method in _keys(maps):
+    heat = maps.heat(cells[method][layer], layer, image.shape)
     found = explain_checks.perturbation_auc(score, image, heat, **options)
     rows.append(
       {"layer": layer, "method": method}
@@ -420,30 +327,30 @@ def _faithful(
 
 
 def _randomised(
-  explainer: Explainer,
+  maps: CadMaps,
   image: np.ndarray,
   cells: Cells,
   fresh: Mapping[str, Any],
 ) -> list[Row]:
   # Compared on the layers' own cells: upsampling adds nothing but likeness.
-  order = ("head", *reversed(explainer.strides))
+  order = ("head", *reversed(maps.strides))
   rows = []
   for upto in order:
-    other = explainer.cells(
+    other = maps.cells(
       image,
-      explain_checks.randomise(explainer.variables, fresh, order, upto),
+      explain_checks.randomise(maps.variables, fresh, order, upto),
     )
     rows += [
       {"layer": layer, "method": method, "upto": upto}
       | explain_checks.compare(cells[method][layer], other[method][layer])
-      for layer, method in _maps(explainer)
+      for layer, method in _keys(maps)
     ]
   return rows
 
 
 def _agree(
-  explainer: Explainer,
-  second: Explainer,
+  maps: CadMaps,
+  second: CadMaps,
   shape: tuple[int, ...],
   cells: Cells,
   theirs: Cells,
@@ -454,13 +361,13 @@ def _agree(
   On cells where both models have the same ones, else on the image's grid.
   """
   rows = []
-  for layer, method in _maps(explainer):
+  for layer, method in _keys(maps):
     if layer not in second.strides:
       continue
     a, b = cells[method][layer], theirs[method][layer]
     c = unrelated[method][layer] if unrelated else np.zeros_like(b)
     if a.shape != b.shape:
-      a = explainer.heat(a, layer, shape)
+      a = maps.heat(a, layer, shape)
       b, c = (second.heat(x, layer, shape) for x in (b, c))
     chance = explain_checks.compare(a, c)
     rows.append(

@@ -10,25 +10,22 @@ and the combined decision. The other half is evaluated: the share of lesions
 that are hit within 5 mm and the findings that hit nothing, for the
 classifier's map alone, its map on the segmented vessels, the plaque
 segmentation, and all together; and the decision of each beside that of both.
+link.json, which is written to --out, goes into `cadjax.predict --decision`.
 """
 
-import json
-import math
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 from absl import flags
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from cadjax import (
   case_rows,
   checkpoint,
+  decision,
   findings,
   intervals,
   link,
@@ -50,6 +47,7 @@ TOLERANCE_MM = 5.0
 # As many findings of each mode, so that none wins by their number.
 MOST = 5
 LEAST_SCANS = 8
+LESION_COLUMNS = ("position_mm", "segment", "stenosis", "plaque", "volume_mm3")
 DISCLAIMER = "Research software, not a medical device."
 
 
@@ -59,28 +57,36 @@ def evaluate_link(
   scans: str,
   out: str,
   *,
+  most: int = MOST,
   seed: int = 0,
 ) -> dict[str, Any]:
   """Evaluates a pair of workdirs; returns what link.json holds.
 
   Args:
     classifier: workdir.
-    segmenter: workdir of a segmenter with plaque classes.
+    segmenter: workdir of a segmenter; without plaque among its classes the
+      mode "plaque" is left out.
     scans: folder of `data_prep.export`: manifest.csv, scans and lesions.
     out: gets scans.jsonl, lesions.jsonl and link.json.
+    most: findings of a scan, the first ones of each mode.
     seed: of the split in halves and of the bootstrap.
 
   Raises:
     UserError: workdirs or scans that cannot be used.
   """
+  if most < 1:
+    raise UserError(f"--most={most} must be at least 1")
   folder = pathlib.Path(out)
   pair = load_pair(classifier, segmenter)
   cases = read_scans(scans)
   halves = split(cases, seed)
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--out={out}: cannot be made ({error})") from error
   rows, lesions = [], []
   for case in tqdm(cases, unit="scan", disable=None):
-    row, found = score_case(pair, case)
+    row, found = score_case(pair, case, most=most)
     row["half"] = halves[case.case_id]
     rows.append(row)
     lesions += [one | {"half": row["half"]} for one in found]
@@ -91,9 +97,13 @@ def evaluate_link(
     "disclaimer": DISCLAIMER,
     "classifier": str(classifier),
     "segmenter": str(segmenter),
+    "models": {
+      "classifier": decision.identify(pair.classifier),
+      "segmenter": decision.identify(pair.segmenter),
+    },
     "scans": str(scans),
     "tolerance_mm": TOLERANCE_MM,
-    "findings_per_scan": MOST,
+    "findings_per_scan": most,
     "versions": workdir.versions(),
   }
   result = results.strict(result)
@@ -105,21 +115,47 @@ def read_scans(folder: str) -> list[sources.Case]:
   """Returns the cases of a folder of exported phantoms.
 
   Raises:
-    UserError: too few, one class only, or lesions are missing.
+    UserError: too few, or lesions that are missing or malformed.
   """
   cases = sources.find_cases("manifest", folder)
   if len(cases) < LEAST_SCANS:
     raise UserError(f"{folder}: {len(cases)} scans; {LEAST_SCANS} are needed")
   for case in cases:
-    path = lesion_file(case)
-    if not path.exists():
-      raise UserError(
-        f"{path}: no such file; the lesions of every scan must be known, as"
-        " data_prep.export writes them"
-      )
-  if {case.label for case in cases} != {0, 1}:
-    raise UserError(f"{folder}: both normal and CAD scans are needed")
+    read_lesions(case)
+  labels = [case.label for case in cases]
+  if min(labels.count(0), labels.count(1)) < 2:
+    raise UserError(
+      f"{folder}: at least two normal and two CAD scans are needed, one of"
+      " each for the fit and for the test"
+    )
   return cases
+
+
+def read_lesions(case: sources.Case) -> list[dict[str, Any]]:
+  """Returns the lesions of a scan, as `data_prep.export` writes them.
+
+  Raises:
+    UserError: they are missing or malformed.
+  """
+  path = lesion_file(case)
+  if not path.exists():
+    raise UserError(
+      f"{path}: no such file; the lesions of every scan must be known, as"
+      " data_prep.export writes them"
+    )
+  document = workdir.read_json(path)
+  try:
+    lesions = document["lesions"]
+    for lesion in lesions:
+      if not all(name in lesion for name in LESION_COLUMNS):
+        raise ValueError("a lesion without all of " + ", ".join(LESION_COLUMNS))
+      if np.array(lesion["position_mm"], float).shape != (3,):
+        raise ValueError("position_mm is not three numbers")
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{path} is not what data_prep.export writes ({error!r})"
+    ) from error
+  return lesions
 
 
 def lesion_file(case: sources.Case) -> pathlib.Path:
@@ -139,16 +175,22 @@ def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:
 
 
 def score_case(
-  pair: Pair, case: sources.Case
+  pair: Pair, case: sources.Case, *, most: int = MOST
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Scores one scan.
 
+  Args:
+    pair: the models.
+    case: of `read_scans`.
+    most: findings of each mode.
+
   Returns:
-    its row: the classifier's and the segmenter's numbers, and for every mode
-    and layer the hits and false positives; and a row for each lesion.
+    its row: the classifier's and the segmenter's numbers, and for every key
+    ("mode@layer", or "plaque", which no layer has a part in) the hits and
+    false positives; and a row for each lesion.
   """
-  truth = json.loads(lesion_file(case).read_text())
-  places = [lesion["position_mm"] for lesion in truth["lesions"]]
+  truth = read_lesions(case)
+  places = [lesion["position_mm"] for lesion in truth]
   result = predict_pair(pair, case.image)
   linked, prediction = result.linked, result.case.prediction
   structures = linked.structures
@@ -158,57 +200,53 @@ def score_case(
     "label": int(case.label),
     "lesions": len(places),
     "probability": prediction["probability"],
-    **features(linked, prediction),
+    **decision.features(structures, prediction),
   }
   lesion_rows = [
     {
       "case_id": case.case_id,
       "patient_id": case.patient_id,
       "lesion": number,
-      **{k: lesion[k] for k in ("segment", "stenosis", "plaque", "volume_mm3")},
+      **{name: lesion[name] for name in LESION_COLUMNS[1:]},
     }
-    for number, lesion in enumerate(truth["lesions"])
+    for number, lesion in enumerate(truth)
   ]
-  for layer, heat in linked.heats.items():
-    for mode in MODES:
-      found = findings.find_abnormalities(
-        structures.tree,
-        structures.mask(*link.CORONARIES),
-        heat=heat,
-        plaques=structures.plaques,
-        mode=mode,
-        options=findings.Options(most=MOST),
-      )
-      matches = findings.match_lesions(found, places, TOLERANCE_MM)
-      key = f"{mode}@{layer}"
-      row[f"hits:{key}"] = len(matches.hits)
-      row[f"false:{key}"] = len(matches.false_positives)
-      hit = {lesion for _, lesion, _ in matches.hits}
-      for one in lesion_rows:
-        one[f"hit:{key}"] = int(one["lesion"] in hit)
+  for mode, layer in _modes_and_layers(linked):
+    found = findings.find_abnormalities(
+      structures.tree,
+      structures.mask(*link.CORONARIES),
+      heat=linked.heats[layer] if layer else None,
+      plaques=structures.plaques,
+      mode=mode,
+      options=findings.Options(most=most),
+    )
+    matches = findings.match_lesions(found, places, TOLERANCE_MM)
+    key = f"{mode}@{layer}" if layer else mode
+    row[f"hits:{key}"] = len(matches.hits)
+    row[f"false:{key}"] = len(matches.false_positives)
+    hit = {lesion for _, lesion, _ in matches.hits}
+    for one in lesion_rows:
+      one[f"hit:{key}"] = int(one["lesion"] in hit)
   return row, lesion_rows
 
 
-def features(
-  linked: link.Linked, prediction: Mapping[str, Any]
-) -> dict[str, float]:
-  """Returns what the combined decision is made of."""
-  plaques = linked.structures.plaques or {}
-  voxel_mm3 = float(np.prod(linked.structures.volume.spacing))
-  plaque_mm3 = voxel_mm3 * sum(int(mask.sum()) for mask in plaques.values())
-  stenoses = [f.stenosis for f in linked.findings if f.stenosis is not None]
-  margin = prediction["uncalibrated_probability"]
-  return {
-    "log_odds": float(scipy.special.logit(np.clip(margin, 1e-6, 1 - 1e-6))),
-    "log_plaque": math.log1p(plaque_mm3),
-    "stenosis": max(stenoses, default=0.0),
-  }
+def _modes_and_layers(linked: link.Linked) -> list[tuple[str, str | None]]:
+  """Returns what is to be scored; no layer has a part in the plaque."""
+  pairs = [
+    (mode, layer)
+    for layer in linked.heats
+    for mode in MODES
+    if mode != "plaque"
+  ]
+  if linked.structures.plaques is not None:
+    pairs.append(("plaque", None))
+  return pairs
 
 
 DECISIONS = {
   "classifier": ("log_odds",),
   "segmentation": ("log_plaque", "stenosis"),
-  "both": ("log_odds", "log_plaque", "stenosis"),
+  "both": tuple(decision.FEATURES),
 }
 
 
@@ -218,40 +256,41 @@ def decide(
   """Fits a logistic decision on one half, compares them on the other.
 
   Returns:
-    for each of `DECISIONS` its coefficients and AUC with interval; the
-    paired difference of "both" to each other one.
+    for each of `DECISIONS` what was fitted, and at its threshold AUC,
+    accuracy and Brier score with intervals; the paired difference of "both"
+    to each other one.
   """
   fit = [row for row in rows if row["half"] == "fit"]
   test = [row for row in rows if row["half"] == "test"]
   labels = np.array([row["label"] for row in test])
-  probs, told = {}, {}
+  threshold, probs, told = {}, {}, {}
   for name, columns in DECISIONS.items():
-    model = make_pipeline(StandardScaler(), LogisticRegression())
-    model.fit(_matrix(fit, columns), [row["label"] for row in fit])
-    probs[name] = model.predict_proba(_matrix(test, columns))[:, 1]
-    measured = intervals.with_intervals(labels, probs[name], seed=seed)
-    told[name] = {
-      "features": list(columns),
-      "coefficients": model[-1].coef_[0].tolist(),
-      "intercept": float(model[-1].intercept_[0]),
-      "means": model[0].mean_.tolist(),
-      "scales": model[0].scale_.tolist(),
-      **{k: measured[k] for k in ("roc_auc", "accuracy", "brier")},
+    one = decision.fit(fit, [column for column in columns if column in rows[0]])
+    threshold[name] = one.threshold
+    probs[name] = np.array([one.probability(row) for row in test])
+    measured = intervals.with_intervals(
+      labels, probs[name], one.threshold, seed=seed
+    )
+    told[name] = dataclasses.asdict(one) | {
+      k: measured[k] for k in ("roc_auc", "accuracy", "brier")
     }
   for name in ("classifier", "segmentation"):
     difference = intervals.paired_bootstrap(
-      labels, probs["both"], probs[name], seed=seed
+      labels,
+      probs["both"],
+      probs[name],
+      threshold_a=threshold["both"],
+      threshold_b=threshold[name],
+      seed=seed,
     )
-    calls = [(probs[k] >= 0.5) == (labels == 1) for k in ("both", name)]
+    calls = [
+      (probs[k] >= threshold[k]) == (labels == 1) for k in ("both", name)
+    ]
     told["both"][f"over_{name}"] = {
       **{k: difference[k] for k in ("roc_auc", "accuracy", "brier")},
       "mcnemar": intervals.mcnemar(*calls),
     }
   return told
-
-
-def _matrix(rows, columns) -> np.ndarray:
-  return np.array([[row[name] for name in columns] for row in rows], float)
 
 
 def summarise(
@@ -261,23 +300,28 @@ def summarise(
   seed: int = 0,
 ) -> dict[str, Any]:
   """Chooses the layer on one half and measures everything on the other."""
-  layers = [k.split("@")[1] for k in rows[0] if k.startswith("hits:map@")]
+  keys: dict[str, list[str]] = {}
+  for name in rows[0]:
+    if name.startswith("hits:"):
+      key = name.removeprefix("hits:")
+      keys.setdefault(key.partition("@")[0], []).append(key)
+  modes = [mode for mode in MODES if mode in keys]
   halves = {
     half: [row for row in rows if row["half"] == half]
     for half in ("fit", "test")
   }
   best = {
-    mode: max(layers, key=lambda layer: _worth(halves["fit"], mode, layer))
-    for mode in MODES
+    mode: max(keys[mode], key=lambda key: _worth(halves["fit"], key))
+    for mode in modes
   }
   test = [one for one in lesions if one["half"] == "test"]
   table = {
-    mode: {"layer": best[mode]}
-    | _localisation(halves["test"], test, f"{mode}@{best[mode]}", seed)
-    for mode in MODES
+    mode: {"layer": best[mode].partition("@")[2] or None}
+    | _localisation(halves["test"], test, best[mode], seed)
+    for mode in modes
   }
-  for mode in MODES:
-    pair = [f"hit:{m}@{best[m]}" for m in ("combined", mode)]
+  for mode in modes:
+    pair = [f"hit:{best[m]}" for m in ("combined", mode)]
     values = [one[pair[0]] - one[pair[1]] for one in test]
     table[mode]["combined_minus_this"] = _mean(test, values, seed)
   return {
@@ -286,14 +330,17 @@ def summarise(
     "n_cad": sum(row["label"] for row in halves["test"]),
     "localisation": table,
     "decision": decide(rows, seed=seed),
+    "notes": [
+      f"{title} is left out: the segmenter has no such class"
+      for mode, title in MODES.items()
+      if mode not in modes
+    ],
   }
 
 
-def _worth(rows, mode: str, layer: str) -> float:
+def _worth(rows, key: str) -> float:
   """Returns hits less false positives: what the layer is chosen by."""
-  return sum(
-    row[f"hits:{mode}@{layer}"] - row[f"false:{mode}@{layer}"] for row in rows
-  )
+  return sum(row[f"hits:{key}"] - row[f"false:{key}"] for row in rows)
 
 
 def _mean(rows, values, seed: int) -> dict[str, Any]:
@@ -322,15 +369,16 @@ def table(result: Mapping[str, Any]) -> str:
   """Returns the result as text."""
   lines = [
     f"{result['n_lesions']} lesions of {result['n_cad']} patients,"
-    f" {result['n_scans']['test']} scans; at most {MOST} findings a scan, a"
-    f" hit within {TOLERANCE_MM:g} mm",
-    f"{'':40s}{'lesions hit, by patient':30s}{'false positives a scan':28s}",
+    f" {result['n_scans']['test']} scans; at most"
+    f" {result['findings_per_scan']} findings a scan, a hit within"
+    f" {TOLERANCE_MM:g} mm",
+    f"{'':46s}{'lesions hit, by patient':30s}{'false positives a scan':28s}",
   ]
-  for mode, title in MODES.items():
-    one = result["localisation"][mode]
-    layer = "" if mode == "plaque" else f", {one['layer']}"
+  for mode, one in result["localisation"].items():
+    title = MODES[mode]
+    layer = f", {one['layer']}" if one["layer"] else ""
     lines.append(
-      f"{title + layer:40s}{_cell(one['hit']):30s}"
+      f"{title + layer:46s}{_cell(one['hit']):30s}"
       f"{_cell(one['false_positives']):28s}"
     )
   more = result["localisation"]["map"]["combined_minus_this"]
@@ -341,7 +389,8 @@ def table(result: Mapping[str, Any]) -> str:
       f"decision by {name:13s} AUC {_cell(one['roc_auc'])}, accuracy"
       f" {_cell(one['accuracy'])}"
     )
-  return "\n".join([*lines, result["disclaimer"]])
+  notes = [f"note: {note}" for note in result["notes"]]
+  return "\n".join([*lines, *notes, result["disclaimer"]])
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
@@ -361,6 +410,7 @@ def define_flags() -> None:
     ("out", "Folder for the results."),
   ):
     flags.DEFINE_string(name, None, text, required=True)
+  flags.DEFINE_integer("most", MOST, "Findings of a scan, of each mode.")
   flags.DEFINE_integer("seed", 0, "Of the halves and of the bootstrap.")
 
 
@@ -368,7 +418,12 @@ def main(_: Sequence[str]) -> None:
   """Parses flags, makes one call, prints the table."""
   args = flags.FLAGS
   result = evaluate_link(
-    args.classifier, args.segmenter, args.scans, args.out, seed=args.seed
+    args.classifier,
+    args.segmenter,
+    args.scans,
+    args.out,
+    most=args.most,
+    seed=args.seed,
   )
   print(table(result))
 

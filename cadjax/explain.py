@@ -32,134 +32,19 @@ from absl import flags
 
 from cadjax import (
   cam,
-  classes,
   explain_maps,
+  explain_target,
   explainer,
   inputs,
   names,
-  regions,
   report,
   scans,
   scoring,
   workdir,
 )
 from cadjax.explainer import Explainer
-from data_prep import errors, geometry, volume
+from data_prep import errors, geometry
 from data_prep.errors import UserError
-
-CLASSES = ("normal", "cad")
-PREDICTED = "predicted"
-# A region by its place: how many numbers it takes.
-PLACES = {"box": 6, "box_mm": 6, "voxel": 3, "voxel_mm": 3}
-
-
-def find_target(name: str, known: Sequence[str]) -> int:
-  """Returns the number of a class, given by its name or its number.
-
-  Raises:
-    names.UnknownName: there is no such class.
-  """
-  if name.isdigit() and int(name) < len(known):
-    return int(name)
-  names.check_known([name], known, "target")
-  return list(known).index(name)
-
-
-def parse_region(text: str) -> tuple[str, np.ndarray | None]:
-  """Splits "box:1,2,3,4,5,6" into its kind and its numbers [n, 3].
-
-  Raises:
-    UserError: there is no such region, or its numbers are not that many.
-  """
-  kind, colon, numbers = text.partition(":")
-  names.check_known([kind], (*regions.OF_A_CLASS, *PLACES), "region")
-  if kind not in PLACES:
-    if colon:
-      raise UserError(f"--region={text}: {kind!r} takes no numbers")
-    return kind, None
-  try:
-    values = np.array([float(x) for x in numbers.split(",")])
-    return kind, values.reshape(PLACES[kind] // 3, 3)
-  except ValueError as error:
-    raise UserError(
-      f"--region={text}: {kind!r} takes {PLACES[kind]} numbers, as in"
-      f" {kind}:{','.join('123456'[: PLACES[kind]])}"
-    ) from error
-
-
-def select_region(
-  text: str,
-  target: int,
-  labels: np.ndarray,
-  prepared: scans.Prepared,
-  truth: np.ndarray | None = None,
-) -> np.ndarray:
-  """Selects a region on the grid of a segmenter.
-
-  A box lies between two corners; its edges run along the segmenter's grid.
-
-  Args:
-    text: as --region has it.
-    target: the class.
-    labels: [D, H, W], what the segmenter says.
-    prepared: the scan.
-    truth: [D, H, W], true labels on the segmenter's grid.
-
-  Returns:
-    bool [D, H, W].
-
-  Raises:
-    UserError: it cannot be used or selects nothing.
-  """
-  kind, numbers = parse_region(text)
-  if numbers is None:
-    return regions.of_class(kind, target, labels, truth)
-  grid = prepared.model_input.grid
-  if not kind.endswith("_mm"):
-    numbers = prepared.scan.grid.to_mm(numbers)
-  places = grid.to_index(numbers)
-  if kind.startswith("voxel"):
-    return regions.voxel(grid.shape, places[0])
-  return regions.box(grid.shape, *places)
-
-
-def read_truth(
-  path: str, prepared: scans.Prepared, task: str | None
-) -> np.ndarray:
-  """Reads true labels on the grid of a scan; returns them on the model's.
-
-  Args:
-    path: a mask file.
-    prepared: the scan.
-    task: a key of `classes.TASKS`, of which the labels become classes; if
-      None they stay as they are.
-
-  Raises:
-    UserError: the mask cannot be read, has another grid or other labels.
-  """
-  mask = volume.read_mask(path)
-  volume.check_same_grid(prepared.scan, mask)
-  labels = geometry.mask_to_grid(mask, prepared.model_input.grid)
-  if task is None:
-    return labels
-  if labels.max() >= len(classes.CLASS_NAMES):
-    known = ", ".join(f"{i} {n}" for i, n in enumerate(classes.CLASS_NAMES))
-    raise UserError(f"{path}: has the label {labels.max()}; known are {known}")
-  return classes.map_mask(labels, task)
-
-
-def segment_task(trained: workdir.Trained) -> str | None:
-  """Returns the key of `classes.TASKS` that a model was trained for."""
-  return trained.config.get("segment", {}).get("classes")
-
-
-def class_names(trained: workdir.Trained, explain: Explainer) -> list[str]:
-  """Returns the names of the classes, in the order of the logits."""
-  if not explain.is_segmenter:
-    return list(CLASSES)
-  if task := segment_task(trained):
-    return list(classes.get_task(task).names)
-  return [str(i) for i in range(explain.num_classes)]
 
 
 def explain_scan(
@@ -171,7 +56,7 @@ def explain_scan(
   case: str | None = None,
   series: str | None = None,
   heart_mask: str | None = None,
-  region: str = PREDICTED,
+  region: str = explain_target.PREDICTED,
   truth: str | None = None,
 ) -> explain_maps.Explanation:
   """Explains one scan.
@@ -195,8 +80,8 @@ def explain_scan(
     UserError: the scan or a mask cannot be used, or the region is empty.
     names.UnknownName: there is no such target or region.
   """
-  path = pathlib.Path(path)
-  prepared = scans.prepare(trained, path, series=series, heart_mask=heart_mask)
+  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
+  prepared = scans.prepare(trained, scan)
   shape = prepared.model_input.shape
   with scans.memory_told("explaining", shape):
     if explain.is_segmenter:
@@ -207,8 +92,8 @@ def explain_scan(
       found = _explain_classifier(trained, explain, prepared, target)
   now = datetime.datetime.now(datetime.UTC)
   return explain_maps.Explanation(
-    case=case or inputs.case_name(path),
-    input_name=path.resolve().name,
+    case=scan.case,
+    input_name=scan.name,
     prepared=prepared,
     model=scans.describe_model(trained),
     options=explain.described(shape),
@@ -221,14 +106,17 @@ def explain_scan(
 def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
   settled = scoring.read_calibration(trained)
   hu = prepared.model_input.hu
-  known, origin = class_names(trained, explain), "given"
+  known, origin = explain_target.class_names(trained, explain), "given"
   logits = None
-  if target == PREDICTED:
+  if target == explain_target.PREDICTED:
     logits, probs = scoring.score(trained, hu)
     prediction = scoring.describe_prediction(logits, probs, settled)
-    number, origin = find_target(prediction["label"], known), PREDICTED
+    number, origin = (
+      explain_target.find_target(prediction["label"], known),
+      explain_target.PREDICTED,
+    )
   else:
-    number = find_target(target, known)
+    number = explain_target.find_target(target, known)
   explained, maps = explain.explain(hu, number)
   if logits is None:
     if explained is None:  # By references alone.
@@ -252,8 +140,8 @@ def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
 def _explain_segmenter(
   trained, explain, prepared, target, region, truth
 ) -> dict[str, Any]:
-  known = class_names(trained, explain)
-  number = find_target(target, known)
+  known = explain_target.class_names(trained, explain)
+  number = explain_target.find_target(target, known)
   hu = prepared.model_input.hu
   logits = explain.logits(hu)
   if not np.isfinite(logits).all():
@@ -264,9 +152,13 @@ def _explain_segmenter(
   true = (
     None
     if truth is None
-    else read_truth(truth, prepared, segment_task(trained))
+    else explain_target.read_truth(
+      truth, prepared, explain_target.segment_task(trained)
+    )
   )
-  mask = select_region(region, number, logits.argmax(-1), prepared, true)
+  mask = explain_target.select_region(
+    region, number, logits.argmax(-1), prepared, true
+  )
   value = explain.score(logits, number, mask)
   del logits
   _, maps = explain.explain(hu, number, mask)
@@ -317,7 +209,7 @@ def explain_all(
   jobs: Sequence[inputs.Job],
   *,
   target: str,
-  region: str = PREDICTED,
+  region: str = explain_target.PREDICTED,
   truths: Sequence[str] = (),
   series: str | None = None,
   grid: str = "scanner",
@@ -387,7 +279,9 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "score", "logit", list(cam.SCORES), "The logit, or minus the others' mean."
   )
-  flags.DEFINE_string("region", PREDICTED, "Of a segmenter: see above.")
+  flags.DEFINE_string(
+    "region", explain_target.PREDICTED, "Of a segmenter: see above."
+  )
   flags.DEFINE_multi_string(
     "truth",
     [],
@@ -460,8 +354,8 @@ def _target(target: str | None, explain: Explainer, known: list[str]) -> str:
   if target is None and explain.is_segmenter:
     raise UserError(f"--target is missing; the classes are {', '.join(known)}")
   target = target or "cad"
-  if explain.is_segmenter or target != PREDICTED:
-    find_target(target, known)
+  if explain.is_segmenter or target != explain_target.PREDICTED:
+    explain_target.find_target(target, known)
   return target
 
 
@@ -480,9 +374,11 @@ def main(_: Sequence[str]) -> int:
   )
   if args.truth and len(args.truth) != len(jobs):
     raise UserError(f"{len(args.truth)} of --truth for {len(jobs)} scans")
-  target = _target(args.target, explain, class_names(trained, explain))
+  target = _target(
+    args.target, explain, explain_target.class_names(trained, explain)
+  )
   if explain.is_segmenter:
-    parse_region(args.region)
+    explain_target.parse_region(args.region)
   print(
     f"{report.NOTICE}\nExplaining {len(jobs)}"
     f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"

@@ -32,6 +32,8 @@ RANKED_BY = {
     "weighted sum of log plaque volume, stenosis and log lift of the heat"
   ),
 }
+# Why a stenosis is not measured, after "calcium" or "plaque".
+FILLS = "fills the calibre"
 # The radius is not to be trusted nearer to where it begins or ends.
 _EDGE_MM = 2.5
 # Of a plaque's voxels; what is less does not make it mixed.
@@ -166,7 +168,9 @@ def find_abnormalities(
   lumen = vessel
   for mask in (plaques or {}).values():
     lumen = lumen & ~(np.asarray(mask) > 0)
-  calibres = stenosis.calibres(tree, lumen, vessel, options.least_voxels)
+  calibres = stenosis.calibres(
+    tree, lumen, vessel if plaques else None, options.least_voxels
+  )
   places = _places(tree, calibres, heat, plaques, mode, options)
   measure = _Measure(tree, calibres, heat, plaques or {}, hu, mode, options)
   found = [measure(place) for place in places]
@@ -245,7 +249,7 @@ class _Measure:
     index = np.clip(index, 0, np.array(tree.shape) - 1)
     evidence, lift = self._evidence(place.position_mm)
     kind, volume, plaque_hu = self._plaque(place.voxels)
-    lost, note = self._stenosis(place)
+    lost, note = self._stenosis(place, kind)
     branch = tree.branches[place.branch] if place.branch >= 0 else None
     span = slice(place.first, place.last + 1)
     at = np.nan
@@ -320,22 +324,27 @@ class _Measure:
     kind = kinds[0] if len(kinds) == 1 else "mixed"
     return kind, float(volume), hu
 
-  def _stenosis(self, place) -> tuple[float | None, str]:
+  def _stenosis(self, place, kind: str) -> tuple[float | None, str]:
     if place.branch < 0:
       return None, "not on a vessel"
     one = self.calibres[place.branch]
     reach = int(round(self.options.around_mm / STEP_MM))
-    span = slice(max(place.first - reach, 0), place.last + reach + 1)
+    low = max(place.first - reach, 0)
     if not np.isfinite(one.reference_mm).any():
       return None, "the vessel is too short for a reference calibre"
     if not one.resolved[(place.first + place.last) // 2]:
       return None, (
         f"the reference radius is below {self.options.least_voxels:g} voxels"
       )
-    lost = one.stenosis[span][one.inner(_EDGE_MM)[span]]
-    if not len(lost):
+    inner = one.inner(_EDGE_MM)[low : place.last + reach + 1]
+    at = low + np.flatnonzero(inner)
+    if not len(at):
       return None, "too near to an end of the vessel or to a gap in the mask"
-    lost = float(np.clip(lost.max(), 0, 1))
+    worst = at[one.stenosis[at].argmax()]
+    if one.filled[worst]:
+      what = "plaque" if kind == "unstable" else "calcium"
+      return None, f"{what} {FILLS}"
+    lost = float(np.clip(one.stenosis[worst], 0, 1))
     return lost, "from the mask's lumen against a taper fitted to the branch"
 
 

@@ -37,6 +37,8 @@ class Dataset:
     metadata: what the builder wrote: grid, source, seed, ...
     sources: random access to the records, by stored split.
     fingerprint: a digest of the description and of the cases.
+    prior: what gives the mask that a classifier sees beside the volume, see
+      `priors`; None for one that sees the volume alone.
   """
 
   path: pathlib.Path
@@ -44,6 +46,7 @@ class Dataset:
   metadata: Mapping[str, Any]
   sources: Mapping[str, Any]
   fingerprint: str
+  prior: Callable[[Row, Mapping[str, Any]], np.ndarray] | None = None
 
   @property
   def grid(self) -> Mapping[str, Any]:
@@ -80,20 +83,26 @@ class Dataset:
 
     Returns:
       image int16 HU [B, D, H, W, 1], label int32 [B], valid float32 [B] and
-      index int32 [B].
+      index int32 [B]; with a prior, prior uint8 [B, D, H, W].
     """
-    images = [self.read(row)["image"] for row in rows]
-    if slices is not None:
-      images = [x[keep] for x, keep in zip(images, slices, strict=True)]
-    image = np.zeros((size, *images[0].shape, 1), np.int16)
-    label = np.zeros(size, np.int32)
-    valid = np.zeros(size, np.float32)
+    records = [self.read(row) for row in rows]
+    keep = [slice(None)] * len(rows) if slices is None else slices
+    images = [x["image"][k] for x, k in zip(records, keep, strict=True)]
+    batch = {
+      "image": np.zeros((size, *images[0].shape, 1), np.int16),
+      "label": np.zeros(size, np.int32),
+      "valid": np.zeros(size, np.float32),
+      "index": np.arange(size, dtype=np.int32),
+    }
     for i, (row, x) in enumerate(zip(rows, images, strict=True)):
-      image[i, ..., 0] = x
-      label[i] = int(row["label"])
-      valid[i] = 1.0
-    index = np.arange(size, dtype=np.int32)
-    return {"image": image, "label": label, "valid": valid, "index": index}
+      batch["image"][i, ..., 0] = x
+      batch["label"][i] = int(row["label"])
+      batch["valid"][i] = 1.0
+    if self.prior is not None:
+      batch["prior"] = np.zeros((size, *images[0].shape), np.uint8)
+      for i, (row, x) in enumerate(zip(rows, records, strict=True)):
+        batch["prior"][i] = self.prior(row, x)[keep[i]]
+    return batch
 
   def eval_batches(
     self, split: str, batch_size: int
@@ -248,13 +257,60 @@ def _check_patients(rows: Mapping[str, Sequence[Row]], path) -> None:
         )
 
 
+def draw_patients(
+  rows: Sequence[Row],
+  patients: int | None,
+  cad_fraction: float | None,
+  seed: int,
+) -> list[Row]:
+  """Returns the scans of patients drawn at random, in their order.
+
+  Args:
+    rows: of scans with a label.
+    patients: how many to draw; None for as many as `cad_fraction` leaves.
+    cad_fraction: share of them with CAD; None for that of `rows`.
+    seed: of the draw; more patients of one seed include the fewer.
+
+  Raises:
+    UserError: there are not so many.
+  """
+  label_of: dict[str, int] = {}
+  for row in rows:
+    known = label_of.get(row["patient_id"], 0)
+    label_of[row["patient_id"]] = max(known, int(row["label"]))
+  rng = np.random.default_rng(seed)
+  ids = [str(name) for name in rng.permutation(sorted(label_of))]
+  groups = [[x for x in ids if label_of[x] == label] for label in (0, 1)]
+  normal, cad = map(len, groups)
+  if cad_fraction is None:
+    cad_fraction = cad / len(ids)
+  if not 0 <= cad_fraction <= 1:
+    raise UserError(
+      f"config.data.subset.cad_fraction is {cad_fraction}; it must be in [0, 1]"
+    )
+  if patients is None:
+    most = [len(ids)]
+    most += [int(cad / cad_fraction)] if cad_fraction > 0 else []
+    most += [int(normal / (1 - cad_fraction))] if cad_fraction < 1 else []
+    patients = min(most)
+  wanted = round(patients * cad_fraction)
+  if patients < 1 or wanted > cad or patients - wanted > normal:
+    raise UserError(
+      f"config.data.subset asks for {wanted} training patients with CAD and"
+      f" {patients - wanted} without; there are {cad} and {normal}"
+    )
+  kept = {*groups[0][: patients - wanted], *groups[1][:wanted]}
+  return [row for row in rows if row["patient_id"] in kept]
+
+
 def open_dataset(
   config: ml_collections.ConfigDict, *, labelled: bool = True
 ) -> Dataset:
   """Opens a built data set.
 
   Args:
-    config: `config.data`, with path and fold (None keeps the stored split).
+    config: `config.data`, with path, fold (None keeps the stored split) and
+      subset (of the training patients, see `draw_patients`).
     labelled: whether to leave out the cases without a label.
 
   Raises:
@@ -269,6 +325,10 @@ def open_dataset(
   else:
     by_split = _by_fold(rows, config.fold, path)
   _check_patients(by_split, path)
+  # Data sets from before there were subsets have no such field.
+  subset = config.get("subset")
+  if subset and (subset.patients or subset.cad_fraction is not None):
+    by_split["train"] = draw_patients(by_split["train"], **subset)
   builder = tfds.builder_from_directory(path)
   sources = {
     split: builder.as_data_source(split) for split in builder.info.splits

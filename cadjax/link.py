@@ -86,6 +86,8 @@ class Linked:
     layer: the layer that the findings rest on.
     shares: by layer, the share of the evidence in every structure.
     near: the same, with every structure grown by `NEAR_MM`.
+    outside: share of the layer's map that lies outside of what the segmenter
+      saw, which no share counts; NaN for an empty map.
     findings: located abnormalities, the most abnormal first.
     statements: what the two agree and disagree on, in sentences.
   """
@@ -95,6 +97,7 @@ class Linked:
   layer: str
   shares: dict[str, dict[str, Share]]
   near: dict[str, dict[str, Share]]
+  outside: float
   findings: list[Finding]
   statements: list[str]
 
@@ -196,4 +199,21 @@ def join(
     plaque_mm3=structures.plaque_mm3,
     aorta_found=bool(structures.volumes_ml.get(AORTA, 1.0)),
   )
-  return Linked(structures, heats, layer, shares, near, found, statements)
+  return Linked(
+    structures,
+    heats,
+    layer,
+    shares,
+    near,
+    _share_outside(maps[layer], grid, target),
+    found,
+    statements,
+  )
+
+
+def _share_outside(heat: np.ndarray, grid: Grid, target: Grid) -> float:
+  inside = lay_on(np.ones(target.shape, np.float32), target, grid)
+  total = heat.sum(dtype=np.float64)
+  if not total > 0:
+    return float("nan")
+  return float(heat.sum(where=np.isnan(inside), dtype=np.float64) / total)

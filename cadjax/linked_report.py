@@ -4,9 +4,11 @@ result.json is that of `cadjax.report` with three objects more:
 
   segmentation    summary, classes, segmenter and settings, as in
                   segments.json of `cadjax.segment`
-  link            method, layer; statements (where the two disagree, in
-                  sentences); volumes_ml by class; vessels (name, sureness,
-                  length_mm, notes); shares and near (by layer and structure:
+  link            method, layer; outside (share of the layer's heat map that
+                  the segmenter did not see); statements (where the two
+                  disagree, in sentences); volumes_ml by class; vessels (name,
+                  sureness, length_mm, notes); shares and near (by layer and
+                  structure:
                   energy, volume, lift, volume_ml; `near` with every structure
                   grown by near_mm); findings, the most abnormal first:
                   position_mm (LPS), index and scan_index (d, h, w of the
@@ -14,23 +16,26 @@ result.json is that of `cadjax.report` with three objects more:
                   from_ostium_mm, extent_mm, sources, evidence, lift, heat,
                   plaque, plaque_mm3, plaque_hu, calibre_mm, stenosis,
                   stenosis_note, score, ranked_by
-  combined        null, or what cadjax.evaluate_link has fitted: probability,
-                  features, coefficients
+  combined        null without --decision; else of `cadjax.decision`: label,
+                  probability, features, coefficients (per unit of each
+                  feature), intercept (log odds), threshold,
+                  threshold_origin, n_patients (it was fitted on)
 
 Masks and maps are NIfTI files on exactly the scanner's grid and affine.
 """
 
 import dataclasses
 import html
-import io
 import json
 import os
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cadjax import (
+  decision,
+  evidence,
+  explain_maps,
   link,
   planes,
   report,
@@ -40,15 +45,17 @@ from cadjax import (
   vessel_figure,
   viewer,
 )
-from cadjax.findings import Finding
-from cadjax.pair import PairResult, heat_on_scan
+from cadjax.findings import FILLS, Finding
+from cadjax.pair import PairResult
 from data_prep.volume import Volume, write_nifti
 
 MOST_SHOWN = 8
 MAIN_VESSELS = ("LM", "LAD", "LCx", "RCA")
 THUMBNAIL_MM = 24.0
-# Blooming calcium fills a lumen that is open: such a number means nothing.
+# From here on a number would claim more than the mask can tell.
 NO_LUMEN = 0.95
+# A smaller share of the heat map is lost to the borders of voxels.
+LEAST_OUTSIDE = 0.02
 FILES = report.FILES | {
   "page": "report.html",
   "segments": "segments.nii.gz",
@@ -76,6 +83,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
       "method": result.method,
       "layer": linked.layer,
       "near_mm": link.NEAR_MM,
+      "outside": linked.outside,
       "statements": linked.statements,
       "volumes_ml": linked.structures.volumes_ml,
       "vessels": {
@@ -99,9 +107,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
     "combined": result.combined,
     "files": file_names(result),
   }
-  document["warnings"] = list(
-    dict.fromkeys([*result.case.warnings, *result.segments.warnings])
-  )
+  document["warnings"] = result.warnings
   return results.strict(document)
 
 
@@ -126,6 +132,12 @@ def summary(result: PairResult) -> list[str]:
     f" {p['probability']:.2f}, threshold {p['threshold']:.2f}.",
     result.segments.summary,
   ]
+  if both := result.combined:
+    said.append(
+      f"Both together: {'CAD' if both['label'] == 'cad' else 'normal'},"
+      f" probability {both['probability']:.2f}, threshold"
+      f" {both['threshold']:.2f}."
+    )
   if not linked.findings:
     return [*said, "No located abnormality was found."]
   first = linked.findings[0]
@@ -147,9 +159,11 @@ def describe(finding: Finding) -> str:
   if finding.plaque_mm3 > 0:
     text += f", {finding.plaque_mm3:.0f} mm³"
   if finding.stenosis is not None and finding.stenosis > NO_LUMEN:
-    text += ", no lumen seen beside it"
+    text += ", no lumen seen"
   elif finding.stenosis is not None:
     text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
+  elif finding.stenosis_note.endswith(FILLS):
+    text += f", stenosis not measurable: {finding.stenosis_note}"
   return text
 
 
@@ -227,7 +241,7 @@ def thumbnail(result: PairResult, finding: Finding) -> bytes:
 def tree_png(result: PairResult) -> bytes:
   """Returns the coronary tree with the evidence along it."""
   structures = result.linked.structures
-  return _png(
+  return planes.to_png(
     tree_plot.tree_figure(
       structures.tree,
       result.linked.heats[result.linked.layer],
@@ -250,23 +264,12 @@ def vessel_pngs(result: PairResult) -> dict[str, bytes]:
   for number, branch in enumerate(structures.tree.branches):
     # The left main is on the way of its daughters.
     if branch.kind in MAIN_VESSELS and branch.kind != "LM":
-      pictures[branch.name] = _png(
+      pictures[branch.name] = planes.to_png(
         vessel_figure.vessel_figure(
           structures.tree, number, scene, result.linked.findings[:MOST_SHOWN]
         )
       )
   return pictures
-
-
-def _png(figure: Figure) -> bytes:
-  buffer = io.BytesIO()
-  figure.savefig(
-    buffer,
-    format="png",
-    facecolor=figure.get_facecolor(),
-    metadata={"Software": None},
-  )
-  return buffer.getvalue()
 
 
 # --- The page and the files -------------------------------------------------
@@ -281,11 +284,46 @@ def evidence_table(result: PairResult) -> list[dict[str, Any]]:
     for name, share in shares.items()
     if share.volume_ml > 0
   ]
-  return rows
+  # Without any evidence every lift is NaN.
+  return sorted(rows, key=lambda row: -np.nan_to_num(row["share"].lift))
 
 
-def render_page(result: PairResult, document: dict[str, Any]) -> str:
-  """Returns report.html: one file that opens offline."""
+def evidence_notes(result: PairResult) -> list[str]:
+  """Returns what the table of the evidence leaves out, in sentences."""
+  linked = result.linked
+  shares = linked.shares[linked.layer]
+  said = []
+  empty = [
+    name
+    for name, share in shares.items()
+    if not share.volume_ml > 0 and name != evidence.OFF_VESSEL
+  ]
+  if empty:
+    said.append(
+      "Not in the table, because no voxel that the heat map covers is"
+      f" segmented as such: {', '.join(empty)}."
+    )
+  if np.isnan(shares[evidence.ELSEWHERE].energy):
+    said.append("The heat map is zero there: no share of it is defined.")
+  if linked.outside > LEAST_OUTSIDE:
+    said.append(
+      f"{linked.outside:.0%} of the heat map lies outside of what the segmenter"
+      " saw; the shares are of the rest."
+    )
+  return said
+
+
+def render_page(
+  result: PairResult, document: dict[str, Any], *, tree: bytes, layers: bytes
+) -> str:
+  """Returns report.html: one file that opens offline.
+
+  Args:
+    result: of `pair.predict_pair`.
+    document: of `to_json`.
+    tree: of `tree_png`.
+    layers: of `layers_png`.
+  """
   linked = result.linked
   volume = linked.structures.volume
   options = {"window_hu": planes.CTCA_WINDOW_HU}
@@ -302,13 +340,15 @@ def render_page(result: PairResult, document: dict[str, Any]) -> str:
     "linked.html",
     document,
     summary=summary(result),
+    feature_words=decision.FEATURES,
     overlay=[report.picture(panel) for panel in overlay_panels(result)],
     legend=[
       (name.replace("_", " "), segment.COLORS[name][0])
       for name in linked.structures.names[1:]
     ],
-    tree=report.data_url(tree_png(result)),
+    tree=report.data_url(tree),
     evidence=evidence_table(result),
+    evidence_notes=evidence_notes(result),
     findings=[
       {
         "text": describe(finding),
@@ -320,7 +360,7 @@ def render_page(result: PairResult, document: dict[str, Any]) -> str:
     vessels={
       name: report.data_url(png) for name, png in vessel_pngs(result).items()
     },
-    layers=report.data_url(layers_png(result)),
+    layers=report.data_url(layers),
     # As the text of an attribute.
     views={name: html.escape(page) for name, page in views.items()},
   )
@@ -344,19 +384,22 @@ def write_linked(
   """
   document = to_json(result)
   names, case = document["files"], result.case
+  # They are files of their own and on the page.
+  tree, layers = tree_png(result), layers_png(result)
+  page = render_page(result, document, tree=tree, layers=layers)
   with report.KIND.writing(folder, overwrite=overwrite) as made:
     for key, content in (
       ("planes", report.render_planes(case)),
-      ("tree", tree_png(result)),
-      ("layers", layers_png(result)),
-      ("page", render_page(result, document).encode()),
+      ("tree", tree),
+      ("layers", layers),
+      ("page", page.encode()),
     ):
       (made / names[key]).write_bytes(content)
     seen = case.model_input
     write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
     write_nifti(made / names["segments"], result.segments.labels, case.scan)
     for layer, heat in result.maps.items():
-      on_scan = heat_on_scan(heat, seen, case.scan)
+      on_scan = explain_maps.on_scanner_grid(heat, seen.grid, case.scan)
       write_nifti(made / names[f"heat_{layer}"], on_scan, case.scan)
     text = json.dumps(document, indent=2, allow_nan=False)
     (made / names["result"]).write_text(text + "\n", "utf-8")

@@ -102,7 +102,8 @@ def get_loss(
   """Makes the loss that `config` describes.
 
   Args:
-    config: `name`, a key of `table`, and the options of that loss.
+    config: `name`, a key of `table`, and the options of that loss; one that
+      is None keeps the loss's own default.
     table: losses by name, whose options are keyword-only.
 
   Returns:
@@ -111,7 +112,7 @@ def get_loss(
   Raises:
     names.UnknownName: for an unknown name or option.
   """
-  options = dict(config)
+  options = {key: value for key, value in config.items() if value is not None}
   name = options.pop("name")
   loss = names.look_up(table, name, "loss")
   known = loss.__kwdefaults__

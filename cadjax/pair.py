@@ -10,17 +10,18 @@ import numpy as np
 from cadjax import (
   cam,
   classes,
+  decision,
+  explain_maps,
   findings,
   link,
+  names,
   report,
+  scans,
   scoring,
   segment,
   workdir,
 )
 from cadjax.explainer import Explainer, Options
-from data_prep import geometry
-from data_prep.errors import UserError
-from data_prep.volume import Volume
 
 CAD = 1
 METHOD = "layercam"
@@ -35,12 +36,14 @@ class Pair:
     segmenter: its workdir; coronary arteries are among its classes.
     method: of the heat maps, a key of `cam.METHODS`.
     layer: whose map the findings rest on; None for the last one.
+    combination: the decision of both together; None without one.
   """
 
   classifier: workdir.Trained
   segmenter: workdir.Trained
   method: str = METHOD
   layer: str | None = None
+  combination: decision.Decision | None = None
 
   @functools.cached_property
   def explainer(self) -> Explainer:
@@ -63,7 +66,7 @@ class PairResult:
     maps: by layer, float32 [D, H, W] in [0, 1] on the classifier's grid.
     linked: both joined, on the segmenter's grid.
     method: of the heat maps.
-    combined: see `cadjax.linked_report`; None if none was fitted.
+    combined: see `cadjax.linked_report`; None without a fitted decision.
   """
 
   case: report.CaseResult
@@ -73,6 +76,12 @@ class PairResult:
   method: str
   combined: dict[str, Any] | None = None
 
+  @property
+  def warnings(self) -> list[str]:
+    """What must be read with the number and with the masks."""
+    said = [*self.case.warnings, *self.segments.warnings]
+    return list(dict.fromkeys(said))
+
 
 def load_pair(
   classifier: str | pathlib.Path,
@@ -80,12 +89,20 @@ def load_pair(
   *,
   method: str = METHOD,
   layer: str | None = None,
+  decision_file: str | pathlib.Path | None = None,
 ) -> Pair:
   """Loads two workdirs.
 
+  Args:
+    classifier: its workdir.
+    segmenter: its workdir.
+    method: see `Pair`.
+    layer: see `Pair`.
+    decision_file: link.json of `cadjax.evaluate_link` on these two.
+
   Raises:
-    UserError: one is missing, of the other task, or does not segment the
-      coronary arteries.
+    UserError: a workdir is missing or of the other task, or the decision is
+      of other models.
     names.ConfigError: an unknown method or layer.
   """
   pair = Pair(
@@ -94,11 +111,14 @@ def load_pair(
     method,
     layer,
   )
-  cam.names.check_known([method], cam.METHODS, "--method")
+  names.check_known([method], cam.METHODS, "--method")
   if layer is not None:
-    cam.names.check_known([layer], pair.explainer.strides, "--layer")
+    names.check_known([layer], pair.explainer.strides, "--layer")
   scoring.read_calibration(pair.classifier)
-  return pair
+  if decision_file is None:
+    return pair
+  fitted = decision.read(decision_file, pair.classifier, pair.segmenter)
+  return dataclasses.replace(pair, combination=fitted)
 
 
 def predict_pair(
@@ -123,15 +143,15 @@ def predict_pair(
   Raises:
     UserError: the scan or the mask cannot be used.
   """
-  given: dict[str, Any] = {
-    "case": case,
-    "series": series,
-    "heart_mask": heart_mask,
-  }
-  scored = scoring.predict_scan(pair.classifier, path, **given)
-  segments = segment.segment_scan(pair.segmenter, path, **given)
+  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
+  scored = scoring.score_scan(pair.classifier, scan)
+  segments = segment.segment_read(pair.segmenter, scan)
   seen = scored.model_input
-  maps = explain(pair, seen)
+  with scans.memory_told("explaining", seen.shape):
+    _, found = pair.explainer.explain(seen.hu, CAD)
+  maps = {
+    heat.layer: explain_maps.on_model_grid(heat, seen.shape) for heat in found
+  }
   task = classes.get_task(pair.segmenter.config.segment.classes)
   structures = link.find_structures(
     segments.prepared.model_input, segments.model_labels, task.names
@@ -145,22 +165,9 @@ def predict_pair(
     threshold=scored.prediction["threshold"],
     options=options,
   )
-  return PairResult(scored, segments, maps, linked, pair.method)
-
-
-def explain(pair: Pair, seen: Volume) -> dict[str, np.ndarray]:
-  """Returns the maps of all layers for CAD, as they are shown, on its grid."""
-  _, found = pair.explainer.explain(seen.hu, CAD)
-  return {
-    heat.layer: np.asarray(
-      cam.to_image(heat.cells[None], seen.shape, heat.strides)[0]
+  combined = None
+  if pair.combination is not None:
+    combined = pair.combination.describe(
+      decision.features(structures, scored.prediction)
     )
-    for heat in found
-  }
-
-
-def heat_on_scan(heat: np.ndarray, seen: Volume, scan: Volume) -> np.ndarray:
-  """Returns a map of the classifier's grid on the scanner's own voxels."""
-  if heat.shape != seen.shape:
-    raise UserError(f"map {heat.shape} on a grid {seen.shape}")
-  return geometry.back_to_source(heat, seen.grid, scan)
+  return PairResult(scored, segments, maps, linked, pair.method, combined)

@@ -263,7 +263,7 @@ def panel_png(panel: Panel, *, longest_px: int = 520) -> bytes:
     figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="black"
   )
   draw(figure.add_axes((0, 0, 1, 1)), panel, text_scale=1.3)
-  return _png(figure, dpi)
+  return to_png(figure)
 
 
 def planes_png(
@@ -279,9 +279,9 @@ def planes_png(
     title: above all.
     heat_label: if given, a colour bar for the panels' heat has it.
   """
-  dpi, ink = 110, "#f5f5f5"
+  ink = "#f5f5f5"
   figure = matplotlib.figure.Figure(
-    figsize=(13, 0.6 + 4.6 * len(rows)), dpi=dpi, facecolor="black",
+    figsize=(13, 0.6 + 4.6 * len(rows)), dpi=110, facecolor="black",
     layout="constrained",
   )  # fmt: skip
   figure.suptitle(title, color=ink, size=11)
@@ -297,7 +297,7 @@ def planes_png(
       )
   if heat_label is not None:
     _heat_bar(figure, grid, heat_label, ink)
-  return _png(figure, dpi)
+  return to_png(figure)
 
 
 def _heat_bar(figure, axes, label: str, ink: str) -> None:
@@ -310,8 +310,9 @@ def _heat_bar(figure, axes, label: str, ink: str) -> None:
   bar.outline.set_edgecolor(ink)
 
 
-def _png(figure: matplotlib.figure.Figure, dpi: int) -> bytes:
+def to_png(figure: matplotlib.figure.Figure) -> bytes:
+  """Returns a figure as a PNG; the same picture gives the same bytes."""
   buffer = io.BytesIO()
-  # No software name or date: the same picture gives the same bytes.
-  figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+  # No software name or date.
+  figure.savefig(buffer, format="png", metadata={"Software": None})
   return buffer.getvalue()

@@ -7,10 +7,13 @@
 be repeated and may hold wildcards. One plain --input writes its files (see
 `cadjax.report`) into DIR; several, or a wildcard, write a folder for each
 scan into DIR. With --segmenter the two are linked: masks, heat maps, and
-abnormalities located on the vessels (see `cadjax.linked_report`). A scan that
-fails is told in one line and the others go on; the exit code is then 2.
+abnormalities located on the vessels (see `cadjax.linked_report`); with
+--decision=LINK/link.json of `cadjax.evaluate_link` both give one probability
+together. A scan that fails is told in one line and the others go on; the exit
+code is then 2.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -28,6 +31,7 @@ from cadjax import (
 )
 from cadjax.pair import METHOD, Pair, PairResult, load_pair, predict_pair
 from data_prep import errors
+from data_prep.errors import UserError
 
 
 def _tell(job: inputs.Job, result: report.CaseResult) -> str:
@@ -55,25 +59,16 @@ def predict_all(
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Scores scans one after the other and writes their files.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-
-  def one(job: inputs.Job) -> str:
-    report.KIND.check_free(job.folder, overwrite=overwrite)
-    result = scoring.predict_scan(
-      trained,
-      job.path,
-      case=job.case,
-      series=series,
-      heart_mask=job.heart_mask,
-    )
-    report.write_case(result, job.folder, overwrite=overwrite)
-    return _tell(job, result)
-
-  return scans.for_each(jobs, one)
+  """Scores scans and writes their files; see `scans.handle_all`."""
+  return scans.handle_all(
+    jobs,
+    report.KIND,
+    functools.partial(scoring.predict_scan, trained),
+    report.write_case,
+    _tell,
+    series=series,
+    overwrite=overwrite,
+  )
 
 
 def _tell_linked(job: inputs.Job, result: PairResult) -> str:
@@ -82,6 +77,11 @@ def _tell_linked(job: inputs.Job, result: PairResult) -> str:
   page = job.folder / linked_report.FILES["page"]
   said = linked_report.summary(result)[1:] + result.linked.statements
   said = [f"  {sentence}" for sentence in said]
+  said += [
+    f"  warning: {sentence}"
+    for sentence in result.warnings
+    if sentence not in result.case.warnings
+  ]
   return "\n".join([first, *said, *rest[:-1], f"  {page}"])
 
 
@@ -92,25 +92,16 @@ def predict_linked(
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Reads scans with both models and writes their files.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-
-  def one(job: inputs.Job) -> str:
-    report.KIND.check_free(job.folder, overwrite=overwrite)
-    result = predict_pair(
-      pair,
-      job.path,
-      case=job.case,
-      series=series,
-      heart_mask=job.heart_mask,
-    )
-    linked_report.write_linked(result, job.folder, overwrite=overwrite)
-    return _tell_linked(job, result)
-
-  return scans.for_each(jobs, one)
+  """Reads scans with both models; see `scans.handle_all`."""
+  return scans.handle_all(
+    jobs,
+    report.KIND,
+    functools.partial(predict_pair, pair),
+    linked_report.write_linked,
+    _tell_linked,
+    series=series,
+    overwrite=overwrite,
+  )
 
 
 def define_flags() -> None:
@@ -127,6 +118,12 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "layer", None, "Whose heat map findings rest on; --list_layers of explain."
   )
+  flags.DEFINE_string(
+    "decision",
+    None,
+    "link.json of cadjax.evaluate_link on these two models: what both say"
+    " together.",
+  )
   inputs.define_flags()
 
 
@@ -138,6 +135,9 @@ def main(_: Sequence[str]) -> int:
   )
   # What is wrong with a model is wrong for all scans.
   if args.segmenter is None:
+    for name in ("method", "layer", "decision"):
+      if args[name].present:
+        raise UserError(f"--{name} is of both models: give --segmenter, too")
     trained = workdir.load_trained(args.classifier, "classify")
     scoring.read_calibration(trained)
     predict, models = predict_all, trained
@@ -145,7 +145,11 @@ def main(_: Sequence[str]) -> int:
     predict, models = (
       predict_linked,
       load_pair(
-        args.classifier, args.segmenter, method=args.method, layer=args.layer
+        args.classifier,
+        args.segmenter,
+        method=args.method,
+        layer=args.layer,
+        decision_file=args.decision,
       ),
     )
   print(

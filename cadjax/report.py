@@ -32,7 +32,6 @@ No header field of the scan is copied but for its lattice.
 
 import base64
 import dataclasses
-import io
 import json
 import os
 from typing import Any
@@ -57,6 +56,7 @@ CONCERN_WARNING = (
   "The scan is unlike the data that the classifier was trained on: its"
   " probability is not to be relied on."
 )
+UNDEFINED = "–"
 FILES = {
   "result": "result.json",
   "page": "case.html",
@@ -184,7 +184,10 @@ def render_page(
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters["percent"] = lambda p: f"{100 * p:.1f} %"
+  environment.filters["percent"] = lambda p: (
+    f"{100 * p:.1f} %" if p == p else UNDEFINED
+  )
+  environment.filters["fixed"] = lambda x: f"{x:.2f}" if x == x else UNDEFINED
   environment.filters["sizes"] = lambda values, form="%g": " × ".join(
     form % value for value in values
   )
@@ -219,7 +222,9 @@ def data_url(png: bytes) -> str:
 
 def _slice_curve(result: CaseResult) -> bytes:
   """Returns the picture of the probability along the slices."""
-  figure = matplotlib.figure.Figure(figsize=(7, 2.6), layout="constrained")
+  figure = matplotlib.figure.Figure(
+    figsize=(7, 2.6), dpi=140, layout="constrained"
+  )
   ax = figure.subplots()
   ax.plot(
     result.slices["offset_mm"], result.slices["probability"], color="#1f5f8b"
@@ -230,9 +235,7 @@ def _slice_curve(result: CaseResult) -> bytes:
     ylim=(-0.02, 1.02),
   )
   ax.spines[["top", "right"]].set_visible(False)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
-  return buffer.getvalue()
+  return planes.to_png(figure)
 
 
 def write_case(

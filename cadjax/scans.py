@@ -11,12 +11,29 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import inputs, workdir
+from cadjax import folders, inputs, workdir
 from data_prep import errors, geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
 
 NO_HEART = "no heart was found: the middle of the scan"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+  """A scan as it was read, for any number of models.
+
+  Attributes:
+    case: its name in the results.
+    name: base name of the file or folder.
+    volume: on the scanner's grid.
+    heart_mask: above 0 in the heart; None if none was given.
+  """
+
+  case: str
+  name: str
+  volume: Volume
+  heart_mask: Volume | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,27 +57,45 @@ class Prepared:
   concerns: tuple[str, ...]
 
 
-def prepare(
-  trained: workdir.Trained,
+def read(
   path: str | pathlib.Path,
   *,
+  case: str | None = None,
   series: str | None = None,
   heart_mask: str | None = None,
-) -> Prepared:
-  """Reads a scan and lays it on the grid of a model.
+) -> Scan:
+  """Reads a scan and the mask of its heart.
 
   Args:
-    trained: from `workdir.load_trained`.
     path: a file or a folder of DICOM slices.
+    case: the name in the results; by default from the path's last part.
     series: which DICOM series, by UID or number.
     heart_mask: a mask file; labels above 0 are the heart.
 
   Raises:
     UserError: the scan or the mask cannot be used.
   """
+  path = pathlib.Path(path)
+  return Scan(
+    case or inputs.case_name(path),
+    path.resolve().name,
+    volume.read_volume(path, series=series),
+    _read_heart_mask(heart_mask),
+  )
+
+
+def prepare(trained: workdir.Trained, given: Scan) -> Prepared:
+  """Lays a scan on the grid of a model.
+
+  Args:
+    trained: from `workdir.load_trained`.
+    given: the scan.
+
+  Raises:
+    UserError: the scan cannot be laid on the grid.
+  """
   spec = geometry.GridSpec.from_dict(trained.dataset["grid"])
-  scan = volume.read_volume(path, series=series)
-  mask = _read_heart_mask(heart_mask)
+  scan, mask = given.volume, given.heart_mask
   model_input = geometry.to_grid(scan, spec, heart_mask=mask)
   features, concerns = find_concerns(
     scan, model_input, trained.dataset.get("reference") or {}
@@ -157,6 +192,44 @@ def memory_told(doing: str, shape: Sequence[int]) -> Iterator[None]:
         " some, or set JAX_PLATFORMS=cpu on a machine with more"
       ) from error
     raise
+
+
+def handle_all(
+  jobs: Sequence[inputs.Job],
+  kind: folders.Kind,
+  read: Callable[..., Any],
+  write: Callable[..., Any],
+  tell: Callable[[inputs.Job, Any], str],
+  *,
+  series: str | None = None,
+  overwrite: bool = False,
+) -> int:
+  """Reads scans one after the other with a model and writes their files.
+
+  Args:
+    jobs: the scans.
+    kind: of the folders that are written.
+    read: gets the path, and case, series and heart_mask by name; returns a
+      result.
+    write: gets the result and its folder, and overwrite by name.
+    tell: gets the job and its result; what it returns is printed.
+    series: which DICOM series, by UID or number.
+    overwrite: replace results that are there.
+
+  Returns:
+    how many failed; each is told in one line on stderr.
+  """
+
+  def one(job: inputs.Job) -> str:
+    # Before the work: nothing may be written there after it either.
+    kind.check_free(job.folder, overwrite=overwrite)
+    result = read(
+      job.path, case=job.case, series=series, heart_mask=job.heart_mask
+    )
+    write(result, job.folder, overwrite=overwrite)
+    return tell(job, result)
+
+  return for_each(jobs, one)
 
 
 def for_each(

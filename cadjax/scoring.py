@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import calibration, inputs, report, scans, workdir
+from cadjax import calibration, report, scans, workdir
 from data_prep.errors import UserError
 
 
@@ -150,9 +150,14 @@ def predict_scan(
   Raises:
     UserError: the scan or the mask cannot be used.
   """
-  path = pathlib.Path(path)
+  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
+  return score_scan(trained, scan)
+
+
+def score_scan(trained: workdir.Trained, scan: scans.Scan) -> report.CaseResult:
+  """Scores a scan that is read already; see `predict_scan`."""
   settled = read_calibration(trained)
-  prepared = scans.prepare(trained, path, series=series, heart_mask=heart_mask)
+  prepared = scans.prepare(trained, scan)
   model_input = prepared.model_input
   logits, probs = score(trained, model_input.hu)
   slices = None
@@ -165,8 +170,8 @@ def predict_scan(
     }
   now = datetime.datetime.now(datetime.UTC)
   return report.CaseResult(
-    case=case or inputs.case_name(path),
-    input_name=path.resolve().name,
+    case=scan.case,
+    input_name=scan.name,
     scan=prepared.scan,
     model_input=model_input,
     heart_mm=prepared.heart_mm,

@@ -34,6 +34,7 @@ No header field of the scan is copied but for its lattice.
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -212,8 +213,15 @@ def segment_scan(
   Raises:
     UserError: the scan or the mask cannot be used.
   """
-  path = pathlib.Path(path)
-  prepared = scans.prepare(trained, path, series=series, heart_mask=heart_mask)
+  given = scans.read(path, case=case, series=series, heart_mask=heart_mask)
+  return segment_read(trained, given, progress=progress)
+
+
+def segment_read(
+  trained: workdir.Trained, given: scans.Scan, *, progress: bool = False
+) -> SegmentResult:
+  """Segments a scan that is read already; see `segment_scan`."""
+  prepared = scans.prepare(trained, given)
   scan, model_input = prepared.scan, prepared.model_input
   options = trained.config.segment
   with scans.memory_told("segmenting", model_input.shape):
@@ -231,8 +239,8 @@ def segment_scan(
     )
   now = datetime.datetime.now(datetime.UTC)
   return SegmentResult(
-    case=case or inputs.case_name(path),
-    input_name=path.resolve().name,
+    case=given.case,
+    input_name=given.name,
     prepared=prepared,
     labels=labels,
     model_labels=model_labels,
@@ -372,26 +380,16 @@ def segment_all(
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Segments scans one after the other and writes their files.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-
-  def one(job: inputs.Job) -> str:
-    KIND.check_free(job.folder, overwrite=overwrite)
-    result = segment_scan(
-      trained,
-      job.path,
-      case=job.case,
-      series=series,
-      heart_mask=job.heart_mask,
-      progress=True,
-    )
-    write_segments(result, job.folder, overwrite=overwrite)
-    return _tell(job, result)
-
-  return scans.for_each(jobs, one)
+  """Segments scans and writes their files; see `scans.handle_all`."""
+  return scans.handle_all(
+    jobs,
+    KIND,
+    functools.partial(segment_scan, trained, progress=True),
+    write_segments,
+    _tell,
+    series=series,
+    overwrite=overwrite,
+  )
 
 
 def define_flags() -> None:

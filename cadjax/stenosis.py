@@ -16,6 +16,8 @@ _SHORTEST_MM = 5.0
 _QUANTILE = 0.6
 # What is narrow for longer than this is the taper's misfit or a small vessel.
 _LONGEST_MM = 30.0
+# With less of the reference diameter than this there is no lumen at all.
+_NONE_LEFT = 0.05
 # At a vessel's ends and beside gaps the mask thins out, or another branch
 # takes its share of the voxels.
 _END_MM = 5.0
@@ -30,16 +32,23 @@ class Calibre:
     reference_mm: [N] what it would be without narrowings; NaN for a branch
       too short to tell.
     resolved: [N] bool, where the reference is at least `least_voxels`.
+    filled: [N] bool, where plaque takes the place of all the lumen. Calcium
+      blooms, so what is open there cannot be told.
   """
 
   radius_mm: np.ndarray
   reference_mm: np.ndarray
   resolved: np.ndarray
+  filled: np.ndarray
 
   @property
   def stenosis(self) -> np.ndarray:
-    """[N] share of the diameter lost, below 0 where it is wider."""
-    return 1 - self.radius_mm / self.reference_mm
+    """[N] share of the diameter lost, below 0 where it is wider.
+
+    Not finite where there is no reference.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+      return 1 - self.radius_mm / self.reference_mm
 
   def inner(self, margin_mm: float) -> np.ndarray:
     """[N] bool, where the radius is known for `margin_mm` on both sides."""
@@ -107,11 +116,14 @@ def calibres(
       which on a narrowing can be told from the grid.
   """
   voxel_mm = abs(np.linalg.det(tree.affine[:3, :3])) ** (1 / 3)
+  lumens = calibre(tree, lumen, vessel)
+  outer = lumens if vessel is None else calibre(tree, vessel)
   found = []
-  for radius in calibre(tree, lumen, vessel):
+  for radius, outside in zip(lumens, outer, strict=True):
     reference = reference_radius(STEP_MM * np.arange(len(radius)), radius)
     resolved = reference >= least_voxels * voxel_mm
-    found.append(Calibre(radius, reference, resolved))
+    filled = (radius < _NONE_LEFT * reference) & (outside > reference / 2)
+    found.append(Calibre(radius, reference, resolved, filled))
   return found
 
 
@@ -121,7 +133,8 @@ def find_narrowings(
   """Finds the places where resolved vessels are narrowest.
 
   Not within 5 mm of where the radius begins or ends, so a narrowing of an
-  ostium is not among them, and none longer than 30 mm at half its depth.
+  ostium is not among them, none longer than 30 mm at half its depth, and
+  none that plaque fills.
 
   Args:
     measured: of `calibres`.
@@ -141,7 +154,8 @@ def find_narrowings(
       half = np.flatnonzero(depth < depth[peak] / 2)
       first = half[half < peak].max(initial=-1) + 1
       last = half[half > peak].min(initial=len(depth)) - 1
-      if one.resolved[peak] and (last - first) * STEP_MM <= _LONGEST_MM:
+      measurable = one.resolved[peak] and not one.filled[peak]
+      if measurable and (last - first) * STEP_MM <= _LONGEST_MM:
         found.append(
           Narrowing(
             number, int(peak), int(first), int(last), float(depth[peak])

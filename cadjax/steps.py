@@ -107,6 +107,7 @@ def make_prepare(
   window_hu: tuple[float, float],
   augment: Callable | None,
   task: str | None = None,
+  prior: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[[jax.Array, Batch], tuple[jax.Array, Target, jax.Array]]:
   """Makes `prepare(key, batch) -> (image, target, valid)`, on the device.
 
@@ -115,6 +116,8 @@ def make_prepare(
     window_hu: the HU that become 0 and 1.
     augment: `fn(key, image, mask) -> (image, mask)` for one example, or None.
     task: of a segmenter, a key of `classes.TASKS`; None for a classifier.
+    prior: of `priors.make_prior`, for a classifier; the batch has then prior
+      [B, D, H, W], which is turned and bent with the image.
 
   Returns:
     A function of a key and a batch with image [B, D, H, W, 1] (int16 HU),
@@ -131,12 +134,15 @@ def make_prepare(
     image = flatten_slices(image, ndim)
     valid = jnp.repeat(batch["valid"], slices)
     mask = None
-    if task is not None:
-      mask = flatten_slices(batch["mask"], ndim)
+    if task is not None or prior is not None:
+      name = "mask" if prior is None else "prior"
+      mask = flatten_slices(batch[name], ndim)
     if augment is not None:
       index = batch["index"][:, None] * slices + jnp.arange(slices)[None]
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index.ravel())
       image, mask = jax.vmap(augment)(keys, image, mask)
+    if prior is not None:
+      image = prior(image, mask)
     if task is None:
       return image, jnp.repeat(batch["label"], slices), valid
     known = classes.map_known(batch["known"], task)
@@ -271,17 +277,23 @@ def make_voxel_logits(
 
 
 def make_eval_step(
-  model: nn.Module, *, ndim: int, window_hu: tuple[float, float]
+  model: nn.Module,
+  *,
+  ndim: int,
+  window_hu: tuple[float, float],
+  prior: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[[dict[str, PyTree], Batch], jax.Array]:
   """Makes `eval_step(variables, batch) -> logits [B, S, K]`, float32.
 
   The model must be made with `axis_name=None`: evaluation uses the running
-  statistics.
+  statistics. `prior` is as in `make_prepare`.
   """
 
   def eval_step(variables, batch):
     image = batch["image"]
     examples = flatten_slices(window(image, window_hu), ndim)
+    if prior is not None:
+      examples = prior(examples, flatten_slices(batch["prior"], ndim))
     logits, _ = model.apply(variables, examples, train=False)
     return logits.reshape(image.shape[0], -1, logits.shape[-1])
 

@@ -25,6 +25,7 @@ from cadjax import (
   names,
   parallel,
   patches,
+  priors,
   results,
   segment_losses,
   sliding,
@@ -86,7 +87,17 @@ def task_of(config: ml_collections.ConfigDict) -> str:
 def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
   """Opens the data of a config; only a classifier needs labels."""
   labelled = task_of(config) == "classify"
-  return input_pipeline.open_dataset(config.data, labelled=labelled)
+  dataset = input_pipeline.open_dataset(config.data, labelled=labelled)
+  if not priors.used(config):
+    return dataset
+  if not config.data.prior.masks and not dataset.has_masks:
+    raise UserError(
+      f"{dataset.path} holds no masks; config.data.prior.use ="
+      f" {config.data.prior.use!r} needs some, or a folder of predicted ones in"
+      " config.data.prior.masks"
+    )
+  reader = priors.make_reader(config.data.prior.masks)
+  return dataclasses.replace(dataset, prior=reader)
 
 
 def make_model(
@@ -224,8 +235,11 @@ def _classification(config, dataset, devices) -> Task:
   devices.check_batch(batch_size, slices or shape[0])
   window_hu = tuple(config.data.window_hu)
   loss_fn = losses.get_loss(config.loss)
+  prior = priors.make_prior(config)
   eval_step = devices.eval_step(
-    steps.make_eval_step(make_model(config), ndim=ndim, window_hu=window_hu)
+    steps.make_eval_step(
+      make_model(config), ndim=ndim, window_hu=window_hu, prior=prior
+    )
   )
 
   def validate(variables):
@@ -238,7 +252,10 @@ def _classification(config, dataset, devices) -> Task:
     return validation_metrics(rows, logits, loss_fn)
 
   return Task(
-    image_shape=(*(shape[1:] if ndim == 2 else shape), 1),
+    image_shape=(
+      *(shape[1:] if ndim == 2 else shape),
+      priors.channels(config),
+    ),
     steps_per_epoch=dataset.steps_per_epoch(batch_size),
     batches=lambda start, stop: dataset.train_batches(
       batch_size,
@@ -248,7 +265,10 @@ def _classification(config, dataset, devices) -> Task:
       slices_per_volume=slices,
     ),
     prepare=steps.make_prepare(
-      ndim=ndim, window_hu=window_hu, augment=make_augment(config.augment)
+      ndim=ndim,
+      window_hu=window_hu,
+      augment=make_augment(config.augment),
+      prior=prior,
     ),
     loss_fn=loss_fn,
     score=("accuracy", steps.hits),

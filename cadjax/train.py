@@ -161,6 +161,7 @@ def train_and_evaluate(
       " command goes on from here"
     )
   else:
+    workdir.finish(path, int(state.step), meta)
     value = "undefined" if meta["best"] is None else f"{meta['best']:.4f}"
     tqdm.write(
       f"done: best validation {config.monitor} {value} at step"

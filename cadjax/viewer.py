@@ -1,5 +1,6 @@
 """An interactive three-plane viewer that opens offline, made by nilearn."""
 
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -81,21 +82,23 @@ def mask_viewer(
 def _viewer(
   volume, overlay, cut_mm, window_hu, *, cmap, vmax, threshold, order, colorbar
 ) -> str:
+  grid = _shown(volume.grid)
+  low, high = window_hu
+  hu = geometry.resample(
+    volume.hu, volume.grid, grid, order="linear", fill=int(low)
+  )
+  gray = np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1)
+  gray = to_nifti(gray, grid)
+  over = geometry.resample(overlay, volume.grid, grid, order=order, fill=0)
+  over = to_nifti(over.astype(np.float32), grid)
   with warnings.catch_warnings():
     # nilearn's imports and defaults warn of what its next versions change.
     warnings.simplefilter("ignore")
     from nilearn import plotting
 
-    grid = _shown(volume.grid)
-    low, high = window_hu
-    hu = geometry.resample(
-      volume.hu, volume.grid, grid, order="linear", fill=int(low)
-    )
-    gray = np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1)
-    over = geometry.resample(overlay, volume.grid, grid, order=order, fill=0)
     view = plotting.view_img(
-      to_nifti(over.astype(np.float32), grid),
-      bg_img=to_nifti(gray, grid),
+      over,
+      bg_img=gray,
       # nilearn's mm run to the right and to the front.
       cut_coords=[-cut_mm[0], -cut_mm[1], cut_mm[2]],
       cmap=cmap,
@@ -111,7 +114,8 @@ def _viewer(
       colorbar=colorbar,
       width_view=900,
     )
-  return view.html
+  # The one thing that nilearn's page would fetch.
+  return re.sub(r"<link[^>]*favicon[^>]*>", "", view.html)
 
 
 def _shown(grid: Grid) -> Grid:

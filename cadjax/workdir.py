@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from cadjax import __version__, checkpoint, sliding, steps, tasks
+from cadjax import __version__, checkpoint, priors, sliding, steps, tasks
 from cadjax.input_pipeline import Dataset
 from data_prep.errors import UserError
 
@@ -52,6 +52,7 @@ class Trained:
         tasks.make_model(self.config),
         ndim=self.config.model.ndim,
         window_hu=tuple(self.config.data.window_hu),
+        prior=priors.make_prior(self.config),
       )
     )
 
@@ -59,17 +60,21 @@ class Trained:
   def _sliding(self) -> sliding.SlidingWindow:
     return tasks.make_sliding(self.config)
 
-  def logits(self, image: np.ndarray) -> np.ndarray:
+  def logits(
+    self, image: np.ndarray, prior: np.ndarray | None = None
+  ) -> np.ndarray:
     """Scores volumes with a classifier; compiled once for each shape.
 
     Args:
       image: int16 HU [B, D, H, W, 1] on the grid of `dataset["grid"]`.
+      prior: uint8 [B, D, H, W], the masks that it sees, if it sees any.
 
     Returns:
       float32 [B, S, K]: S = 1 for a 3D model and S = D slices for a 2D one,
       K classes.
     """
-    return np.asarray(self._eval_step(self.variables, {"image": image}))
+    batch = {"image": image} | ({} if prior is None else {"prior": prior})
+    return np.asarray(self._eval_step(self.variables, batch))
 
   def segment(
     self, hu: np.ndarray, *, probabilities: bool = False, progress: bool = False
@@ -98,12 +103,15 @@ class Trained:
       ) from error
 
 
-def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
+def load_trained(
+  path: str | pathlib.Path, task: str | None = None, *, prior: bool = False
+) -> Trained:
   """Loads the best checkpoint of a workdir.
 
   Args:
     path: the workdir.
     task: "classify" or "segment" where only such a model will do.
+    prior: whether a classifier that sees masks beside the volume will do.
 
   Raises:
     UserError: if there is no such workdir, no model in it or one of another
@@ -121,6 +129,12 @@ def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
     kinds = {"classify": "classifier", "segment": "segmenter"}
     raise UserError(
       f"{workdir} is a {kinds[found]}; here a {kinds[task]} is needed"
+    )
+  if priors.used(config) and not prior:
+    raise UserError(
+      f"{workdir} was trained with masks beside the volume"
+      f" (config.data.prior.use = {config.data.prior.use!r}); only"
+      " cadjax.evaluate can give it these"
     )
   if jax.default_backend() == "cpu":
     # What an accelerator trained in bfloat16 is slow and coarse here.
@@ -248,3 +262,13 @@ def prepare(
   checkpoint.write_json(workdir / "versions.json", versions())
   # Last: a workdir with a config is whole.
   checkpoint.write_json(workdir / "config.json", wanted)
+
+
+def finish(workdir: pathlib.Path, step: int, meta: dict[str, Any]) -> None:
+  """Writes that training came to its end, and how."""
+  checkpoint.write_json(workdir / "finished.json", {"step": step} | meta)
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Tells whether training came to its end, and was not interrupted."""
+  return (workdir / "finished.json").exists()

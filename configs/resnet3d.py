@@ -28,6 +28,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.data.batch_size = 8  # Global: all devices together.
   config.data.eval_batch_size = 8
   config.data.slices_per_volume = 16  # Of a 2D model, in training.
+  config.data.subset = ml_collections.ConfigDict()  # Of the training patients.
+  # None: all of them; and as many with CAD as there are.
+  config.data.subset.patients = ml_collections.config_dict.placeholder(int)
+  config.data.subset.cad_fraction = ml_collections.config_dict.placeholder(
+    float
+  )
+  config.data.subset.seed = 0
+  # What a classifier sees beside the volume: none; channels, the aorta and
+  # the coronary arteries as two more; region, nothing but the neighbourhood
+  # of the coronary arteries.
+  config.data.prior = ml_collections.ConfigDict()
+  config.data.prior.use = "none"
+  config.data.prior.masks = ""  # A folder of predicted ones; else the records'.
+  config.data.prior.margin_voxels = (2, 2, 2)  # Of the region, D, H, W.
 
   config.model = ml_collections.ConfigDict()
   config.model.name = "resnet"

@@ -39,6 +39,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data.batch_size = 4  # Patches.
     config.data.eval_batch_size = 4  # Windows at a time.
     del config.data.slices_per_volume
+    del config.data.prior
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "unet"
@@ -55,6 +56,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     config.loss = ml_collections.ConfigDict()
     config.loss.name = "dice_ce"  # Or dice, focal, tversky, cldice.
+    # One for each class, background first; None weighs all alike.
+    config.loss.weights = config_dict.placeholder(tuple)
 
     config.optimizer.learning_rate = 1e-3
 

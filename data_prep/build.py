@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow_datasets as tfds
 from absl import flags, logging
 
-from data_prep import case_flags, errors, splits
+from data_prep import case_flags, errors, phantom, splits
 from data_prep.ctca.ctca_dataset_builder import Ctca, CtcaConfig, config_name
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
@@ -36,6 +36,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     "Of the phantoms' disease.",
     **options,
   )
+  for name, text in (
+    ("scanner", "the scanner, such as noise_hu=60,blur_mm=0.6"),
+    ("population", "the patients, such as body_scale=1.1,dominance=left"),
+  ):
+    flags.DEFINE_list(
+      name, [], f"Of the phantoms, what to fix of {text}.", **options
+    )
   flags.DEFINE_enum(
     "grid",
     "heart",
@@ -161,6 +168,8 @@ def config_from_flags(args: flags.FlagValues) -> CtcaConfig:
     options=options,
     cases=args.cases,
     severity=args.severity,
+    scanner=_fixed(args, "scanner"),
+    population=_fixed(args, "population"),
     seed=args.seed,
     fractions=case_flags.fractions(args),
     num_folds=args.folds,
@@ -170,6 +179,21 @@ def config_from_flags(args: flags.FlagValues) -> CtcaConfig:
     workers=args.workers,
     skip_bad=args.skip_bad,
   )
+
+
+def _fixed(args: flags.FlagValues, name: str) -> dict[str, float | str]:
+  """Reads name=value pairs; UserError for what no phantom has."""
+  pairs = [text.partition("=") for text in args[name].value]
+  if pairs and args.source != "phantom":
+    raise UserError(f"--{name} is for --source=phantom alone")
+  fixed: dict[str, float | str] = {}
+  for key, _, value in pairs:
+    try:
+      fixed[key] = float(value)
+    except ValueError:
+      fixed[key] = value
+  phantom.check_fixed(name, fixed)
+  return fixed
 
 
 def summary(builder: Ctca) -> str:

@@ -103,37 +103,59 @@ def export(
   return rows
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
-  flags.DEFINE_string("out", None, "Folder for the files.")
-  flags.DEFINE_integer("cases", 2, "How many; every other with CAD.", 1)
+  options = {"flag_values": values}
+  flags.DEFINE_string("out", None, "Folder for the files.", **options)
   flags.DEFINE_integer(
-    "seed", 1, "Sets of different seeds share no phantom; build takes 0.", 0
+    "cases", 2, "How many; every other with CAD.", 1, **options
+  )
+  flags.DEFINE_integer(
+    "seed",
+    1,
+    "Sets of different seeds share no phantom; build takes 0.",
+    0,
+    **options,
   )
   flags.DEFINE_enum(
-    "severity", "clinical", ["clinical", "overt"], "Of the disease."
+    "severity",
+    "clinical",
+    ["clinical", "overt"],
+    "Of the disease.",
+    **options,
   )
   flags.DEFINE_float(
-    "spacing_mm", None, "Voxel size; the scanner's own if not given.", 0.1
+    "spacing_mm",
+    None,
+    "Voxel size; the scanner's own if not given.",
+    0.1,
+    **options,
   )
-  flags.DEFINE_integer("workers", 1, "Processes.", 1)
+  flags.DEFINE_integer("workers", 1, "Processes.", 1, **options)
 
 
-def main(argv: Sequence[str]) -> None:
-  """Writes what the flags ask for."""
-  del argv
-  args = flags.FLAGS
+def export_from_flags(args: flags.FlagValues) -> list[dict[str, str]]:
+  """Writes what the flags ask for; returns the rows of the manifest.
+
+  Raises:
+    UserError: --out is missing or cannot be written to.
+  """
   if args.out is None:
     raise UserError("--out is missing: the folder for the files")
-  rows = export(
+  return export(
     sources.phantom(args.cases, seed=args.seed),
     args.out,
     num_workers=args.workers,
     severity=args.severity,
     spacing_mm=args.spacing_mm,
   )
-  for row in rows:
-    print(f"{row['label']:>6}  {pathlib.Path(args.out, row['image'])}")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes what the flags ask for."""
+  del argv
+  for row in export_from_flags(flags.FLAGS):
+    print(f"{row['label']:>6}  {pathlib.Path(flags.FLAGS.out, row['image'])}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where the heart is, from the image alone."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ _CORE_MM = 9.0  # half the width under which blood is vessel, rib or stent
 _CHAMBERS_ML = 40
 _HEART_RADIUS_MM = 65.0
 
+# Grid, features and picture of a scan each ask where its heart is.
+_found: weakref.WeakKeyDictionary[Volume, Any] = weakref.WeakKeyDictionary()
+
 
 def find_heart(volume: Volume) -> tuple[np.ndarray, dict[str, Any]]:
-  """Finds the middle of the heart.
+  """Finds the middle of the heart; remembered as long as the volume lives.
 
   On a 3 mm average of the scan: the lungs give the thorax; within it, the
   contrast-filled voxels that survive an erosion of 9 mm are chambers and
@@ -43,6 +47,12 @@ def find_heart(volume: Volume) -> tuple[np.ndarray, dict[str, Any]]:
   Raises:
     UserError: there is no body in the scan.
   """
+  if volume not in _found:
+    _found[volume] = _find(volume)
+  return _found[volume]
+
+
+def _find(volume: Volume) -> tuple[np.ndarray, dict[str, Any]]:
   hu, grid = _shrink(volume)
   body = hu > -300
   if not body.any():

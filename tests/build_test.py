@@ -284,3 +284,37 @@ def test_a_wrong_flag_is_one_line(tmp_path):
   assert done.returncode == 2
   assert done.stderr.startswith("error: ")
   assert done.stderr.count("\n") == 1
+
+
+def fixed(*given):
+  values = flags.FlagValues()
+  build.define_flags(values)
+  values(["build", "--source=phantom", "--cases=6", "--out=x", *given])
+  return build.config_from_flags(values)
+
+
+def test_values_of_scanner_and_population_can_be_fixed():
+  config = fixed(
+    "--scanner=noise_hu=60,blur_mm=0.6", "--population=dominance=left"
+  )
+  assert config.scanner == {"noise_hu": 60.0, "blur_mm": 0.6}
+  assert config.population == {"dominance": "left"}
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--scanner=noise=60", "phantoms have no noise; known are contrast_hu"),
+    ("--scanner=noise_hu=much", "noise_hu=much cannot be; give a number"),
+    ("--scanner=shape=3", "shape=3.0 cannot be"),
+    ("--population=dominance=both", "none of right, left, co"),
+  ],
+)
+def test_values_that_no_phantom_has_are_refused(flag, message):
+  with pytest.raises(UserError, match=message):
+    fixed(flag)
+
+
+def test_scans_have_the_scanner_that_they_have(scans, tmp_path):
+  with pytest.raises(UserError, match="--source=phantom alone"):
+    make(scans, tmp_path, "--scanner=noise_hu=60")

@@ -1,6 +1,9 @@
 import functools
 import json
 import math
+import shutil
+import subprocess
+import sys
 import types
 
 import jax
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cadjax import (
+  cad_maps,
   cam,
   checkpoint,
   evaluate,
@@ -115,16 +119,16 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
     "stage4",
   }
   loaded = workdir.load_trained(trained)
-  explainer = evaluate_explain.Explainer(loaded)
+  maker = cad_maps.CadMaps(loaded)
   case = evaluate_explain.spread(dataset.rows["test"], 4)[2]
   record = dataset.read(case)
-  cells = explainer.cells(record["image"])
+  cells = maker.cells(record["image"])
   assert cells["gradcam"]["stage2"].shape == (2, 3, 4)
   for layer, method in (("stage2", "layercam"), ("stem", "gradcam")):
     heat = cam.to_image(
       cells[method][layer][None],
       record["image"].shape,
-      (explainer.strides[layer]),
+      (maker.strides[layer]),
     )[0]
     expected = explain_metrics.location_metrics(
       np.asarray(heat), evaluate_explain.read_structures(record), rolls=5
@@ -204,14 +208,14 @@ def test_randomisation_starts_at_the_head_and_ends_at_the_input(
   assert order == ["head", "stage4", "stage3", "stage2", "stage1", "stem"]
   assert len({row["case_id"] for row in rows}) == SANITY
   # With another seed for all layers it is another network, as `other` is.
-  explainer = evaluate_explain.Explainer(workdir.load_trained(trained))
-  fresh = explainer.fresh(1)
-  mixed = explain_checks.randomise(explainer.variables, fresh, order, "stem")
+  maker = cad_maps.CadMaps(workdir.load_trained(trained))
+  fresh = maker.fresh(1)
+  mixed = explain_checks.randomise(maker.variables, fresh, order, "stem")
   assert jax.tree.all(jax.tree.map(np.array_equal, mixed, fresh))
 
 
 def test_faithfulness_uses_the_log_odds(trained, dataset, result):
-  explainer = evaluate_explain.Explainer(workdir.load_trained(trained))
+  maker = cad_maps.CadMaps(workdir.load_trained(trained))
   rows = read_rows(trained, "faithfulness")
   case = next(
     row for row in dataset.rows["test"] if row["case_id"] == rows[0]["case_id"]
@@ -219,12 +223,12 @@ def test_faithfulness_uses_the_log_odds(trained, dataset, result):
   record = dataset.read(case)
   image = record["image"]
   same = np.stack([image] * 16)  # One shape, compiled once.
-  logits = explainer.trained.logits(same[..., None])[:, 0]
+  logits = maker.trained.logits(same[..., None])[:, 0]
   np.testing.assert_allclose(
-    explainer.log_odds(same), logits[:, 1] - logits[:, 0], atol=1e-5
+    maker.log_odds(same), logits[:, 1] - logits[:, 0], atol=1e-5
   )
   chance = explain_checks.random_perturbation_auc(
-    explainer.log_odds,
+    maker.log_odds,
     image,
     baseline=explain_checks.blurred(image, record["spacing"]),
     block=1,
@@ -265,22 +269,22 @@ def test_a_model_agrees_with_itself(trained, dataset, tmp_path):
 
 def test_a_2d_model_is_explained_on_volumes(root, tiny_config, dataset):
   flat = make_workdir(root / "flat", tiny_config, dataset, 2, ndim=2)
-  explainer = evaluate_explain.Explainer(workdir.load_trained(flat))
-  assert explainer.strides["stage1"] == (1, 4, 4)
+  maker = cad_maps.CadMaps(workdir.load_trained(flat))
+  assert maker.strides["stage1"] == (1, 4, 4)
   image = dataset.read(dataset.rows["test"][0])["image"]
-  cells = explainer.cells(image)["gradcam"]["stage1"]
+  cells = maker.cells(image)["gradcam"]["stage1"]
   assert cells.shape == (16, 6, 8)
-  heat = explainer.heat(cells, "stage1", image.shape)
+  heat = maker.heat(cells, "stage1", image.shape)
   assert heat.shape == image.shape
   np.testing.assert_allclose(heat[:, ::4, ::4], cells / cells.max(), rtol=1e-5)
   deep = types.SimpleNamespace(config=tiny_config)
-  kind = evaluate_explain.kind_of_agreement(explainer.trained, deep)
+  kind = evaluate_explain.kind_of_agreement(maker.trained, deep)
   assert kind == "reproducibility"
 
   slices = np.random.default_rng(0).normal(size=(3, 16, 2))
-  explainer.trained = types.SimpleNamespace(logits=lambda x: slices)
+  maker.trained = types.SimpleNamespace(logits=lambda x: slices)
   np.testing.assert_allclose(
-    explainer.log_odds(np.stack([image] * 3)),
+    maker.log_odds(np.stack([image] * 3)),
     (slices[..., 1] - slices[..., 0]).mean(1),
   )
 
@@ -342,3 +346,18 @@ def test_the_picture_of_undefined_and_zero_lifts():
   figure.canvas.draw()
   labels = {text.get_text() for text in figure.axes[0].texts}
   assert labels == {"undefined", "0.00", "8.00\n[2.00, 20.00]"}
+
+
+def test_a_segmenter_is_refused_before_it_is_evaluated(
+  tiny_segmenter, tmp_path
+):
+  path = shutil.copytree(tiny_segmenter, tmp_path / "segmenter")
+  done = subprocess.run(
+    [sys.executable, "-m", "cadjax.evaluate", f"--workdir={path}", "--explain"],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert "is a segmenter; here a classifier is needed" in line
+  assert not (path / "eval").exists()

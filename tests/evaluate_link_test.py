@@ -6,29 +6,29 @@ import json
 import numpy as np
 import pytest
 
-from cadjax import evaluate_link, link
+from cadjax import classes, evaluate_link, link
 from data_prep import export, geometry, phantom, sources
 from data_prep.errors import UserError
 
+KEYS = [
+  *(
+    f"{mode}@{layer}"
+    for mode in ("map", "vessel_map", "combined")
+    for layer in ("coarse", "fine")
+  ),
+  "plaque",
+]
+
 
 def row(name: str, half: str, label: int, **values):
-  given = {
-    f"{kind}:{mode}@{layer}": 0
-    for kind in ("hits", "false")
-    for mode in evaluate_link.MODES
-    for layer in ("coarse", "fine")
-  }
+  given = {f"{kind}:{key}": 0 for kind in ("hits", "false") for key in KEYS}
   odds = {"log_odds": 0.0, "log_plaque": 0.0, "stenosis": 0.0}
   ids = {"case_id": name, "patient_id": name, "half": half, "label": label}
   return given | odds | ids | values
 
 
 def lesion(name: str, half: str, **hits):
-  given = {
-    f"hit:{mode}@{layer}": 0
-    for mode in evaluate_link.MODES
-    for layer in ("coarse", "fine")
-  }
+  given = {f"hit:{key}": 0 for key in KEYS}
   return given | {"case_id": name, "patient_id": name, "half": half} | hits
 
 
@@ -47,7 +47,7 @@ def many(rng, count: int):
         log_plaque=3.0 * label + rng.normal(),
         stenosis=0.2,
         **{"hits:map@fine": label, "false:map@coarse": 2},
-        **{"false:plaque@fine": 1 - label, "false:plaque@coarse": 1 - label},
+        **{"false:plaque": 1 - label},
       )
     )
     if label:
@@ -95,14 +95,30 @@ def test_the_decision_uses_what_tells():
   assert told["segmentation"]["roc_auc"]["value"] > 0.9
   assert told["classifier"]["roc_auc"]["value"] < 0.7
   assert told["both"]["over_classifier"]["roc_auc"]["low"] > 0
-  assert told["both"]["coefficients"][1] > 5 * abs(
-    told["both"]["coefficients"][0]
-  )
-  text = evaluate_link.table(
-    evaluate_link.summarise(rows, lesions) | {"disclaimer": "Research only."}
-  )
+  weights = told["both"]["coefficients"]
+  assert weights["log_plaque"] > 5 * abs(weights["log_odds"])
+  about = {"disclaimer": "Research only.", "findings_per_scan": 5}
+  text = evaluate_link.table(evaluate_link.summarise(rows, lesions) | about)
   assert "(d) all together" in text
   assert text.endswith("Research only.")
+
+
+def test_a_segmenter_without_plaque_is_measured_without_that_mode():
+  rows, lesions = many(np.random.default_rng(1), 60)
+  for one in rows:
+    del one["log_plaque"], one["hits:plaque"], one["false:plaque"]
+  for one in lesions:
+    del one["hit:plaque"]
+  result = evaluate_link.summarise(rows, lesions)
+  assert set(result["localisation"]) == {"map", "vessel_map", "combined"}
+  assert set(result["decision"]["both"]["coefficients"]) == {
+    "log_odds",
+    "stenosis",
+  }
+  text = evaluate_link.table(
+    result | {"disclaimer": "Research only.", "findings_per_scan": 5}
+  )
+  assert "(c) the plaque segmentation is left out" in text
 
 
 def test_halves_hold_half_of_each_class():
@@ -169,8 +185,19 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   assert scored["hits:map@a"] == 1
   assert scored["false:map@a"] == 0
   assert lesions[0]["hit:map@a"] == 1
-  assert scored["hits:plaque@a"] >= min(len(lesions), 5) - 1
+  assert scored["hits:plaque"] >= min(len(lesions), 5) - 1
   assert scored["log_odds"] == pytest.approx(np.log(0.7 / 0.3))
+  # Without plaque among the classes.
+  coarse = classes.get_task("aorta_coronaries")
+  linked = dataclasses.replace(
+    linked,
+    structures=link.find_structures(
+      drawn.volume, coarse.table[drawn.mask], coarse.names
+    ),
+  )
+  scored, _ = evaluate_link.score_case(None, case, most=1)
+  assert "hits:plaque" not in scored
+  assert scored["hits:combined@a"] + scored["false:combined@a"] <= 1
 
 
 def test_scans_that_cannot_be_used_are_told(scans, tmp_path):
@@ -184,4 +211,19 @@ def test_scans_that_cannot_be_used_are_told(scans, tmp_path):
       evaluate_link.read_scans(str(scans))
   finally:
     hidden.rename(path)
-  assert json.loads(path.read_text())["label"] == cases[0].label
+  text = path.read_text()
+  assert json.loads(text)["label"] == cases[0].label
+  for broken in ("{", "[]", '{"lesions": [{}]}', '{"lesions": 3}'):
+    path.write_text(broken)
+    with pytest.raises(UserError, match=path.name):
+      evaluate_link.read_scans(str(scans))
+  path.write_text(text)
+
+
+def test_an_out_that_cannot_be_made_is_told(scans, tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluate_link, "load_pair", lambda *_: None)
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="--out=.*cannot be made"):
+    evaluate_link.evaluate_link("c", "s", str(scans), tmp_path / "file" / "a")
+  with pytest.raises(UserError, match="--most=0"):
+    evaluate_link.evaluate_link("c", "s", str(scans), tmp_path, most=0)

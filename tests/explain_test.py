@@ -20,6 +20,7 @@ from cadjax import (
   checkpoint,
   explain,
   explain_maps,
+  explain_target,
   inputs,
   models,
   names,
@@ -293,7 +294,7 @@ def test_predicted_is_the_label_of_predict(classifier, tmp_path):
   assert document["target"]["name"] == own["label"]
   assert document["target"]["origin"] == "predicted"
   assert document["prediction"] == own
-  number = explain.CLASSES.index(own["label"])
+  number = explain_target.CLASSES.index(own["label"])
   assert document["target"]["value"] == pytest.approx(
     own["logits"][number], rel=1e-4
   )
@@ -360,7 +361,7 @@ def ras_to_text(*points) -> str:
 def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
   low, high = LESION_MM - 3, LESION_MM + 3
-  prepared = scans.prepare(segmenter, path)
+  prepared = scans.prepare(segmenter, scans.read(path))
   index = np.rint(prepared.scan.grid.to_index(LESION_MM * [-1, -1, 1]))
   voxel = ",".join(f"{i:.0f}" for i in index)
   sizes = {}
@@ -390,12 +391,12 @@ def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
 @pytest.mark.parametrize("lattice", ["permuted", "oblique"])
 def test_a_box_is_the_same_in_mm_and_in_voxels(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
-  prepared = scans.prepare(segmenter, path)
+  prepared = scans.prepare(segmenter, scans.read(path))
   low, high = LESION_MM - 12, LESION_MM + [5, 8, 11]
   ends = prepared.scan.grid.to_index(np.stack([low, high]) * [-1, -1, 1])
   labels = np.zeros(prepared.model_input.shape, np.uint8)
   a, b = (
-    explain.select_region(text, 1, labels, prepared)
+    explain_target.select_region(text, 1, labels, prepared)
     for text in (
       f"box_mm:{ras_to_text(low, high)}",
       "box:" + ",".join(f"{x:.4f}" for x in ends.ravel()),
@@ -558,27 +559,16 @@ def test_a_unet_of_a_config_is_explained_by_the_names_of_its_task(
     ball = 4 / 3 * np.pi * 8**3 / np.prod(result.prepared.model_input.spacing)
     assert document["region"]["voxels"] == pytest.approx(ball, rel=0.25)
   explainer = Explainer(trained, Options())
-  assert explain.class_names(trained, explainer) == ["background", "coronaries"]
+  assert explain_target.class_names(trained, explainer) == [
+    "background",
+    "coronaries",
+  ]
   with pytest.raises(names.UnknownName, match="known: background, coronaries"):
     run(trained, path, tmp_path / "x", target="aorta", **given)
   truth[:5] = 9
   nib.save(nib.Nifti1Image(truth, image.affine), tmp_path / "truth.nii.gz")
   with pytest.raises(UserError, match="has the label 9; known are .*1 aorta"):
     run(trained, path, tmp_path / "x", target="coronaries", **given)
-
-
-@pytest.mark.parametrize(
-  ("text", "message"),
-  [
-    ("predictd", "unknown region 'predictd'; did you mean 'predicted'"),
-    ("box:1,2,3", "'box' takes 6 numbers, as in box:1,2,3,4,5,6"),
-    ("voxel:1,2,x", "'voxel' takes 3 numbers"),
-    ("largest:3", "'largest' takes no numbers"),
-  ],
-)
-def test_a_region_that_cannot_be_read_is_told(text, message):
-  with pytest.raises((UserError, names.UnknownName), match=message):
-    explain.parse_region(text)
 
 
 # --- The program ------------------------------------------------------------
@@ -675,15 +665,6 @@ def test_wrong_names_answer_with_the_nearest(classifier, options, message):
 def test_windows_are_for_segmenters(classifier):
   with pytest.raises(UserError, match="leave --patch out"):
     Explainer(classifier, Options(patch=(32, 32, 32)))
-
-
-def test_a_wrong_target_is_told():
-  assert explain.find_target("cad", explain.CLASSES) == 1
-  assert explain.find_target("0", explain.CLASSES) == 0
-  with pytest.raises(names.UnknownName, match="target 'cat'.*mean 'cad'"):
-    explain.find_target("cat", explain.CLASSES)
-  with pytest.raises(names.UnknownName, match="target '2'"):
-    explain.find_target("2", explain.CLASSES)
 
 
 def test_logits_that_are_not_finite_are_no_result(

@@ -127,6 +127,20 @@ def test_the_stenosis_is_none_with_its_reason_where_it_cannot_be_told():
   assert fine.score > coarse.score
 
 
+@pytest.mark.parametrize(
+  ("kind", "said"),
+  [
+    ("stable", "calcium fills the calibre"),
+    ("unstable", "plaque fills the calibre"),
+  ],
+)
+def test_what_plaque_fills_is_not_measured(kind, said):
+  (one,) = find(plaques={kind: ball(PLACE, 5.0)})
+  assert one.stenosis is None
+  assert one.stenosis_note == said
+  assert one.sources == ("plaque",)
+
+
 def test_weights_make_the_combined_score():
   given = {"heat": blobs((PLACE, 1.0)), "plaques": {"stable": stable()}}
   (one,) = find(**given)

@@ -26,18 +26,22 @@ LAYERS = {
   ),
   2: (
     "case_rows checkpoint evaluation folders input_pipeline inputs log"
-    " patches regions results steps tasks workdir"
+    " patches priors regions results steps tasks workdir"
   ),
   3: (
-    "bench bench.__main__ bench.about bench.figures bench.measure"
+    "adapt bench bench.__main__ bench.about bench.figures bench.measure"
     " bench.report bench.rows bench.summary bench.work bench.work_aot"
-    " bench.work_host bench.work_jax bench.work_torch bench.worker devices"
-    " evaluate evaluate_explain evaluate_link evaluate_segments explain"
-    " explain_maps explain_table explainer link linked_report notebook pair"
-    " planes plots predict report scans scoring segment train tree_plot"
-    " vessel_figure viewer"
+    " bench.work_host bench.work_jax bench.work_torch bench.worker cad_maps"
+    " decision devices evaluate evaluate_explain evaluate_link"
+    " evaluate_segments explain explain_maps explain_table explain_target"
+    " explainer link linked_report notebook pair planes plots predict report"
+    " scans scoring segment train tree_plot vessel_figure viewer"
   ),
-  4: "experiment main",
+  4: (
+    "experiment experiment.__main__ experiment.compare experiment.estimate"
+    " experiment.figure experiment.measures experiment.page experiment.plan"
+    " experiment.run experiment.store experiment.summary main"
+  ),
 }
 LAYER = {
   f"cadjax.{name}": layer

@@ -150,3 +150,44 @@ def test_the_fingerprint_is_of_the_contents(tiny_data, tmp_path, dataset):
     f.write("\n")
   changed = input_pipeline.open_dataset(config_of(copy))
   assert changed.fingerprint != dataset.fingerprint
+
+
+def drawn(labels, patients=None, cad_fraction=None, seed=0):
+  rows = [
+    {"patient_id": f"p{i // 2}", "label": str(label)}
+    for i, label in enumerate(labels)
+  ]
+  kept = input_pipeline.draw_patients(rows, patients, cad_fraction, seed)
+  return [row["patient_id"] for row in kept]
+
+
+def test_a_subset_draws_whole_patients_of_both_classes():
+  labels = [0, 0] * 10 + [0, 1] * 10  # One scan of two makes a patient CAD.
+  some = drawn(labels, 8, 0.25)
+  assert len(some) == 16
+  assert len(set(some)) == 8
+  assert sum(int(name[1:]) >= 10 for name in set(some)) == 2
+  assert some == drawn(labels, 8, 0.25)
+  assert some != drawn(labels, 8, 0.25, seed=1)
+  # The share of the rows where none is asked for.
+  assert len(set(drawn(labels, 6))) == 6
+  # As many as there can be at that share.
+  assert len(set(drawn(labels, None, 0.25))) == 13
+  assert set(drawn(labels, 4)) < set(drawn(labels, 8))
+
+
+def test_a_subset_that_cannot_be_says_what_there_is():
+  with pytest.raises(UserError, match="15 training patients with CAD and 1 "):
+    drawn([0, 0] * 10 + [1, 1] * 10, 16, 0.95)
+  with pytest.raises(UserError, match="must be in"):
+    drawn([0, 0, 1, 1], 1, 1.5)
+
+
+def test_a_subset_leaves_validation_and_test_alone(tiny_config):
+  data = tiny_config.data.copy_and_resolve_references()
+  whole = input_pipeline.open_dataset(data)
+  data.subset.patients = 6
+  part = input_pipeline.open_dataset(data)
+  assert len(part.rows["train"]) == 6
+  for split in ("validation", "test"):
+    assert part.rows[split] == whole.rows[split]

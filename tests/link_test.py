@@ -102,6 +102,19 @@ def test_all_lesions_are_located_from_the_true_mask(drawn, structures):
     assert away.min() < 5, lesion["segment"]
 
 
+def test_a_map_beyond_the_segmentation_is_counted_apart(drawn, structures):
+  inner = drawn.volume.grid
+  # As fine and as wide in two directions, twice as high in the third.
+  shape = (inner.shape[0] * 2, *inner.shape[1:])
+  outer = Grid(shape, inner.spacing, inner.origin, inner.direction)
+  heat = np.zeros(shape, np.float32)
+  heat[10, 50, 50], heat[150, 50, 50] = 0.25, 0.75
+  assert join(structures, heat, outer).outside == pytest.approx(0.75)
+  heat[150:] = 0
+  assert join(structures, heat, outer).outside == 0
+  assert np.isnan(join(structures, 0 * heat, outer).outside)
+
+
 def test_evidence_off_the_vessels_is_said(drawn, structures):
   grid = drawn.volume.grid
   coronary = structures.mask(*link.CORONARIES)

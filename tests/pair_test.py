@@ -1,5 +1,6 @@
 """Two workdirs and a scan to a linked report."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cadjax import linked_report, names, pair, planes, sliding, viewer
+from cadjax import decision, linked_report, names, pair, planes, sliding, viewer
 from cadjax.workdir import Trained
-from data_prep import export, sources
+from data_prep import export, sources, volume
 from data_prep.errors import UserError
 
 
@@ -51,7 +52,7 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
     assert written.shape == image.shape
     np.testing.assert_array_equal(written.affine, image.affine)
   heat = np.asarray(nib.load(tmp_path / "out/heat_stage1.nii.gz").dataobj)
-  assert 0 <= heat.min() < heat.max() <= 1.001
+  assert 0 <= heat.min() < heat.max() <= 1
   text = (tmp_path / "out" / "result.json").read_text()
   assert json.loads(text) == document
   assert set(document["link"]["shares"]) == {
@@ -62,6 +63,64 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
   for finding in document["link"]["findings"]:
     index = result.case.scan.grid.to_index(finding["position_mm"])
     np.testing.assert_allclose(finding["scan_index"], index, atol=0.51)
+
+
+def test_a_scan_is_read_once_for_both_models(two, scan, monkeypatch):
+  read, paths = volume.read_volume, []
+
+  def counted(path, **options):
+    paths.append(path)
+    return read(path, **options)
+
+  monkeypatch.setattr(volume, "read_volume", counted)
+  result = pair.predict_pair(two, scan)
+  assert paths == [scan]
+  assert result.case.scan is result.segments.prepared.scan
+  assert result.case.case == result.segments.case == scan.name[:-7]
+
+
+def test_what_is_on_the_page_and_a_file_is_drawn_once(
+  two, scan, tmp_path, quick, monkeypatch
+):
+  drawn = []
+  for name in ("tree_png", "layers_png"):
+    monkeypatch.setattr(
+      linked_report, name, lambda _, name=name: drawn.append(name) or b"one"
+    )
+  result = pair.predict_pair(two, scan)
+  linked_report.write_linked(result, tmp_path / "out")
+  assert drawn == ["tree_png", "layers_png"]
+  assert (tmp_path / "out" / "tree.png").read_bytes() == b"one"
+  lifts = [row["share"].lift for row in linked_report.evidence_table(result)]
+  assert lifts == sorted(lifts, reverse=True)
+  assert len(lifts) > 1
+
+
+def test_a_fitted_decision_is_in_the_report(
+  tiny_workdir, tiny_segmenter, two, scan, tmp_path, quick
+):
+  assert pair.predict_pair(two, scan).combined is None
+  fitted = decision.Decision(
+    {"log_odds": 2.0, "stenosis": 0.5}, 0.1, 0.9, "", 7
+  )
+  path = tmp_path / "link.json"
+  models = {
+    "classifier": decision.identify(two.classifier),
+    "segmenter": decision.identify(two.segmenter),
+  }
+  both = dataclasses.asdict(fitted)
+  path.write_text(json.dumps({"models": models, "decision": {"both": both}}))
+  deciding = pair.load_pair(tiny_workdir, tiny_segmenter, decision_file=path)
+  result = pair.predict_pair(deciding, scan)
+  values = decision.features(result.linked.structures, result.case.prediction)
+  document = linked_report.write_linked(result, tmp_path / "out")
+  found = document["combined"]
+  assert found["probability"] == pytest.approx(fitted.probability(values))
+  assert found["n_patients"] == 7
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "fitted on 7 other patients" in page
+  assert f"{100 * found['probability']:.1f} %" in page
+  assert any("Both together" in said for said in linked_report.summary(result))
 
 
 def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
@@ -91,6 +150,40 @@ def test_an_empty_segmentation_is_reported(
   page = (tmp_path / "out" / "report.html").read_text()
   assert "No coronary artery was found" in page
   assert "The segmentation is empty." in document["warnings"]
+  (missing,) = linked_report.evidence_notes(result)
+  assert missing.endswith("segmented as such: aorta.")
+  assert missing in page
+  found = decision.features(result.linked.structures, result.case.prediction)
+  assert found["stenosis"] == 0
+
+
+def test_models_of_other_grids_and_windows_go_together(
+  two, scan, tmp_path, quick
+):
+  """The segmenter sees less of the heart than the classifier, and finer."""
+  config = two.segmenter.config.copy_and_resolve_references()
+  config.data.window_hu = (-300.0, 900.0)
+  grid = two.segmenter.dataset["grid"] | {
+    "shape": [20, 16, 24],
+    "box_mm": [50.0, 60.0, 70.0],
+  }
+  segmenter = Trained(
+    two.segmenter.path,
+    config,
+    two.segmenter.dataset | {"grid": grid},
+    two.segmenter.step,
+    two.segmenter.variables,
+  )
+  other = dataclasses.replace(two, segmenter=segmenter)
+  result = pair.predict_pair(other, scan)
+  document = linked_report.write_linked(result, tmp_path / "out")
+  assert result.linked.structures.labels.shape == (20, 16, 24)
+  assert document["segmentation"]["segmenter"]["window_hu"] == [-300.0, 900.0]
+  assert 0.05 < document["link"]["outside"] < 1
+  notes = linked_report.evidence_notes(result)
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert any("outside of what the segmenter saw" in said for said in notes)
+  assert all(said in page for said in notes)
 
 
 def test_a_wrong_pair_is_told(two, tiny_workdir, tiny_segmenter):
@@ -111,6 +204,10 @@ def test_a_finding_in_words(drawn_finding):
     " of the diameter lost"
   )
   assert "no lumen seen" in linked_report.describe(drawn_finding(stenosis=1.0))
+  filled = drawn_finding(stenosis_note="calcium fills the calibre")
+  assert linked_report.describe(filled).endswith(
+    ", stenosis not measurable: calcium fills the calibre"
+  )
   bare = drawn_finding(
     vessel="", from_ostium_mm=float("nan"), plaque="", plaque_mm3=0.0
   )

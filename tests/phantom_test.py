@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -11,8 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec, target_grid
-from data_prep.phantom import SEGMENTS, heart, make_phantom
+from data_prep.phantom import SEGMENTS, coronaries, heart, make_phantom
 from data_prep.phantom.plaques import cad_rads
+from data_prep.phantom.population import draw_patient
 from data_prep.volume import Grid, Volume
 
 SMALL = GridSpec("heart", (40, 36, 44), (150.0, 150.0, 150.0))
@@ -298,6 +300,34 @@ def test_dominance(dominance, has, lacks):
   )
   assert has <= set(phantom.centerlines)
   assert not lacks & set(phantom.centerlines)
+
+
+def mm_from_fork(vessel, other):
+  """[N] mm along a vessel from where `other` forks off it, or both off one."""
+  way = coronaries.STEP_MM * np.arange(len(vessel.points))
+  if vessel.parent and vessel.parent in (other.name, other.parent):
+    return way
+  if other.parent == vessel.name:
+    away = np.linalg.norm(vessel.points - other.points[0], axis=1)
+    return np.abs(way - way[away.argmin()])
+  return np.full(len(way), np.inf)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_vessels_touch_at_their_fork_only(seed):
+  rng = np.random.default_rng(seed)
+  body = heart.make_heart(draw_patient(rng))
+  dominance = ("right", "left", "co")[seed % 3]
+  tree, _ = coronaries.make_tree(body, rng, dominance)
+  for one, other in itertools.combinations(tree.values(), 2):
+    apart = np.linalg.norm(one.points[:, None] - other.points, axis=-1)
+    fat = apart - one.radius[:, None] - other.radius
+    at_fork = mm_from_fork(one, other)[:, None] <= 8
+    at_fork = at_fork & (mm_from_fork(other, one) <= 8)
+    assert fat[~at_fork].min() > 0, (one.name, other.name)
+  lad, lcx = (tree[k].points[16] - tree[k].points[0] for k in ("LAD", "LCx"))
+  cosine = lad @ lcx / np.linalg.norm(lad) / np.linalg.norm(lcx)
+  assert 40 < np.degrees(np.arccos(cosine)) < 130
 
 
 def test_grids_agree():

@@ -470,3 +470,21 @@ def test_a_folder_that_is_no_workdir_is_told_in_one_line(scan, tmp_path):
   (line,) = done.stderr.splitlines()
   assert line.startswith(f"error: {tmp_path} is not a workdir")
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  "flag", ["--layer=stage1", "--method=gradcam", "--decision=link.json"]
+)
+def test_a_flag_of_both_models_without_a_segmenter_is_told(
+  trained, scan, tmp_path, flag
+):
+  done = run_predict(
+    f"--classifier={trained.path}",
+    f"--input={scan}",
+    f"--out={tmp_path / 'out'}",
+    flag,
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert f"{flag.partition('=')[0]} is of both models" in line
+  assert not (tmp_path / "out").exists()

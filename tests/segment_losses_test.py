@@ -13,6 +13,7 @@ from scipy import ndimage, special
 
 from cadjax import losses, names
 from cadjax import segment_losses as sl
+from configs import unet3d
 
 SPACE = (5, 6, 7)
 ALL = np.ones((3, 4), bool)
@@ -445,6 +446,24 @@ def test_get_segment_loss_reads_a_config():
     sl.get_segment_loss(config)(logits, mask, SOME),
     sl.dice_ce(logits, mask, SOME, ce_weight=2.0, weights=(1.0, 2.0, 3.0, 4.0)),
   )
+
+
+@pytest.mark.parametrize("name", sl.SEGMENT_LOSSES)
+def test_weights_that_are_not_set_go_with_every_loss(name):
+  config = unet3d.get_config().loss
+  config.name = name
+  assert config.weights is None
+  logits, mask = draw()
+  np.testing.assert_array_equal(
+    sl.get_segment_loss(config)(logits, mask, SOME),
+    sl.SEGMENT_LOSSES[name](logits, mask, SOME),
+  )
+  config.weights = (1.0, 2.0, 3.0, 4.0)
+  if name == "focal":
+    with pytest.raises(names.UnknownName, match="'weights'"):
+      sl.get_segment_loss(config)
+  else:
+    sl.get_segment_loss(config)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def test_short_vessels_have_a_constant_or_no_reference():
 
 def profile(radius, resolved=True):
   reference = stenosis.reference_radius(WAY, radius)
-  return stenosis.Calibre(radius, reference, np.full(len(WAY), resolved))
+  nowhere = np.zeros(len(WAY), bool)
+  return stenosis.Calibre(radius, reference, nowhere | resolved, nowhere)
 
 
 def test_narrowings_are_found_where_they_are():
@@ -94,6 +95,23 @@ def test_the_stenosis_of_a_tube(lost):
     np.testing.assert_allclose(place, np.mean(line, 0), atol=1.5)
   (coarse,) = stenosis.calibres(tree, lumen, vessel, least_voxels=4.5)
   assert not coarse.resolved.any()
+
+
+def test_plaque_that_fills_the_calibre_is_no_narrowing():
+  shape, affine = tubes.grid("anisotropic", (-6, -6, -34), (8, 6, 14))
+  line = np.array([(0, 0, 9), (4, 0, -32)], float)
+  root = tubes.ball((0, 0, 12), 3, shape, affine)
+  vessel = tubes.tube(line, 2.2, shape, affine) & ~root
+  plaque = tubes.ball(line.mean(0), 5, shape, affine) & vessel
+  tree = find_vessels(vessel, root, affine)
+  (one,) = stenosis.calibres(tree, vessel & ~plaque, vessel)
+  away = np.linalg.norm(tree.branches[0].points_mm - line.mean(0), axis=1)
+  assert one.filled[away < 2].all()
+  assert not one.filled[away > 6].any()
+  assert stenosis.find_narrowings([one], 0.3, 10.0) == []
+  # Where the mask itself is empty there is a gap, and no plaque in it.
+  (gap,) = stenosis.calibres(tree, vessel & ~plaque, None)
+  assert not gap.filled.any()
 
 
 @pytest.mark.slow

@@ -273,7 +273,8 @@ def check(
   if deep_supervision and len(features) < 4:
     raise names.ConfigError(
       f"config.model.deep_supervision takes 4 levels or more; {features} has"
-      f" {len(features)}, and the coarsest two have no logits of their own"
+      f" {len(features)}, and the coarsest two have no logits of their own;"
+      " set it to False"
     )
   names.look_up(layers.NORMS, norm, "norm")
   names.check_known([upsampling], UPSAMPLINGS, "config.model.upsampling")

@@ -34,6 +34,8 @@ class CtcaConfig(tfds.core.BuilderConfig):
     options: keyword arguments of the source's finder (labels, splits, ...).
     cases: how many phantoms to draw.
     severity: of the phantoms, "clinical" or "overt".
+    scanner: of the phantoms, what replaces drawn values of the scanner.
+    population: of the phantoms, what replaces drawn values of the patients.
     seed: of the phantoms, the splits and the folds.
     fractions: shares of train, validation and test.
     num_folds: of cross-validation.
@@ -48,6 +50,8 @@ class CtcaConfig(tfds.core.BuilderConfig):
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
   cases: int = 88
   severity: str = "clinical"
+  scanner: dict[str, Any] = dataclasses.field(default_factory=dict)
+  population: dict[str, Any] = dataclasses.field(default_factory=dict)
   seed: int = 0
   fractions: Sequence[float] = splits.PAPER_FRACTIONS
   num_folds: int = 5
@@ -137,6 +141,8 @@ class Ctca(tfds.core.ShardBasedBuilder):
       "grid": config.grid.to_dict(),
       "seed": config.seed,
       "severity": config.severity if config.source == "phantom" else None,
+      "scanner": config.scanner,
+      "population": config.population,
       "fractions": list(config.fractions),
       "num_folds": config.num_folds,
       "mask_names": list(sources.CLASS_NAMES),
@@ -170,7 +176,13 @@ class Ctca(tfds.core.ShardBasedBuilder):
   ) -> dict[str, list[Callable[[], Iterator]]]:
     config = self.builder_config
     jobs = self._plan(dl_manager)
-    recipe = records.Recipe(config.grid, config.severity, config.has_mask)
+    recipe = records.Recipe(
+      config.grid,
+      config.severity,
+      config.has_mask,
+      config.scanner,
+      config.population,
+    )
     self._results = workers.ordered_map(
       functools.partial(records.make_record, recipe=recipe),
       jobs,

@@ -43,11 +43,15 @@ class Recipe:
     grid: the target grid.
     severity: of the phantom, "clinical" or "overt".
     has_mask: whether records hold a mask.
+    scanner: replaces values of `phantom.population.draw_scanner`.
+    population: replaces values of `phantom.population.draw_patient`.
   """
 
   grid: GridSpec
   severity: str
   has_mask: bool
+  scanner: dict[str, Any] = dataclasses.field(default_factory=dict)
+  population: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def plan(
@@ -179,6 +183,8 @@ def make_record(
       label=case.label,
       severity=recipe.severity,
       grid=recipe.grid,
+      scanner=recipe.scanner,
+      population=recipe.population,
     )
     volume, mask, source = drawn.volume, drawn.mask, drawn.volume.grid
     known = np.ones(len(CLASS_NAMES), np.uint8)

@@ -19,7 +19,11 @@ from data_prep.phantom import (
   vessels,
 )
 from data_prep.phantom.coronaries import SEGMENTS
-from data_prep.phantom.population import draw_patient, draw_scanner
+from data_prep.phantom.population import (
+  DOMINANCES,
+  draw_patient,
+  draw_scanner,
+)
 from data_prep.volume import Grid, Volume
 
 __all__ = ["CLASSES", "SEGMENTS", "Phantom", "make_phantom"]
@@ -135,6 +139,37 @@ def make_phantom(
       "coronaries": about_tree,
     },
   )
+
+
+def check_fixed(what: str, fixed: dict[str, Any]) -> None:
+  """Checks values to be fixed for all phantoms of a data set.
+
+  Args:
+    what: "scanner" or "population".
+    fixed: of `make_phantom`; one value each, a number or, of dominance, a
+      word.
+
+  Raises:
+    UserError: an unknown name, or a value that cannot be one.
+  """
+  rng = np.random.default_rng(0)
+  values = dict(fixed)
+  dominance = values.pop("dominance", None) if what == "population" else None
+  if dominance not in (None, *DOMINANCES):
+    raise UserError(
+      f"--population: dominance={dominance} is none of {', '.join(DOMINANCES)}"
+    )
+  drawn = {"scanner": draw_scanner, "population": draw_patient}[what](rng)
+  unknown = sorted(set(values) - set(drawn))
+  if unknown:
+    known = [name for name, value in drawn.items() if np.isscalar(value)]
+    raise UserError(
+      f"--{what}: phantoms have no {', '.join(unknown)}; known are"
+      f" {', '.join(known)}"
+    )
+  for name, value in values.items():
+    if not (np.isscalar(drawn[name]) and isinstance(value, float | int)):
+      raise UserError(f"--{what}: {name}={value} cannot be; give a number")
 
 
 def _streams(seed: int) -> dict[str, np.random.Generator]:

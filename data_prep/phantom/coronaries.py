@@ -138,11 +138,15 @@ class _Grower:
     radius = np.interp(np.linspace(0, 1, count), share, radius)
     self.tree[name] = Vessel(name, points, radius, _normals(points), parent)
 
+  def line(self, name: str) -> np.ndarray:
+    """Returns the points [N, 3] of a vessel in the heart's frame."""
+    points = tuple(np.float32(self.tree[name].points.T))
+    return np.stack(self.heart.from_patient(points), -1)
+
   def on(self, name: str, share: float) -> np.ndarray:
     """Returns the point [3] of a vessel, in the heart's frame."""
-    points = self.tree[name].points
-    point = points[int(round(share * (len(points) - 1)))]
-    return np.ravel(self.heart.from_patient(tuple(np.float32(point)[:, None])))
+    line = self.line(name)
+    return line[int(round(share * (len(line) - 1)))]
 
   def surface(self, long_mm, angle_deg) -> np.ndarray:
     """Returns points [N, 3] just outside the left ventricle."""
@@ -158,9 +162,22 @@ class _Grower:
       np.repeat(long_mm, len(sweep)), np.tile(sweep, len(long_mm))
     )
     apart = heart_lib.rv_inside(tuple(np.float32(grid.T)), self.size) - 5.5
-    touching = apart.reshape(len(long_mm), -1) < 0
-    first = np.where(touching.any(1), touching.argmax(1), len(sweep) // 2)
-    return sweep[first]
+    return _first_touch(sweep, apart, len(sweep) // 2)
+
+  def ring(self, angle_deg) -> np.ndarray:
+    """Returns the mm from the base where atrium and ventricle meet."""
+    sweep = np.arange(24, -4, -1.0)
+    grid = self.surface(
+      np.tile(sweep, len(angle_deg)), np.repeat(angle_deg, len(sweep))
+    )
+    apart = heart_lib.la_inside(tuple(np.float32(grid.T)), self.size) - 5
+    return _first_touch(sweep, apart, -1)
+
+
+def _first_touch(sweep, apart, otherwise: int) -> np.ndarray:
+  """Returns where each sweep [N] first finds `apart` [M * N] below 0, [M]."""
+  touching = apart.reshape(-1, len(sweep)) < 0
+  return sweep[np.where(touching.any(1), touching.argmax(1), otherwise)]
 
 
 def _settle(line: np.ndarray, lift: np.ndarray, size: dict) -> np.ndarray:
@@ -193,53 +210,64 @@ def _normals(points: np.ndarray) -> np.ndarray:
   return np.stack(normals)
 
 
+def _angle(points: np.ndarray) -> np.ndarray:
+  """Returns the degrees [...] of points [..., 3], as `heart.lv_point` has."""
+  _, septal, up = np.moveaxis(
+    (points - heart_lib.MITRAL) @ heart_lib.LV_FRAME.T, -1, 0
+  )
+  return np.degrees(np.arctan2(septal, up))
+
+
 def _grow_left(grow: _Grower, has: dict, dominance: str) -> None:
   centers, radius = vessels.sinuses(grow.heart)
   out = centers[0] - (heart_lib.AORTIC_VALVE + 10 * heart_lib.ROOT_WAY)
   out /= np.linalg.norm(out)
   ostium = centers[0] + radius * out + 3 * heart_lib.ROOT_WAY
-  fork = np.array([17.5, -1.0, 24.0])
+  fork = grow.surface([17], [2])[0]
   grow.add("LM", [ostium, (ostium + fork) / 2 + [0, 0, 1], fork], free_mm=7)
   fork = grow.on("LM", 1.0)
-  long = np.array([16.0, 30, 45, 60, 74, 86])
+  long = np.array([30.0, 45, 60, 74, 86])
   angle = grow.groove(long, front=True)
   grow.add("LAD", [fork, *grow.surface(long, angle)], "LM")
-  turn = np.array([-28.0, -60, -95, -120])
+  turn = np.array([-35.0, -65, -95, -120])
   if dominance == "left":
-    turn = np.array([-28.0, -60, -95, -130, -165, -185])
+    turn = np.array([-35.0, -65, -95, -130, -165, -185])
   elif dominance == "co":
-    turn = np.array([-28.0, -60, -95, -130, -150])
+    turn = np.array([-35.0, -65, -95, -130, -150])
   radii = (1.85, 1.25) if dominance == "left" else None
-  ring = grow.surface(np.full(len(turn), -4.0), turn)
+  # A left main that ends in three vessels has the wider fork.
+  along = heart_lib.LV_FRAME[0] @ (fork - heart_lib.MITRAL)
+  along += 0 if has["IM"] else 3.5
+  ring = grow.surface([along, *grow.ring(turn)], [-17, *turn])
   grow.add("LCx", [fork, *ring], "LM", radii)
-  for name, share, first, last in (
-    ("D1", 0.22, 30, 62),
-    ("D2", 0.42, 45, 76),
+  for name, share, first, last, aside in (
+    ("D1", 0.22, 30, 60, (18, 28, 36)),
+    ("D2", 0.42, 45, 76, (15, 25, 31)),
   ):
     if has.get(name, True):
       start = grow.on("LAD", share)
       side = grow.groove(np.array([float(first)]), front=True)[0]
       path = grow.surface(
-        np.linspace(first, last, 4)[1:], side - np.array([22, 38, 48.0])
+        np.linspace(first, last, 4)[1:], side - np.array(aside)
       )
       grow.add(name, [start, *path], "LAD")
   if has["IM"]:
-    path = grow.surface([16, 34, 52], [-12, -28, -38])
+    path = grow.surface([31, 47, 62], [-13, -32, -46])
     grow.add("IM", [fork, *path], "LM")
   share = {"left": 0.3, "co": 0.38}.get(dominance, 0.45)
-  for name, at, spread in (("OM1", share, 0), ("OM2", share + 0.27, 38)):
+  for name, at in (("OM1", share), ("OM2", share + 0.27)):
     if has.get(name, True):
-      path = grow.surface(
-        [14, 32, 50, 64], np.array([-72, -82, -88, -90.0]) - spread
-      )
-      grow.add(name, [grow.on("LCx", at), *path], "LCx")
+      start = grow.on("LCx", at)
+      path = grow.surface([30, 48, 64], _angle(start) - np.array([10, 18, 22]))
+      grow.add(name, [start, *path], "LCx")
   if dominance == "left":
     long = np.array([14.0, 30, 46, 60])
     angle = grow.groove(long, front=False)
     grow.add("L-PDA", [grow.on("LCx", 1), *grow.surface(long, angle)], "LCx")
   if dominance != "right":
-    path = grow.surface([12, 30, 46], [212, 207, 204])
-    grow.add("L-PLA", [grow.on("LCx", 0.86), *path], "LCx")
+    start = grow.on("LCx", 0.86)
+    path = grow.surface([16, 32, 46], _angle(start) - np.array([5, 10, 14]))
+    grow.add("L-PLA", [start, *path], "LCx")
 
 
 def _grow_right(grow: _Grower, has: dict, dominance: str) -> None:
@@ -247,14 +275,18 @@ def _grow_right(grow: _Grower, has: dict, dominance: str) -> None:
   out = centers[1] - (heart_lib.AORTIC_VALVE + 10 * heart_lib.ROOT_WAY)
   out /= np.linalg.norm(out)
   ostium = centers[1] + radius * out + 2 * heart_lib.ROOT_WAY
-  last = -104.0 if dominance != "left" else -45.0
+  last = -84.0 if dominance != "left" else -45.0
   ring = _tricuspid_ring(grow.size, np.linspace(52, last, 9))
+  if dominance != "left":
+    # The crux, where the grooves between all four chambers meet.
+    angle = grow.groove(np.array([4.0]), front=False)
+    ring = np.concatenate([ring, grow.surface([2], angle)])
   early = ostium + 6 * out + [-3, 0, 1]
   radii = (1.5, 0.8) if dominance == "left" else None
   grow.add("RCA", [ostium, early, *ring], "", radii, free_mm=8)
   if has["other"]:
-    share = 0.52 if dominance != "left" else 0.85
-    start = grow.on("RCA", share)
+    line = grow.line("RCA")
+    start = line[np.abs(_angle(line) - 106).argmin()]
     path = (
       heart_lib.MITRAL
       + np.array([[24.0, 52, -20], [42, 48, -22], [58, 38, -20]])
@@ -268,9 +300,8 @@ def _grow_right(grow: _Grower, has: dict, dominance: str) -> None:
   angle = grow.groove(long, front=False)
   grow.add("R-PDA", [crux, *grow.surface(long, angle)], "RCA")
   if dominance == "right":
-    start = grow.on("RCA", 0.97)
-    path = grow.surface([0, 10, 28, 44], [172, 190, 202, 206])
-    grow.add("R-PLA", [start, *path], "RCA")
+    path = grow.surface([2, 14, 28, 44], [184, 196, 202, 206])
+    grow.add("R-PLA", [crux, *path], "RCA")
 
 
 def _tricuspid_ring(size: dict, angle_deg: np.ndarray) -> np.ndarray:

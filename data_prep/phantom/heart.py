@@ -198,12 +198,12 @@ def la_inside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
   """Distance to the blood of the left atrium and its appendage."""
   k = size["la_scale"]
   body = shapes.ellipsoid(q, (-8, 36, 13), (33 * k, 20.5 * k, 25 * k))
-  ear = shapes.capsule(
-    q, np.array([17.0, 30, 22]), np.array([32.0, 8, 30]), 9 * k, 7
-  )
-  tip = shapes.capsule(
-    q, np.array([32.0, 8, 30]), np.array([31.0, -4, 31]), 6.5, 4
-  )
+  # The appendage rides on the left ventricle, and the circumflex artery runs
+  # between them.
+  up = np.array([0.0, 0.0, lv_radius(size)[1] - 33.0])
+  bend = np.array([30.0, 10, 42]) + up
+  ear = shapes.capsule(q, np.array([15.0, 30, 26]) + up / 2, bend, 9 * k, 6.5)
+  tip = shapes.capsule(q, bend, np.array([29.0, -2, 42]) + up, 6, 4)
   return shapes.union(shapes.union(body, ear, 6), tip, 3)
 
 

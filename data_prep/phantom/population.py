@@ -6,6 +6,8 @@ import numpy as np
 
 from data_prep.errors import UserError
 
+# Which coronary artery reaches the back of the heart.
+DOMINANCES = ("right", "left", "co")
 # Factor of the calcium outside the coronaries, healthy or not: the plaques of
 # `overt` would show in the histogram of an average patient.
 _CALCIUM = {"clinical": 1.0, "overt": 3.0}

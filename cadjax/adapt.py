@@ -1,0 +1,67 @@
+"""Test-time normalisation: the norms' statistics of another data set.
+
+Li et al., Pattern Recognition 80 (2018) 109-117 ("AdaBN"): weights stay as
+they were trained, and no label is used.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from cadjax import input_pipeline, steps, tasks
+from cadjax.models import layers
+from cadjax.workdir import Trained
+from data_prep.errors import UserError
+
+
+def adapt_norms(
+  trained: Trained, dataset: input_pipeline.Dataset, batch_size: int
+) -> Trained:
+  """Returns a classifier with the mean statistics over another data set.
+
+  Args:
+    trained: with batch norm, and no masks beside the volume.
+    dataset: on the same grid; all of its splits are used.
+    batch_size: volumes at a time; the last, smaller batch is left out unless
+      it is the only one.
+
+  Raises:
+    UserError: the model has no batch norm.
+  """
+  if not trained.variables["batch_stats"]:
+    raise UserError(
+      f"{trained.path} has no batch norm (config.model.norm ="
+      f" {trained.config.model.norm!r}), so there are no statistics to adapt"
+    )
+  config = trained.config
+  model, kept = tasks.make_model(config), layers.BATCH_NORM_MOMENTUM
+
+  @jax.jit
+  def statistics(variables, image):
+    examples = steps.flatten_slices(
+      steps.window(image, tuple(config.data.window_hu)), config.model.ndim
+    )
+    _, updated = model.apply(
+      variables, examples, train=True, mutable=["batch_stats"]
+    )
+    return updated["batch_stats"]
+
+  rows = [row for split in input_pipeline.SPLITS for row in dataset.rows[split]]
+  size = min(batch_size, len(rows))
+  found = []
+  for i in range(0, len(rows) - size + 1, size):
+    batch = dataset.batch(rows[i : i + size], size)
+    new = statistics(trained.variables, batch["image"])
+    # new = kept * old + (1 - kept) * batch, solved for the batch.
+    found.append(
+      jax.tree.map(
+        lambda n, o: (np.asarray(n) - kept * o) / (1 - kept),
+        new,
+        trained.variables["batch_stats"],
+      )
+    )
+  mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *found)
+  return dataclasses.replace(
+    trained, variables=trained.variables | {"batch_stats": mean}
+  )

@@ -1,0 +1,1 @@
+"""Experiments: arms x folds x seeds, each trained once, compared in pairs."""

@@ -1,0 +1,87 @@
+"""Answers a question by experiment.
+
+  python -m cadjax.experiment --plan=configs/experiments/dimension.py \
+    --scale=small --workdir=experiments/dimension
+
+Trains and measures every cell (arm x fold x seed) once, then compares. The
+same command resumes; several of them, on one machine or on many that share
+the folder, divide the work. Writes results.json, cost.json, forest.png and
+index.html to the workdir.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from cadjax import names
+from cadjax.experiment import estimate, page, plan
+from cadjax.experiment.run import Experiment, Stopped
+from cadjax.experiment.store import Store
+from data_prep import errors
+from data_prep.errors import UserError
+
+
+def define_flags() -> None:
+  """Defines the flags; not at import, so that notebooks may import this."""
+  flags.DEFINE_string("plan", None, "A file of configs/experiments.")
+  flags.DEFINE_string("workdir", None, "Folder for the cells and the results.")
+  flags.DEFINE_string("scale", "small", f"One of {', '.join(plan.SCALES)}.")
+  flags.DEFINE_string(
+    "data",
+    None,
+    "Folder of the data sets, which plans may share; WORKDIR/data if unset.",
+  )
+  flags.DEFINE_bool("dry_run", False, "Only list the cells and their cost.")
+  flags.DEFINE_bool("retry", False, "Try failed cells again.")
+  flags.DEFINE_string(
+    "table",
+    None,
+    "Write the results of all experiments under --workdir as a table into this"
+    " README, between its marks, and do nothing else.",
+  )
+
+
+def main(_: Sequence[str]) -> None:
+  """Runs what the flags ask for."""
+  args = flags.FLAGS
+  if args.workdir is None:
+    raise UserError("--workdir is missing: the folder for the results")
+  folder = pathlib.Path(args.workdir)
+  if args.table:
+    count = page.update_readme(pathlib.Path(args.table), folder)
+    print(f"{count} experiments in {args.table}")
+    return
+  if args.plan is None:
+    raise UserError("--plan is missing; see configs/experiments")
+  asked = plan.load_plan(args.plan, args.scale)
+  data = Store(pathlib.Path(args.data) if args.data else folder / "data")
+  cells = Store(folder / "cells")
+  if args.dry_run:
+    print(estimate.table(asked, cells))
+    return
+  if args.retry:
+    for cell in asked.cells():
+      cells.forget_failure(cell.name)
+  # Cells compile the same programs, those of other plans too.
+  cache = folder.absolute().parent / "jax_cache"
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+  try:
+    Experiment(asked, cells, data).run()
+  except Stopped:
+    print("stopped; the same command goes on from here")
+    return
+  result = page.write(folder, asked, cells)
+  print(page.text(result))
+  print(f"open {folder / 'index.html'}")
+  if result["failed"]:
+    raise UserError(
+      f"{len(result['failed'])} cells failed, see failed.txt in their folders;"
+      " --retry tries them again"
+    )
+
+
+if __name__ == "__main__":
+  define_flags()
+  errors.run(main, expected=(names.ConfigError,))

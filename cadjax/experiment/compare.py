@@ -1,0 +1,324 @@
+"""From the rows of cells to lines, differences and what they answer.
+
+A cell gives rows of patients, of one of two kinds. Calls have label,
+probability and threshold, and give the metrics of `metrics.METRICS`. Values
+have any measured number, and give its mean over patients.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from cadjax import intervals, metrics
+
+Row = Mapping[str, Any]
+# (fold, seed) of a cell.
+Key = tuple[int | None, int]
+CALL = ("label", "probability", "threshold")
+# Below this a bootstrap is too narrow to decide anything.
+LEAST_PATIENTS = 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Line:
+  """One arm, or one of the several things that its measure tells.
+
+  Attributes:
+    rows: of each cell, by fold and seed.
+  """
+
+  rows: Mapping[Key, Sequence[Row]]
+
+  @functools.cached_property
+  def is_call(self) -> bool:
+    """Whether the rows are calls, not values."""
+    first = next(row for rows in self.rows.values() for row in rows)
+    return all(key in first for key in CALL)
+
+  def has(self, metric: str) -> bool:
+    """Tells whether the metric can be computed of the rows."""
+    if self.is_call:
+      return metric in metrics.METRICS
+    return any(metric in row for rows in self.rows.values() for row in rows)
+
+  def patients(self) -> int:
+    """Returns the number of different patients."""
+    return len(
+      {str(r["patient_id"]) for rows in self.rows.values() for r in rows}
+    )
+
+
+def estimate(line: Line, metric: str, *, draws: int = 2000) -> dict[str, Any]:
+  """Returns the mean of a metric over the cells.
+
+  The interval is the percentile bootstrap over patients, within folds and the
+  same draw for every seed: how much it would vary with other patients, the
+  training being as it was.
+
+  Returns:
+    value, low, high, n_patients and cells, a list of fold, seed and value.
+  """
+  measured = {
+    key: _measure(rows, metric, line.is_call, draws, key[0])
+    for key, rows in line.rows.items()
+  }
+  values = {key: value for key, (value, _) in measured.items()}
+  low, high = _percentiles([drawn for _, drawn in measured.values()])
+  return {
+    "value": _mean(values.values()),
+    "low": low,
+    "high": high,
+    "n_patients": line.patients(),
+    "cells": [
+      {"fold": fold, "seed": seed, "value": value}
+      for (fold, seed), value in values.items()
+    ],
+  } | _spread(line, metric)
+
+
+def _spread(line: Line, metric: str) -> dict[str, float]:
+  """Where the middle 95 % of the values of rows lie; nothing of calls."""
+  if line.is_call:
+    return {}
+  values = np.array(
+    [r.get(metric, math.nan) for rows in line.rows.values() for r in rows],
+    np.float64,
+  )
+  low, high = intervals.percentiles(values)
+  return {"middle_low": low, "middle_high": high}
+
+
+def difference(
+  a: Line,
+  b: Line,
+  metric: str,
+  *,
+  sizes: Mapping[Key, tuple[int, int]],
+  draws: int = 2000,
+) -> dict[str, Any]:
+  """Returns line a less line b, on the same patients.
+
+  With two folds or more, the interval is that of Nadeau and Bengio (Machine
+  Learning 52 (2003) 239-281), a t interval over the cells whose variance is
+  corrected for training sets that overlap; else the paired bootstrap over
+  patients, which says nothing of another training.
+
+  Args:
+    a: the one.
+    b: the other.
+    metric: of both.
+    sizes: training and test patients of each cell.
+    draws: of the bootstrap.
+
+  Returns:
+    difference, low, high, p_value, method; bootstrap_low and bootstrap_high,
+    n_patients, n_cells, and for calls mcnemar.
+  """
+  keys = [key for key in a.rows if key in b.rows]
+  pairs = {key: _shared(a, b, key, metric) for key in keys}
+  measured = {
+    key: tuple(
+      _measure(rows, metric, a.is_call, draws, key[0]) for rows in both
+    )
+    for key, both in pairs.items()
+    if both[0]
+  }
+  deltas = np.array([x[0] - y[0] for x, y in measured.values()])
+  drawn = [x[1] - y[1] for x, y in measured.values()]
+  low, high = _percentiles(drawn)
+  result = {
+    "metric": metric,
+    "difference": _mean(deltas),
+    "n_cells": len(measured),
+    "n_patients": len(
+      {str(row["patient_id"]) for key in measured for row in pairs[key][0]}
+    ),
+    "bootstrap_low": low,
+    "bootstrap_high": high,
+  }
+  if len({fold for fold, _ in measured}) > 1:
+    shares = [sizes[key][1] / max(1, sizes[key][0]) for key in measured]
+    result |= corrected_t(deltas, float(np.mean(shares)))
+    result["method"] = f"Nadeau-Bengio over {len(deltas)} cells"
+  else:
+    result |= {"low": low, "high": high, "p_value": _bootstrap_p(drawn)}
+    result["method"] = "paired bootstrap over patients"
+  if a.is_call and _one_call_each(pairs):
+    result["mcnemar"] = _mcnemar(pairs)
+  return result
+
+
+def corrected_t(deltas: np.ndarray, share: float) -> dict[str, float]:
+  """Returns the corrected resampled t interval and test of a mean of 0.
+
+  Args:
+    deltas: [J], of the cells.
+    share: test patients for each training patient.
+
+  Returns:
+    low, high and p_value; NaN where the cells do not tell.
+  """
+  deltas = np.asarray(deltas, np.float64)
+  n = deltas.size
+  if n < 2 or not np.isfinite(deltas).all() or np.ptp(deltas) == 0:
+    return {"low": math.nan, "high": math.nan, "p_value": math.nan}
+  mean = float(deltas.mean())
+  error = math.sqrt((1 / n + share) * deltas.var(ddof=1))
+  half = float(scipy.stats.t.ppf(0.975, n - 1)) * error
+  p_value = 2 * float(scipy.stats.t.sf(abs(mean) / error, n - 1))
+  return {"low": mean - half, "high": mean + half, "p_value": p_value}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """Returns Holm's adjusted p values; NaN stays, and counts as a test.
+
+  Holm, Scand. J. Stat. 6 (1979) 65-70.
+  """
+  adjusted = [math.nan] * len(p_values)
+  order = sorted(
+    range(len(p_values)),
+    key=lambda i: math.inf if math.isnan(p_values[i]) else p_values[i],
+  )
+  largest = 0.0
+  for rank, i in enumerate(order):
+    if math.isnan(p_values[i]):
+      continue
+    largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+    adjusted[i] = largest
+  return adjusted
+
+
+def decided(comparison: Mapping[str, Any]) -> bool:
+  """Tells whether an adjusted comparison is told from no difference.
+
+  Holm's p is below 0.05, the interval leaves out 0, and there are at least
+  `LEAST_PATIENTS`.
+  """
+  p = comparison["p_holm"]
+  low, high = comparison["low"], comparison["high"]
+  if any(x is None or math.isnan(x) for x in (p, low, high)):
+    return False
+  enough = comparison["n_patients"] >= LEAST_PATIENTS
+  return enough and p < 0.05 and (low > 0 or high < 0)
+
+
+def _measure(
+  rows: Sequence[Row], metric: str, is_call: bool, draws: int, fold: int | None
+) -> tuple[float, np.ndarray]:
+  """Returns the metric of one cell and its bootstrap [draws].
+
+  Cells of one fold with the same patients are drawn alike, which is what
+  makes differences of them paired.
+  """
+  rows = sorted(rows, key=lambda row: str(row["patient_id"]))
+  patients = np.array([str(row["patient_id"]) for row in rows])
+  seed = 0 if fold is None else fold + 1
+  if is_call:
+    labels = np.array([row["label"] for row in rows], int)
+    probs = np.array([row["probability"] for row in rows], float)
+    cut = rows[0]["threshold"]
+    value = metrics.binary_metrics(labels, probs, cut)[metric]
+    drawn = intervals.bootstrap(
+      labels, probs, cut, groups=patients, draws=draws, seed=seed
+    )
+    return float(value), drawn[metric]
+  names, member = np.unique(patients, return_inverse=True)
+  values = np.array([_number(row, metric) for row in rows])
+  known = np.isfinite(values)
+  counts = np.bincount(member[known], minlength=names.size)
+  sums = np.bincount(member[known], values[known], names.size)
+  means = sums[counts > 0] / counts[counts > 0]
+  if not means.size:
+    return math.nan, np.full(draws, math.nan)
+  drawn = intervals.bootstrap_counts(
+    np.zeros(means.size), draws=draws, seed=seed
+  )
+  return float(means.mean()), drawn @ means / means.size
+
+
+def _number(row: Row, metric: str) -> float:
+  value = row.get(metric)
+  return math.nan if value is None else float(value)
+
+
+def _shared(
+  a: Line, b: Line, key: Key, metric: str
+) -> tuple[list[Row], list[Row]]:
+  """Returns the rows of the patients that both lines have in a cell."""
+  kept = []
+  for line in (a, b):
+    kept.append(
+      {
+        str(row["patient_id"])
+        for row in line.rows[key]
+        if line.is_call or math.isfinite(_number(row, metric))
+      }
+    )
+  both = kept[0] & kept[1]
+  return tuple(
+    [row for row in line.rows[key] if str(row["patient_id"]) in both]
+    for line in (a, b)
+  )
+
+
+def _one_call_each(pairs: Mapping[Key, tuple]) -> bool:
+  """Tells whether rows are patients, not slices of patients."""
+  return all(
+    len(rows) == len({str(row["patient_id"]) for row in rows})
+    for both in pairs.values()
+    for rows in both
+  )
+
+
+def _mcnemar(pairs: Mapping[Key, tuple]) -> dict[str, Any]:
+  """McNemar's test of the calls on all folds, of one seed each."""
+  right: tuple[list[bool], list[bool]] = ([], [])
+  seen = set()
+  for (fold, _), both in pairs.items():
+    if fold in seen:
+      continue
+    seen.add(fold)
+    calls = [
+      {
+        str(row["patient_id"]): (row["probability"] >= row["threshold"])
+        == (row["label"] == 1)
+        for row in rows
+      }
+      for rows in both
+    ]
+    for name in calls[0]:
+      right[0].append(calls[0][name])
+      right[1].append(calls[1][name])
+  return intervals.mcnemar(np.array(right[0]), np.array(right[1]))
+
+
+def _bootstrap_p(drawn: Sequence[np.ndarray]) -> float:
+  """Two-sided achieved significance level of a mean difference of 0."""
+  if not drawn:
+    return math.nan
+  mean = np.mean(drawn, axis=0)
+  mean = mean[np.isfinite(mean)]
+  if not mean.size or np.ptp(mean) == 0:
+    return math.nan
+  tail = min((mean <= 0).sum(), (mean >= 0).sum())
+  return min(1.0, 2 * (float(tail) + 1) / (mean.size + 1))
+
+
+def _percentiles(drawn: Sequence[np.ndarray]) -> tuple[float, float]:
+  """Central interval of the mean over cells; NaN where nothing varies."""
+  if not len(drawn):
+    return math.nan, math.nan
+  mean = np.mean(drawn, axis=0)
+  low, high = intervals.percentiles(mean)
+  return (math.nan, math.nan) if high - low < 1e-12 else (low, high)
+
+
+def _mean(values) -> float:
+  values = np.array(list(values), np.float64)
+  values = values[np.isfinite(values)]
+  return float(values.mean()) if values.size else math.nan

@@ -1,0 +1,124 @@
+"""What the cells of a plan will cost, before they run."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from cadjax import flops, priors, tasks
+from cadjax.bench.work import median_seconds
+from cadjax.experiment.plan import Arm, Plan
+from cadjax.experiment.store import Store
+from data_prep import build
+
+# Of the matmul rate of this machine, in a train step; README "Speed".
+SHARE_OF_MATMUL = 0.3
+EDGE = 1024
+# Parameters, gradients and Adam's two moments.
+COPIES = 4
+
+
+def table(plan: Plan, cells: Store) -> str:
+  """Returns the cells with their state, time and memory, as text.
+
+  Measured on cells that are done; for the others estimated from the work of
+  the network and the rate of a matrix product on this machine, a few times
+  too low or too high.
+  """
+  rate = _matmul_flops()
+  seconds, peak = {}, {}
+  for name, arm in plan.arms.items():
+    done = [
+      cells.read(cell.name)["cost"]
+      for cell in plan.cells()
+      if cell.arm == name and cells.state(cell.name) == "done"
+    ]
+    if done:
+      seconds[name] = statistics.median(one["seconds"] for one in done)
+      peak[name] = max(one["peak_bytes"] for one in done)
+    elif arm.config is not None:
+      cost = training_cost(arm, _data(plan, arm))
+      seconds[name] = cost["flops"] / (SHARE_OF_MATMUL * rate)
+      peak[name] = cost["bytes"]
+  lines = [f"{'cell':32}{'state':10}{'time':>10}{'memory':>12}"]
+  left = 0.0
+  for cell in plan.cells():
+    state, cost = cells.state(cell.name), seconds.get(cell.arm)
+    time = "unknown" if cost is None else f"{cost / 60:.1f} min"
+    memory = peak.get(cell.arm)
+    size = "unknown" if memory is None else f"{memory / 1e9:.1f} GB"
+    lines.append(f"{cell.name:32}{state:10}{time:>10}{size:>12}")
+    left += 0 if state == "done" or cost is None else cost
+  return "\n".join(
+    [
+      *lines,
+      f"about {left / 60:.0f} min to train on this machine, without building"
+      " data, compiling and measuring",
+    ]
+  )
+
+
+def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
+  """Returns floating-point operations and bytes of one training.
+
+  Args:
+    arm: with a config.
+    data: shape [D, H, W] and training cases of its data set.
+  """
+  config = arm.config
+  batch = config.data.batch_size
+  if tasks.task_of(config) == "segment":
+    depth, *plane = config.data.patch_size
+    examples = config.data.patches_per_volume
+  else:
+    depth, *plane = data["shape"]
+    depth = config.data.slices_per_volume if config.model.ndim == 2 else depth
+    examples = 1
+  channels = priors.channels(config)
+  if config.model.ndim == 2:
+    shape = (batch * depth, *plane, channels)
+  else:
+    shape = (batch, depth, *plane, channels)
+  model = tasks.make_model(config)
+  counted = flops.count(model, shape)
+  cases = config.data.get("subset") and config.data.subset.patients
+  cases = cases or data["train"]
+  steps = max(1, cases * examples // batch) * config.epochs
+  variables = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False
+    )
+  )
+  params = sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"]))
+  # What the backward pass keeps: the inputs of all layers, and as much again
+  # of norms and activations.
+  kept = sum(layer.bytes for layer in counted)
+  return {
+    "flops": float(steps * flops.step_flops(counted, train=True)),
+    "bytes": float(4 * COPIES * params + kept),
+  }
+
+
+def _data(plan: Plan, arm: Arm) -> dict[str, Any]:
+  """Shape and training cases, of the flags that build the data."""
+  values = flags.FlagValues()
+  build.define_flags(values)
+  values(["build", *plan.data[arm.data], "--out=none"])
+  config = build.config_from_flags(values)
+  train = config.fractions[0]
+  if plan.folds != (None,) and not arm.shared:
+    train = (config.num_folds - 2) / config.num_folds
+  return {"shape": config.grid.shape, "train": round(config.cases * train)}
+
+
+def _matmul_flops() -> float:
+  """Returns floating-point operations a second of a matrix product."""
+  x = jnp.ones((EDGE, EDGE))
+  product = jax.jit(lambda x: x @ x)
+  product(x).block_until_ready()
+  seconds = median_seconds(lambda: product(x).block_until_ready(), 5)
+  return 2 * EDGE**3 / seconds

@@ -1,0 +1,297 @@
+"""What is measured of a trained cell: rows of patients, by entry.
+
+A measure is `fn(trial) -> {entry: rows}`; see `compare` for the kinds of rows.
+The entry "" is the arm's own line.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cadjax import (
+  calibration,
+  decision,
+  evaluate,
+  evaluate_explain,
+  evaluate_link,
+  evaluation,
+  input_pipeline,
+  metrics,
+  priors,
+  results,
+  workdir,
+)
+from cadjax.results import Row
+
+Entries = dict[str, list[Row]]
+# What is written beside the rows has few draws: intervals come of all cells.
+DRAWS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A cell that is to be measured.
+
+  Attributes:
+    path: of its folder, a workdir if it was trained.
+    data: path of each data set that its arm names.
+    needs: role -> folder of the cell that plays it.
+    options: of its arm.
+    own: the name of the data that it was trained on.
+  """
+
+  path: pathlib.Path
+  data: Mapping[str, pathlib.Path]
+  needs: Mapping[str, pathlib.Path]
+  options: Mapping[str, Any]
+  own: str
+
+
+def patients(trial: Trial) -> Entries:
+  """Calls of the test patients.
+
+  Options:
+    slices: also every slice of a 2D model as a case, in the entry "slices".
+    natural: share of CAD of a second test set, the entry "natural", which has
+      all normal patients and as many of the others as make that share.
+  """
+  result = evaluate.evaluate(trial.path, bootstrap=DRAWS)
+  folder = trial.path / "eval"
+  rows = _calls(folder, "test_patients", result["threshold"])
+  entries = {"": rows}
+  if trial.options.get("slices") and "slice_setting" in result:
+    entries["slices"] = _slices(folder, result)
+  if share := trial.options.get("natural"):
+    entries["natural"] = thinned(rows, share)
+  return entries
+
+
+def _calls(folder: pathlib.Path, name: str, threshold: float) -> list[Row]:
+  keys = ("patient_id", "label", "probability")
+  rows = evaluation.read_rows(folder / f"{name}.jsonl", keys)
+  return [
+    {key: row[key] for key in keys} | {"threshold": threshold} for row in rows
+  ]
+
+
+def _slices(folder: pathlib.Path, result: Mapping[str, Any]) -> list[Row]:
+  setting = result["slice_setting"]
+  rows = evaluation.read_rows(folder / "test_cases.jsonl", evaluate.CASE_KEYS)
+  ids, labels, probs = results.by_slice(rows)
+  probs = calibration.calibrate(probs, setting["temperature"])
+  return [
+    {
+      "patient_id": str(name),
+      "label": int(label),
+      "probability": float(prob),
+      "threshold": setting["threshold"],
+    }
+    for name, label, prob in zip(ids, labels, probs, strict=True)
+  ]
+
+
+def thinned(rows: Sequence[Row], share: float) -> list[Row]:
+  """Leaves out patients with CAD until they are `share` of all.
+
+  Which ones depends on their ids alone, so that all arms keep the same.
+  """
+  normal = [row for row in rows if row["label"] == 0]
+  cad = sorted(
+    (row for row in rows if row["label"] == 1), key=lambda r: r["patient_id"]
+  )
+  keep = round(len(normal) * share / (1 - share))
+  order = np.random.default_rng(0).permutation(len(cad))[:keep]
+  return normal + [cad[i] for i in sorted(order)]
+
+
+def external(trial: Trial) -> Entries:
+  """Calls on the own test patients ("own") and on other data sets, by name.
+
+  Options:
+    adapt: also with the norms' statistics of the other data, in the entry
+      NAME.adapted.
+  """
+  result = evaluate.evaluate(trial.path, bootstrap=DRAWS)
+  entries = {
+    "own": _calls(trial.path / "eval", "test_patients", result["threshold"])
+  }
+  for name, path in trial.data.items():
+    if name == trial.own:
+      continue
+    result = evaluate.evaluate(
+      trial.path, split="all", data=str(path), bootstrap=DRAWS
+    )
+    fingerprint = result["data"]["fingerprint"][:8]
+    folder = trial.path / "eval" / f"external_{fingerprint}" / "all"
+    entries[name] = _calls(folder, "external_all_patients", result["threshold"])
+  return entries
+
+
+def protocol(trial: Trial) -> Entries:
+  """The accuracies that small test sets would have reported.
+
+  The test patients are divided into groups, half of each with CAD; every row
+  is the report of one group.
+
+  Options:
+    tested: patients of a group.
+    reports: at most so many groups.
+  """
+  rows = patients(trial)[""]
+  rng = np.random.default_rng(0)
+  half = trial.options["tested"] // 2
+  groups = [
+    [some[i] for i in rng.permutation(len(some))]
+    for some in (
+      [row for row in rows if row["label"] == label] for label in (0, 1)
+    )
+  ]
+  count = min(trial.options["reports"], *(len(some) // half for some in groups))
+  reports = []
+  for i in range(count):
+    tested = [r for some in groups for r in some[i * half : (i + 1) * half]]
+    labels = np.array([row["label"] for row in tested])
+    probs = np.array([row["probability"] for row in tested])
+    found = metrics.binary_metrics(labels, probs, tested[0]["threshold"])
+    name = f"{trial.path.name}_report{i}"
+    reports.append(
+      {"patient_id": name}
+      | {f"reported_{key}": found[key] for key in ("accuracy", "roc_auc")}
+    )
+  return {"": reports}
+
+
+def explanation(trial: Trial) -> Entries:
+  """Where the maps for CAD lie, an entry for LAYER.METHOD.STRUCTURE.
+
+  Options:
+    structures: of `evaluate_explain.STRUCTURES`; all if left out.
+    cases: on so many test cases; all if left out.
+    rolls: of the null.
+  """
+  evaluate.evaluate_maps(
+    trial.path,
+    cases=trial.options.get("cases"),
+    bootstrap=DRAWS,
+    sanity=0,
+    rolls=trial.options.get("rolls", 8),
+  )
+  rows = evaluation.read_rows(
+    trial.path / "eval" / "explain" / "location_cases.jsonl",
+    ("patient_id", "layer", "method", "structure"),
+  )
+  entries: Entries = {}
+  wanted = trial.options.get("structures", evaluate_explain.STRUCTURES)
+  for row in rows:
+    if row["structure"] not in wanted:
+      continue
+    name = f"{row['layer']}.{row['method']}.{row['structure']}"
+    kept = {
+      key: value
+      for key, value in row.items()
+      if key == "patient_id" or key.startswith(("lift_", "pointing", "gini"))
+    }
+    entries.setdefault(name, []).append(kept)
+  return entries
+
+
+def segments(trial: Trial) -> Entries:
+  """Dice, HD95 and the rest of the test patients, an entry for each class."""
+  evaluate.evaluate(trial.path, bootstrap=DRAWS)
+  rows = evaluation.read_rows(
+    trial.path / "eval" / "test_cases.jsonl", ("patient_id", "class", "dice")
+  )
+  entries: Entries = {}
+  for row in rows:
+    entries.setdefault(row["class"], []).append(
+      {k: v for k, v in row.items() if k not in ("class", "case_id", "split")}
+    )
+  return entries
+
+
+def masks(trial: Trial) -> Entries:
+  """Predicts masks of all cases of another data set; measures `segments`.
+
+  They are written to masks/, for `config.data.prior.masks` of another arm.
+
+  Options:
+    predict_on: the name of that data.
+  """
+  trained = workdir.load_trained(trial.path, "segment")
+  config = trained.config.copy_and_resolve_references()
+  config.data.path = str(trial.data[trial.options["predict_on"]])
+  config.data.fold = None
+  dataset = input_pipeline.open_dataset(config.data, labelled=False)
+  for split in input_pipeline.SPLITS:
+    for row in dataset.rows[split]:
+      found = trained.segment(dataset.read(row)["image"])
+      priors.write_mask(
+        trial.path / "masks",
+        row["case_id"],
+        priors.as_stored(found.labels, trained.config.segment.classes),
+      )
+  return segments(trial)
+
+
+def linked(trial: Trial) -> Entries:
+  """The link of a classifier and a segmenter on exported scans.
+
+  Needs the roles classifier and segmenter; the arm's data are the scans. Of
+  the half of them that `evaluate_link` tests, an entry for each of its modes
+  (lesions_hit: share of a patient's lesions; false_positives: of a scan), and
+  the calls of each of its decisions in by_NAME.
+  """
+  folder = trial.path / "link"
+  result = evaluate_link.evaluate_link(
+    str(trial.needs["classifier"]),
+    str(trial.needs["segmenter"]),
+    str(trial.data[trial.own]),
+    str(folder),
+  )
+  keys = ("patient_id", "label", "half", "lesions")
+  rows = [
+    row
+    for row in evaluation.read_rows(folder / "scans.jsonl", keys)
+    if row["half"] == "test"
+  ]
+  entries: Entries = {}
+  for mode, one in result["localisation"].items():
+    key = f"{mode}@{one['layer']}" if one["layer"] else mode
+    entries[mode] = [
+      {
+        "patient_id": row["patient_id"],
+        "lesions_hit": (
+          row[f"hits:{key}"] / row["lesions"] if row["lesions"] else None
+        ),
+        "false_positives": row[f"false:{key}"],
+      }
+      for row in rows
+    ]
+  for name, one in result["decision"].items():
+    fitted = decision.Decision(
+      **{x.name: one[x.name] for x in dataclasses.fields(decision.Decision)}
+    )
+    entries[f"by_{name}"] = [
+      {
+        "patient_id": row["patient_id"],
+        "label": row["label"],
+        "probability": fitted.probability(row),
+        "threshold": fitted.threshold,
+      }
+      for row in rows
+    ]
+  return entries
+
+
+MEASURES: Mapping[str, Callable[[Trial], Entries]] = {
+  "patients": patients,
+  "external": external,
+  "protocol": protocol,
+  "explanation": explanation,
+  "segments": segments,
+  "masks": masks,
+  "linked": linked,
+}

@@ -1,0 +1,132 @@
+"""The files of an experiment: results.json, cost.json, forest.png, a page."""
+
+import base64
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from cadjax import case_rows, checkpoint, plots, workdir
+from cadjax.experiment import figure, summary
+from cadjax.experiment.plan import Plan
+from cadjax.experiment.store import Store
+from data_prep.errors import UserError
+
+BEGIN, END = "<!-- experiments: begin -->", "<!-- experiments: end -->"
+
+
+def command(result: Mapping[str, Any]) -> str:
+  """Returns the command that gives a result."""
+  return (
+    "python -m cadjax.experiment"
+    f" --plan=configs/experiments/{result['plan']}.py"
+    f" --scale={result['scale']} --workdir=experiments/{result['plan']}"
+  )
+
+
+def write(folder: pathlib.Path, plan: Plan, cells: Store) -> dict[str, Any]:
+  """Writes what is known so far; returns results.json."""
+  result, cost = summary.summarise(plan, cells), summary.cost(plan, cells)
+  folder.mkdir(parents=True, exist_ok=True)
+  picture = figure.forest(result, plan.lines)
+  plots.save(picture, folder / "forest.png")
+  checkpoint.write_json(folder / "results.json", result)
+  checkpoint.write_json(folder / "cost.json", cost)
+  case_rows.write_text(
+    folder / "index.html",
+    render(result, cost, (folder / "forest.png").read_bytes(), plan.metrics),
+  )
+  return result
+
+
+def render(
+  result: Mapping[str, Any],
+  cost: Mapping[str, Any],
+  picture: bytes,
+  metrics: Sequence[str],
+) -> str:
+  """Returns the page; it needs no other file."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("cadjax"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  shown = list(dict.fromkeys([result["metric"], *metrics]))
+  return environment.get_template("experiment.html").render(
+    r=result,
+    cost=cost,
+    picture=base64.b64encode(picture).decode(),
+    metrics=shown,
+    spread=result["metric"].startswith("reported_"),
+    command=command(result),
+    minutes=round(cost["cell_seconds"] / 60),
+    name=summary.metric_name,
+    interval=summary.interval,
+    p=summary.p_text,
+  )
+
+
+def text(result: Mapping[str, Any]) -> str:
+  """Returns the answers and the primary metric, as a program prints them."""
+  metric = result["metric"]
+  rows = [row for row in result["lines"] if metric in row["metrics"]]
+  width = max((len(row["title"]) for row in rows), default=0)
+  lines = [result["question"], f"{'':{width}}  {summary.metric_name(metric)}"]
+  for row in rows:
+    entry = row["metrics"][metric]
+    lines.append(f"{row['title']:{width}}  {summary.interval(entry)}")
+  lines += ["", *result["answers"]]
+  for name, why in result["failed"].items():
+    lines.append(f"failed: {name}: {why}")
+  return "\n".join([*lines, result["disclaimer"]])
+
+
+def markdown(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> str:
+  """Returns a table of experiments, for a README.
+
+  Args:
+    folder: of the README, for the links.
+    files: their results.json.
+  """
+  lines = [
+    "| question | answer, with 95 % interval | cost | command |",
+    "| --- | --- | --- | --- |",
+  ]
+  for file in files:
+    result = workdir.read_json(file)
+    cost = workdir.read_json(file.with_name("cost.json"))
+    page = file.with_name("index.html").relative_to(folder).as_posix()
+    answers = "<br>".join(result["answers"]) or "not answered"
+    if unfinished := result["cells"]["failed"] + result["cells"]["waiting"]:
+      answers += f"<br>({unfinished} cells not done)"
+    minutes = round(cost["cell_seconds"] / 60)
+    price = (
+      f"{cost['cells']} cells, {minutes} min, {', '.join(cost['devices'])}"
+    )
+    lines.append(
+      f"| [{result['question']}]({page}) | {answers} | {price} |"
+      f" `{command(result)}` |"
+    )
+  return "\n".join(lines)
+
+
+def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
+  """Writes the table of all results under `root` into a README.
+
+  Between its two marks; returns how many experiments there are.
+
+  Raises:
+    UserError: the marks are missing.
+  """
+  content = readme.read_text()
+  before, begin, rest = content.partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not begin or not end:
+    raise UserError(f"{readme}: the marks {BEGIN} and {END} are missing")
+  files = sorted(root.glob("*/results.json"))
+  table = markdown(readme.parent, files)
+  case_rows.write_text(readme, f"{before}{BEGIN}\n{table}\n{END}{after}")
+  return len(files)

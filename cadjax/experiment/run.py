@@ -1,0 +1,227 @@
+"""Runs the cells of a plan, alone or beside other processes."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from absl import flags
+from tqdm import tqdm
+
+from cadjax import input_pipeline, train, workdir
+from cadjax.experiment.measures import MEASURES, Trial
+from cadjax.experiment.plan import Arm, Cell, Plan
+from cadjax.experiment.store import Store
+from data_prep import build, errors, export
+from data_prep.errors import UserError
+
+POLL_S = 2.0
+
+
+class Stopped(Exception):
+  """The run was asked to stop; the same command goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A plan and the folders that it works in.
+
+  Attributes:
+    plan: what to do.
+    cells: claims and results of the cells.
+    data: claims of the data sets, which plans may share.
+  """
+
+  plan: Plan
+  cells: Store
+  data: Store
+
+  def run(self) -> None:
+    """Runs the cells that nobody else runs, until all are done or failed.
+
+    Raises:
+      Stopped: the process was told to end.
+      UserError: a data set cannot be built, or a cell was done by another
+        plan.
+    """
+    cells = self.plan.cells()
+    self.check(cells)
+    bar = tqdm(total=len(cells), unit="cell", dynamic_ncols=True)
+    with bar:
+      while True:
+        states = {cell: self.cells.state(cell.name) for cell in cells}
+        over = sum(state in ("done", "failed") for state in states.values())
+        bar.update(over - bar.n)
+        if over == len(cells):
+          return
+        if not self._run_one(states, bar):
+          time.sleep(POLL_S)
+
+  def check(self, cells: Sequence[Cell]) -> None:
+    """Raises `UserError` if a cell was done by another version of the plan."""
+    for cell in cells:
+      if self.cells.state(cell.name) != "done":
+        continue
+      if self.cells.read(cell.name)["digest"] != _digest(self.plan, cell):
+        raise UserError(
+          f"{self.cells.folder(cell.name)} was done by another version of the"
+          " plan or at another scale; use another --workdir"
+        )
+
+  def _run_one(self, states: Mapping[Cell, str], bar: tqdm) -> bool:
+    """Runs the first cell that can be; False if none can."""
+    for cell, state in states.items():
+      if state != "waiting":
+        continue
+      needed = {
+        role: self.plan.needed(cell, arm)
+        for role, arm in self.plan.arms[cell.arm].needs.items()
+      }
+      failed = [c for c in needed.values() if states[c] == "failed"]
+      if failed:
+        self.cells.fail(cell.name, f"it needs {failed[0].name}, which failed\n")
+        return True
+      if any(states[c] != "done" for c in needed.values()):
+        continue
+      with self.cells.claim(cell.name) as mine:
+        # Another process may have done it since the states were read.
+        if mine and self.cells.state(cell.name) == "running":
+          bar.write(f"{cell.name}: {self.plan.arms[cell.arm].title}")
+          self._work(cell, needed, bar)
+          return True
+    return False
+
+  def _work(self, cell: Cell, needed: Mapping[str, Cell], bar: tqdm) -> None:
+    start = time.monotonic()
+    try:
+      entries, sizes = self._trained_and_measured(cell, needed)
+    except Stopped:
+      raise
+    except Exception as error:
+      # One bad cell is told of and does not take the others with it.
+      self.cells.fail(cell.name, traceback.format_exc())
+      bar.write(f"{cell.name} failed: {errors.one_line(error)}")
+      return
+    self.cells.finish(
+      cell.name,
+      {
+        "digest": _digest(self.plan, cell),
+        "entries": entries,
+        "sizes": sizes,
+        "cost": {
+          "seconds": round(time.monotonic() - start, 1),
+          "peak_bytes": _peak_bytes(),
+          "device": jax.devices()[0].device_kind,
+          "devices": jax.device_count(),
+        },
+      },
+    )
+
+  def _trained_and_measured(self, cell: Cell, needed: Mapping[str, Cell]):
+    arm = self.plan.arms[cell.arm]
+    folder = self.cells.folder(cell.name)
+    data = {name: self._dataset(name) for name in (arm.data, *arm.measured_on)}
+    needs = {role: self.cells.folder(c.name) for role, c in needed.items()}
+    sizes = (0, 0)
+    if arm.config is not None:
+      config = cell_config(arm, cell, data[arm.data], needs)
+      train.train_and_evaluate(config, folder)
+      if not workdir.is_finished(folder):
+        raise Stopped
+      opened = input_pipeline.open_dataset(config.data, labelled=False)
+      sizes = tuple(
+        len({row["patient_id"] for row in opened.rows[split]})
+        for split in ("train", "test")
+      )
+    trial = Trial(folder, data, needs, arm.options, arm.data)
+    return MEASURES[arm.measure](trial), sizes
+
+  def _dataset(self, name: str) -> pathlib.Path:
+    """Returns where a data set is, built by this process or another one."""
+    given = list(self.plan.data[name])
+    folder = f"{name}_{_hash(given)}"
+    while self.data.state(folder) != "done":
+      with self.data.claim(folder) as mine:
+        if mine and self.data.state(folder) == "running":
+          make_data(given, self.data.folder(folder))
+          self.data.finish(folder, {"flags": given})
+          break
+      time.sleep(POLL_S)
+    return self.data.folder(folder)
+
+
+def cell_config(
+  arm: Arm,
+  cell: Cell,
+  data: pathlib.Path,
+  needs: Mapping[str, pathlib.Path],
+) -> ml_collections.ConfigDict:
+  """Returns the config of a cell: that of its arm on its fold, seed and data.
+
+  An arm with config.data.prior that needs "masks" sees those of that cell.
+  """
+  config = arm.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.seed = cell.seed
+    config.data.path = str(data)
+    config.data.fold = cell.fold
+    if "subset" in config.data:
+      config.data.subset.seed = cell.seed
+    if "masks" in needs:
+      config.data.prior.masks = str(needs["masks"] / "masks")
+  return config
+
+
+def make_data(given: Sequence[str], out: pathlib.Path) -> None:
+  """Builds a data set, or exports scans where the first flag is "export"."""
+  values = flags.FlagValues()
+  if given[0] == "export":
+    export.define_flags(values)
+    values(["export", *given[1:], f"--out={out}"])
+    export.export_from_flags(values)
+    return
+  build.define_flags(values)
+  values(["build", *given, f"--out={out}"])
+  # What is there is whole, but nobody lived to say so.
+  build.build(build.config_from_flags(values), out, overwrite=True)
+
+
+def _digest(plan: Plan, cell: Cell) -> str:
+  """Returns what tells whether a cell's result is of this plan."""
+  arm = plan.arms[cell.arm]
+  names = (arm.data, *arm.measured_on)
+  needs = {
+    role: _digest(plan, plan.needed(cell, other))
+    for role, other in arm.needs.items()
+  }
+  return _hash(
+    {
+      "config": arm.config and arm.config.to_json_best_effort(sort_keys=True),
+      "data": {name: list(plan.data[name]) for name in names},
+      "measure": [arm.measure, dict(arm.options)],
+      "cell": [cell.fold, cell.seed],
+      "needs": needs,
+    }
+  )
+
+
+def _hash(value: Any) -> str:
+  text = json.dumps(value, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _peak_bytes() -> int:
+  """Most memory of the first device so far, or of the process on a CPU."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in stats:
+    return stats["peak_bytes_in_use"]
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,180 @@
+"""From the cells of an experiment to results.json and cost.json."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cadjax import results
+from cadjax.experiment import compare
+from cadjax.experiment.compare import Key, Line
+from cadjax.experiment.plan import Plan
+from cadjax.experiment.store import Store
+
+DISCLAIMER = "Research software, not a medical device."
+
+
+def collect(plan: Plan, cells: Store) -> tuple[dict[str, Line], dict[str, Any]]:
+  """Reads the cells that are done.
+
+  Returns:
+    the lines by name, and the (training, test) patients of each fold and
+    seed, of the largest training set among the arms.
+  """
+  rows: dict[str, dict[Key, list]] = {}
+  sizes: dict[Key, tuple[int, int]] = {}
+  for cell in plan.cells():
+    if cells.state(cell.name) != "done":
+      continue
+    value = cells.read(cell.name)
+    key = (cell.fold, cell.seed)
+    size = tuple(value["sizes"])
+    sizes[key] = max(sizes.get(key, (0, 0)), size)
+    for entry, some in value["entries"].items():
+      name = f"{cell.arm}/{entry}" if entry else cell.arm
+      rows.setdefault(name, {})[key] = some
+  return {name: Line(some) for name, some in rows.items()}, sizes
+
+
+def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
+  """Returns what results.json holds; no times, so that runs agree."""
+  lines, sizes = collect(plan, cells)
+  shown = list(dict.fromkeys([plan.metric, *plan.metrics]))
+  table = []
+  for name, line in lines.items():
+    arm, _, entry = name.partition("/")
+    measured = {
+      metric: compare.estimate(line, metric)
+      for metric in shown
+      if line.has(metric)
+    }
+    if measured:
+      title = plan.arms[arm].title + (f", {entry}" if entry else "")
+      table.append({"line": name, "title": title, "metrics": measured})
+  comparisons = []
+  for a, b, metric in plan.pairs():
+    if not all(x in lines and lines[x].has(metric) for x in (a, b)):
+      continue
+    found = compare.difference(lines[a], lines[b], metric, sizes=sizes)
+    comparisons.append({"a": a, "b": b} | found)
+  adjusted = compare.holm([one["p_value"] for one in comparisons])
+  for one, p in zip(comparisons, adjusted, strict=True):
+    one["p_holm"] = p
+    one["decided"] = compare.decided(one)
+  titles = {row["line"]: row["title"] for row in table}
+  states = {cell.name: cells.state(cell.name) for cell in plan.cells()}
+  result = {
+    "plan": plan.name,
+    "scale": plan.scale,
+    "question": plan.question,
+    "claim": plan.claim,
+    "limits": plan.limits,
+    "metric": plan.metric,
+    "data": {name: " ".join(given) for name, given in plan.data.items()},
+    "disclaimer": _disclaimer(plan),
+    "lines": table,
+    "comparisons": comparisons,
+    "answers": [_answer(one, titles) for one in comparisons],
+    "not_compared": [
+      f"{a} with {b} ({metric})"
+      for a, b, metric in plan.pairs()
+      if (a, b, metric)
+      not in {(c["a"], c["b"], c["metric"]) for c in comparisons}
+    ],
+    "failed": {
+      name: cells.why(name)
+      for name, state in states.items()
+      if state == "failed"
+    },
+    "cells": {
+      state: sum(each == state for each in states.values())
+      for state in ("done", "failed", "running", "waiting")
+    },
+  }
+  return results.strict(result)
+
+
+def cost(plan: Plan, cells: Store) -> dict[str, Any]:
+  """Returns what the done cells cost, by arm and in all."""
+  found: dict[str, list[Mapping[str, Any]]] = {}
+  for cell in plan.cells():
+    if cells.state(cell.name) == "done":
+      found.setdefault(cell.arm, []).append(cells.read(cell.name)["cost"])
+  every = [one for some in found.values() for one in some]
+  return {
+    "cells": len(every),
+    "cell_seconds": round(sum(one["seconds"] for one in every), 1),
+    "peak_bytes": max((one["peak_bytes"] for one in every), default=0),
+    "devices": sorted({f"{o['devices']} x {o['device']}" for o in every}),
+    "arms": {
+      arm: {
+        "cells": len(some),
+        "median_seconds": statistics.median(one["seconds"] for one in some),
+      }
+      for arm, some in found.items()
+    },
+  }
+
+
+def _disclaimer(plan: Plan) -> str:
+  phantom = any("--source=phantom" in given for given in plan.data.values())
+  return ("Phantom results. " if phantom else "") + DISCLAIMER
+
+
+def metric_name(metric: str) -> str:
+  """Returns a metric as text: "roc_auc" is "ROC AUC"."""
+  known = {
+    "roc_auc": "ROC AUC",
+    "pr_auc": "PR AUC",
+    "ece": "calibration error (ECE)",
+    "brier": "Brier score",
+    "f1": "F1",
+    "mcc": "MCC",
+    "gini": "sparseness (Gini)",
+    "hd95_mm": "HD95 (mm)",
+  }
+  return known.get(metric, metric.replace("_", " ").replace("0mm", "").strip())
+
+
+def interval(
+  entry: Mapping[str, Any], key: str = "value", sign: str = ""
+) -> str:
+  """Returns "0.91 [0.88, 0.94]"; "undefined" without a value."""
+  value, low, high = entry[key], entry["low"], entry["high"]
+  if value is None or math.isnan(value):
+    return "undefined"
+  digits = 3 if abs(value) < 10 else 1
+  text = f"{value:{sign}.{digits}f}"
+  if low is None or math.isnan(low):
+    return f"{text} [no interval]"
+  return f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def p_text(p: float | None) -> str:
+  """Returns "p = 0.012" or "p < 0.001"."""
+  if p is None or math.isnan(p):
+    return "p undefined"
+  return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+  """One comparison in words."""
+  a, b = titles.get(one["a"], one["a"]), titles.get(one["b"], one["b"])
+  name = metric_name(one["metric"])
+  number = interval(one, "difference", "+")
+  about = (
+    f"{number}, {one['n_patients']} patients, {p_text(one['p_holm'])} (Holm)"
+  )
+  if one["decided"]:
+    word = "higher" if one["difference"] > 0 else "lower"
+    return f"{a}: {word} {name} than {b} ({about})"
+  return f"{a} against {b}: no difference in {name} is shown ({about})"
+
+
+def best_first(table: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:
+  """Returns the lines that have the metric, largest first."""
+  have = [row for row in table if row["metrics"].get(metric)]
+  return sorted(
+    have,
+    key=lambda row: -(row["metrics"][metric]["value"] or -math.inf),
+  )

@@ -1,0 +1,124 @@
+"""What a classifier may see beside the volume: where the vessels are.
+
+The paper's first open question: do masks of the aorta and of the coronary
+arteries, as prior knowledge, help the classifier? `config.data.prior` says
+how it sees them, and whether they are those of the records or predicted.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from cadjax import classes, names
+from data_prep.errors import UserError
+
+USES = ("none", "channels", "region")
+# Plaque counts as coronary artery: told apart, it would give the label away.
+TASK = "aorta_coronaries"
+AORTA, CORONARIES = 1, 2
+
+
+def used(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether the model of a config sees masks.
+
+  Raises:
+    names.ConfigError: `config.data.prior.use` is unknown.
+  """
+  # Segmenters, and classifiers from before there were priors, have no field.
+  prior = config.data.get("prior")
+  if not prior:
+    return False
+  names.check_known([prior.use], USES, "config.data.prior.use")
+  return prior.use != "none"
+
+
+def channels(config: ml_collections.ConfigDict) -> int:
+  """Returns the channels of the model's input: 1, or 3 with masks."""
+  return 3 if used(config) and config.data.prior.use == "channels" else 1
+
+
+def make_prior(
+  config: ml_collections.ConfigDict,
+) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+  """Makes `prior(image, mask) -> image`; None where the model sees no mask.
+
+  From a windowed image [N, (D,) H, W, 1] and stored classes [N, (D,) H, W] to
+  the model's input: with two more channels, aorta and coronary arteries (0 or
+  1), or the image with all 0 but the coronary arteries and a margin around
+  them.
+  """
+  if not used(config):
+    return None
+  use, ndim = config.data.prior.use, config.model.ndim
+  margin = tuple(config.data.prior.margin_voxels)[-ndim:]
+
+  def prior(image, mask):
+    mask = classes.map_mask(mask, TASK)
+    if use == "channels":
+      seen = [(mask == number)[..., None] for number in (AORTA, CORONARIES)]
+      return jnp.concatenate([image, *seen], axis=-1, dtype=image.dtype)
+    near = (mask == CORONARIES).astype(image.dtype)[..., None]
+    window = tuple(2 * m + 1 for m in margin)
+    return image * nn.max_pool(near, window, padding="SAME")
+
+  return prior
+
+
+def make_reader(
+  folder: str,
+) -> Callable[[Mapping[str, str], Mapping[str, Any]], np.ndarray]:
+  """Makes `read(row, record) -> mask`, the stored classes uint8 [D, H, W].
+
+  Args:
+    folder: of `write_mask`; "" for the masks of the records.
+  """
+
+  def read(row, record):
+    if not folder:
+      return record["mask"]
+    path = pathlib.Path(folder) / f"{row['case_id']}.npz"
+    try:
+      with np.load(path) as stored:
+        mask = stored["mask"]
+    except (OSError, KeyError, ValueError) as error:
+      raise UserError(
+        f"{path}: no predicted mask can be read there ({error});"
+        " config.data.prior.masks must be a folder with one for every case"
+      ) from error
+    if mask.shape != record["image"].shape:
+      raise UserError(
+        f"{path}: the mask is {mask.shape}, the volume"
+        f" {record['image'].shape}; predict the masks on this data set"
+      )
+    return mask
+
+  return read
+
+
+def write_mask(folder: pathlib.Path, case_id: str, mask: np.ndarray) -> None:
+  """Writes a predicted mask, stored classes uint8 [D, H, W], for `make_reader`.
+
+  Whole or not at all.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  temporary = folder / f".{case_id}.tmp.npz"
+  np.savez_compressed(temporary, mask=mask.astype(np.uint8))
+  temporary.replace(folder / f"{case_id}.npz")
+
+
+def as_stored(labels: np.ndarray, task: str) -> np.ndarray:
+  """Returns a segmenter's classes as stored ones; merged parts are the first.
+
+  Args:
+    labels: [...], numbers in the names of the task.
+    task: a key of `classes.TASKS`.
+  """
+  first = [parts[0] for parts in classes.get_task(task).parts.values()]
+  table = [0, *(classes.CLASS_NAMES.index(name) for name in first)]
+  return np.array(table, np.uint8)[labels]

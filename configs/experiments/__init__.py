@@ -1,0 +1,1 @@
+"""Plans: the questions, one file each; see cadjax.experiment."""

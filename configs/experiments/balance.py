@@ -1,0 +1,78 @@
+"""Balanced or unbalanced training data, and which loss bears it?
+
+The paper's third open question. All arms train on as many patients; one test
+set is balanced, the other has the 25 % with CAD of a clinic.
+
+Command:
+
+  python -m cadjax.experiment --plan=configs/experiments/balance.py \
+    --workdir=experiments/balance
+"""
+
+from typing import Any
+
+from configs.experiments import common
+
+PATIENTS = {"tiny": 8, "small": 160, "paper": 280}
+SHARES = {"25": 0.25, "50": 0.5, "75": 0.75}
+
+
+def get_plan(scale: str) -> dict[str, Any]:
+  """Returns the plan at a scale, see `common`."""
+  arms = {}
+  for percent, share in SHARES.items():
+    for loss, title in (
+      ("focal", "focal"),
+      ("weighted", "weighted cross-entropy"),
+      ("ce", "cross-entropy"),
+    ):
+      config = common.classifier(scale)
+      config.data.subset.patients = PATIENTS[scale]
+      config.data.subset.cad_fraction = share
+      with config.unlocked():
+        if loss != "focal":
+          config.loss = {"name": "cross_entropy"}
+        if loss == "weighted":
+          # Each class weighs as much as the other in the training set.
+          config.loss.weights = (0.5 / (1 - share), 0.5 / share)
+      arms[f"{loss}_{percent}"] = {
+        "title": f"{title}, {percent} % CAD",
+        "config": config,
+        "options": {"natural": 0.25},
+      }
+  return {
+    "question": (
+      "Balanced or unbalanced training data, and which loss bears it?"
+    ),
+    "claim": (
+      "Open question of arXiv 2308.00009: balanced against unbalanced training"
+      " data. Its own 88 subjects were 44 and 44, with focal loss."
+    ),
+    "data": {"phantoms": common.phantoms(scale)},
+    # Nine arms: three folds are what fits into 90 minutes on 2 cores.
+    "folds": common.FOLDS[scale][:3]
+    if scale == "small"
+    else common.FOLDS[scale],
+    "arms": arms,
+    "metric": "roc_auc",
+    "metrics": ("balanced_accuracy", "recall", "specificity", "ece", "brier"),
+    "lines": tuple(arms),
+    "comparisons": (
+      *(
+        (f"{loss}_50", f"{loss}_{other}")
+        for loss in ("focal", "weighted", "ce")
+        for other in ("25", "75")
+      ),
+      *(
+        (f"{loss}_{percent}", f"ce_{percent}")
+        for percent in ("25", "75")
+        for loss in ("focal", "weighted")
+      ),
+      ("focal_50/natural", "focal_25/natural", "ece"),
+      ("ce_50/natural", "ce_25/natural", "ece"),
+    ),
+    "limits": (
+      "Threshold and temperature come from a balanced validation fold in all"
+      " arms."
+    ),
+  }

@@ -1,0 +1,58 @@
+"""All maps of a classifier, made to be measured."""
+
+import jax
+import numpy as np
+import pytest
+
+from cadjax import cad_maps, cam, explain_checks, workdir
+
+
+@pytest.fixture(scope="module")
+def maker(tiny_workdir):
+  return cad_maps.CadMaps(workdir.load_trained(tiny_workdir, "classify"))
+
+
+@pytest.fixture(scope="module")
+def image():
+  rng = np.random.default_rng(0)
+  return rng.integers(-200, 800, (16, 24, 32)).astype(np.int16)
+
+
+def test_every_layer_and_method_has_a_map_on_its_cells(maker, image):
+  cells = maker.cells(image)
+  assert set(cells) == set(cam.METHODS)
+  for by_layer in cells.values():
+    assert set(by_layer) == set(maker.strides)
+    for layer, values in by_layer.items():
+      expected = -(-np.array(image.shape) // maker.strides[layer])
+      np.testing.assert_array_equal(values.shape, expected)
+  strides = list(maker.strides.values())
+  assert strides == sorted(strides)
+  layer, values = max(cells["layercam"].items(), key=lambda x: x[1].max())
+  heat = maker.heat(values, layer, image.shape)
+  assert heat.shape == image.shape
+  assert heat.max() == pytest.approx(1)
+
+
+def test_other_variables_make_other_maps(maker, image):
+  fresh = maker.fresh(7)
+  assert jax.tree.structure(fresh) == jax.tree.structure(maker.variables)
+  own, other = maker.cells(image), maker.cells(image, fresh)
+  assert any(
+    not np.allclose(own["gradcam"][layer], other["gradcam"][layer])
+    for layer in maker.strides
+  )
+  order = ("head", *reversed(maker.strides))
+  mixed = explain_checks.randomise(maker.variables, fresh, order, order[-1])
+  again = maker.cells(image, mixed)
+  for layer in maker.strides:
+    np.testing.assert_allclose(
+      again["gradcam"][layer], other["gradcam"][layer], atol=1e-6
+    )
+
+
+def test_log_odds_are_the_margin_of_the_logits(maker, image):
+  logits = maker.trained.logits(image[None, ..., None])[0, 0]
+  assert maker.log_odds(image[None])[0] == pytest.approx(
+    logits[1] - logits[0], abs=1e-5
+  )

@@ -1,0 +1,192 @@
+"""Statistics over cells, against formulas and simulations."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from cadjax import intervals
+from cadjax.experiment import compare
+from cadjax.experiment.compare import Line
+
+
+def calls(rng, patients, shift, noise=1.0, threshold=0.5):
+  """Rows whose probability tells the label the better, the larger `shift`."""
+  rows = []
+  for i in range(patients):
+    label = i % 2
+    z = shift * (label - 0.5) + noise * rng.normal()
+    rows.append(
+      {
+        "patient_id": f"p{i}",
+        "label": label,
+        "probability": float(1 / (1 + math.exp(-z))),
+        "threshold": threshold,
+      }
+    )
+  return rows
+
+
+def line(make, folds=5, seeds=1):
+  return Line({(f, s): make(f, s) for f in range(folds) for s in range(seeds)})
+
+
+def test_corrected_t_is_the_formula_of_nadeau_and_bengio():
+  deltas = np.array([0.1, 0.05, 0.2, 0.0, 0.12])
+  found = compare.corrected_t(deltas, share=1 / 3)
+  error = math.sqrt((1 / 5 + 1 / 3) * deltas.var(ddof=1))
+  t = deltas.mean() / error
+  assert found["p_value"] == pytest.approx(2 * scipy.stats.t.sf(t, 4))
+  half = scipy.stats.t.ppf(0.975, 4) * error
+  assert found["low"] == pytest.approx(deltas.mean() - half)
+  assert found["high"] == pytest.approx(deltas.mean() + half)
+
+
+def test_without_overlap_the_corrected_t_is_students():
+  deltas = np.random.default_rng(0).normal(0.2, 1, 12)
+  found = compare.corrected_t(deltas, share=0.0)
+  expected = scipy.stats.ttest_1samp(deltas, 0.0)
+  assert found["p_value"] == pytest.approx(expected.pvalue)
+
+
+@pytest.mark.parametrize("deltas", [[0.1], [0.2, 0.2], [0.1, math.nan]])
+def test_cells_that_tell_nothing_give_no_interval(deltas):
+  found = compare.corrected_t(np.array(deltas), 0.25)
+  assert all(math.isnan(value) for value in found.values())
+
+
+def test_holm_is_as_in_a_worked_example():
+  # Sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1, and never falling.
+  np.testing.assert_allclose(
+    compare.holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06]
+  )
+  adjusted = compare.holm([0.01, math.nan, 0.5])
+  assert adjusted[0] == pytest.approx(0.03)
+  assert math.isnan(adjusted[1])
+  assert compare.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_one_cell_is_as_the_paired_bootstrap_of_evaluate():
+  rng = np.random.default_rng(1)
+  rows_a, rows_b = calls(rng, 60, 3.0), calls(rng, 60, 1.0)
+  a, b = (Line({(None, 0): rows}) for rows in (rows_a, rows_b))
+  found = compare.difference(a, b, "roc_auc", sizes={(None, 0): (100, 60)})
+  order = sorted(range(60), key=lambda i: rows_a[i]["patient_id"])
+  labels = np.array([rows_a[i]["label"] for i in order])
+  expected = intervals.paired_bootstrap(
+    labels,
+    np.array([rows_a[i]["probability"] for i in order]),
+    np.array([rows_b[i]["probability"] for i in order]),
+  )["roc_auc"]
+  for key in ("difference", "low", "high"):
+    assert found[key] == pytest.approx(expected[key])
+  assert found["method"] == "paired bootstrap over patients"
+  assert found["n_patients"] == 60
+
+
+def test_a_line_less_itself_is_nothing():
+  rng = np.random.default_rng(2)
+  one = line(lambda f, s: calls(rng, 20, 1.0))
+  sizes = dict.fromkeys(one.rows, (60, 20))
+  found = compare.difference(one, one, "roc_auc", sizes=sizes)
+  assert found["difference"] == 0
+  assert found["mcnemar"]["p_value"] == 1
+  found["p_holm"] = found["p_value"]
+  assert not compare.decided(found)
+
+
+def test_a_plain_difference_is_decided_and_none_is_not():
+  def against(shift):
+    rng = np.random.default_rng(3)
+    a = line(lambda f, s: calls(rng, 80, 3.0))
+    b = line(lambda f, s: calls(rng, 80, shift))
+    sizes = dict.fromkeys(a.rows, (240, 80))
+    found = compare.difference(a, b, "roc_auc", sizes=sizes)
+    return found | {"p_holm": found["p_value"]}
+
+  assert compare.decided(against(0.5))
+  assert not compare.decided(against(3.0))
+
+
+def test_values_are_means_over_patients_and_undefined_ones_leave_both():
+  a = Line(
+    {
+      (None, 0): [
+        {"patient_id": "p", "dice": 0.8},
+        {"patient_id": "p", "dice": 0.6},
+        {"patient_id": "q", "dice": 0.3},
+        {"patient_id": "r", "dice": None},
+      ]
+    }
+  )
+  b = Line(
+    {
+      (None, 0): [
+        {"patient_id": "p", "dice": 0.5},
+        {"patient_id": "q", "dice": None},
+        {"patient_id": "r", "dice": 0.1},
+      ]
+    }
+  )
+  assert compare.estimate(a, "dice")["value"] == pytest.approx(0.5)
+  found = compare.difference(a, b, "dice", sizes={(None, 0): (5, 3)})
+  assert found["difference"] == pytest.approx(0.2)
+  assert found["n_patients"] == 1
+  assert "mcnemar" not in found
+
+
+def test_an_estimate_covers_and_tells_its_cells():
+  rng = np.random.default_rng(4)
+  one = line(lambda f, s: calls(rng, 40, 1.5), folds=3, seeds=2)
+  found = compare.estimate(one, "roc_auc")
+  assert found["low"] < found["value"] < found["high"]
+  assert [(c["fold"], c["seed"]) for c in found["cells"]] == list(one.rows)
+  mean = np.mean([c["value"] for c in found["cells"]])
+  assert found["value"] == pytest.approx(mean)
+
+
+def test_perfect_separation_claims_no_certainty():
+  rows = [
+    {
+      "patient_id": str(i),
+      "label": i % 2,
+      "probability": i % 2 * 0.8 + 0.1,
+      "threshold": 0.5,
+    }
+    for i in range(12)
+  ]
+  found = compare.estimate(Line({(0, 0): rows}), "roc_auc")
+  assert found["value"] == 1
+  assert math.isnan(found["low"])
+
+
+def test_a_line_knows_what_it_has():
+  rng = np.random.default_rng(5)
+  assert line(lambda f, s: calls(rng, 4, 1.0)).has("roc_auc")
+  assert not line(lambda f, s: calls(rng, 4, 1.0)).has("dice")
+  values = Line({(0, 0): [{"patient_id": "a", "dice": 0.1}]})
+  assert values.has("dice")
+  assert not values.has("roc_auc")
+  assert compare.estimate(values, "dice")["middle_low"] == pytest.approx(0.1)
+
+
+def test_slices_have_no_mcnemar():
+  rng = np.random.default_rng(6)
+  rows = calls(rng, 10, 1.0)
+  several = [row | {"patient_id": f"p{i // 2}"} for i, row in enumerate(rows)]
+  one = Line({(0, 0): several})
+  found = compare.difference(one, one, "roc_auc", sizes={(0, 0): (5, 5)})
+  assert "mcnemar" not in found
+
+
+def test_under_no_difference_the_corrected_test_rejects_rarely():
+  rng = np.random.default_rng(7)
+  # Means of cells that share training noise, as folds do.
+  p = [
+    compare.corrected_t(rng.normal(0, 1, 5) + 0.5 * rng.normal(), 1 / 3)[
+      "p_value"
+    ]
+    for _ in range(500)
+  ]
+  assert np.mean(np.array(p) < 0.05) < 0.07

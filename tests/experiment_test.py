@@ -1,0 +1,357 @@
+"""Plans, claims of cells, and a whole tiny experiment."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cadjax import names
+from cadjax.experiment import estimate, measures, page, plan, summary
+from cadjax.experiment import run as runner
+from cadjax.experiment.store import Store
+from data_prep.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+PLANS = sorted(
+  path
+  for path in (ROOT / "configs" / "experiments").glob("*.py")
+  if path.stem not in ("__init__", "common")
+)
+
+
+def fields(**changes):
+  return {
+    "question": "Is a better than b?",
+    "claim": "Nobody knows.",
+    "data": {"phantoms": ("--source=phantom", "--cases=30")},
+    "arms": {"a": {"title": "A"}, "b": {"title": "B", "needs": {"x": "a"}}},
+    "metric": "roc_auc",
+    "comparisons": (("a", "b"),),
+  } | changes
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("scale", plan.SCALES)
+def test_every_plan_loads_at_every_scale(path, scale):
+  made = plan.load_plan(str(path), scale)
+  assert made.question.endswith("?")
+  assert made.cells()
+  for arm in made.arms.values():
+    if arm.config is not None:
+      assert (
+        estimate.training_cost(arm, {"shape": (32, 32, 32), "train": 10})[
+          "flops"
+        ]
+        > 0
+      )
+      break
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"questoin": "?"}, "did you mean 'question'"),
+    ({"arms": {"a": {"titel": "A"}}}, "did you mean 'title'"),
+    ({"arms": {"a": {}}}, "the arm 'a' lacks 'title'"),
+    (
+      {"arms": {"a": {"title": "A", "measure": "patient"}}},
+      "did you mean 'patients'",
+    ),
+    ({"arms": {"a": {"title": "A", "data": "scans"}}}, "unknown data"),
+    ({"comparisons": (("a", "c"),)}, "unknown arm in a comparison 'c'"),
+    (
+      {
+        "arms": {
+          "a": {"title": "A", "needs": {"x": "b"}},
+          "b": {"title": "B", "needs": {"x": "a"}},
+        }
+      },
+      "a, b need one another",
+    ),
+  ],
+)
+def test_a_plan_that_cannot_be_is_refused(changes, message):
+  with pytest.raises(names.ConfigError, match=message):
+    plan.make_plan(fields(**changes))
+
+
+def test_cells_come_after_what_they_need_and_shared_ones_once():
+  arms = {
+    "late": {"title": "L", "needs": {"x": "early"}},
+    "early": {"title": "E", "shared": True},
+  }
+  made = plan.make_plan(
+    fields(arms=arms, folds=(0, 1), seeds=(3, 4), comparisons=())
+  )
+  found = [cell.name for cell in made.cells()]
+  assert found == [
+    "early/seed3",
+    "late/fold0_seed3",
+    "late/fold1_seed3",
+    "late/fold0_seed4",
+    "late/fold1_seed4",
+  ]
+  late = made.cells()[-1]
+  assert made.needed(late, "early").name == "early/seed3"
+
+
+def test_a_claim_is_for_one(tmp_path):
+  store = Store(tmp_path)
+  with store.claim("a/b") as mine:
+    assert mine
+    assert store.state("a/b") == "running"
+    with store.claim("a/b") as second:
+      assert not second
+    assert store.state("a/b") == "running"
+  assert store.state("a/b") == "waiting"
+  store.finish("a/b", {"value": 1})
+  assert store.state("a/b") == "done"
+  assert store.read("a/b") == {"value": 1}
+
+
+def test_a_failure_is_kept_until_it_is_forgotten(tmp_path):
+  store = Store(tmp_path)
+  store.fail("a", "Traceback\nValueError: too bad\n")
+  assert store.state("a") == "failed"
+  assert store.why("a") == "ValueError: too bad"
+  store.forget_failure("a")
+  assert store.state("a") == "waiting"
+
+
+def left_behind(path, **owner):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(owner))
+
+
+def test_a_claim_of_a_dead_process_is_taken_over(tmp_path):
+  store = Store(tmp_path)
+  dead = multiprocessing.get_context("spawn").Process(target=print)
+  dead.start()
+  dead.join()
+  path = tmp_path / "a" / "claim.json"
+  left_behind(path, host=socket.gethostname(), pid=dead.pid)
+  assert store.state("a") == "waiting"
+  with store.claim("a") as mine:
+    assert mine
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_claim_of_another_machine_stands_while_it_is_renewed(tmp_path):
+  store = Store(tmp_path)
+  path = tmp_path / "a" / "claim.json"
+  left_behind(path, host="elsewhere", pid=1)
+  assert store.state("a") == "running"
+  with store.claim("a") as mine:
+    assert not mine
+  old = time.time() - 3600
+  os.utime(path, (old, old))
+  assert store.state("a") == "waiting"
+  with store.claim("a") as mine:
+    assert mine
+
+
+def _count(root, out):
+  store = Store(pathlib.Path(root))
+  done = 0
+  for i in range(40):
+    name = f"cell{i}"
+    with store.claim(name) as mine:
+      if mine and store.state(name) == "running":
+        done += 1
+        store.finish(name, {"pid": os.getpid()})
+  out.put(done)
+
+
+def test_processes_divide_the_cells(tmp_path):
+  context = multiprocessing.get_context("fork")
+  out = context.Queue()
+  workers = [
+    context.Process(target=_count, args=(str(tmp_path), out)) for _ in range(4)
+  ]
+  for worker in workers:
+    worker.start()
+  counts = [out.get(timeout=60) for _ in workers]
+  for worker in workers:
+    worker.join()
+  assert sum(counts) == 40
+
+
+def command(folder, *more):
+  return [
+    *(sys.executable, "-m", "cadjax.experiment"),
+    f"--plan={ROOT / 'configs' / 'experiments' / 'dimension.py'}",
+    *(
+      "--scale=tiny",
+      f"--workdir={folder}",
+      f"--data={folder.parent / 'data'}",
+    ),
+    *more,
+  ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The folder of a finished tiny experiment."""
+  folder = tmp_path_factory.mktemp("experiment") / "dimension"
+  done = subprocess.run(
+    command(folder), capture_output=True, text=True, timeout=400, cwd=ROOT
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert "Does a 3D ResNet classify better" in done.stdout
+  return folder
+
+
+def test_an_experiment_ends_in_answers(whole):
+  result = json.loads((whole / "results.json").read_text())
+  assert result["cells"] == {"done": 4, "failed": 0, "running": 0, "waiting": 0}
+  assert len(result["answers"]) == 2
+  assert result["disclaimer"].startswith("Phantom results.")
+  lines = {row["line"] for row in result["lines"]}
+  assert lines == {"3d", "2d", "2d/slices"}
+  comparison = result["comparisons"][0]
+  assert comparison["n_patients"] == 8
+  html = (whole / "index.html").read_text()
+  for text in ("Phantom results", "no difference", "--plan=configs/"):
+    assert text in html
+  assert "http" not in html.replace("http-equiv", "")
+  assert (whole / "forest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_killed_and_resumed_run_ends_in_the_same_results(whole):
+  other = whole.parent / "killed"
+  for signal_, seconds in ((signal.SIGKILL, 14), (signal.SIGTERM, 20)):
+    process = subprocess.Popen(
+      command(other),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      cwd=ROOT,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal_)
+    process.wait(timeout=100)
+  done = subprocess.run(
+    command(other), capture_output=True, text=True, timeout=400, cwd=ROOT
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  same = [(f / "results.json").read_text() for f in (whole, other)]
+  assert same[0] == same[1]
+
+
+def test_nothing_is_done_twice(whole):
+  cells = list((whole / "cells").rglob("cell.json"))
+  before = {path: path.stat().st_mtime_ns for path in cells}
+  made = plan.load_plan(
+    str(ROOT / "configs" / "experiments" / "dimension.py"), "tiny"
+  )
+  store = Store(whole / "cells")
+  runner.Experiment(made, store, Store(whole.parent / "data")).run()
+  assert {path: path.stat().st_mtime_ns for path in cells} == before
+
+
+def test_cells_of_another_version_of_the_plan_are_refused(whole):
+  made = plan.load_plan(
+    str(ROOT / "configs" / "experiments" / "dimension.py"), "small"
+  )
+  store = Store(whole / "cells")
+  with pytest.raises(UserError, match="another version of the plan"):
+    runner.Experiment(made, store, Store(whole.parent / "data")).run()
+
+
+def test_a_bad_cell_is_told_of_and_the_others_go_on(tmp_path, monkeypatch):
+  arms = {
+    "good": {"title": "G"},
+    "bad": {"title": "B", "options": {"bad": True}},
+    "late": {"title": "L", "needs": {"x": "bad"}},
+  }
+  made = plan.make_plan(
+    fields(arms=arms, comparisons=(("good", "bad"),), metric="dice")
+  )
+
+  def measure(trial):
+    if trial.options.get("bad"):
+      raise ValueError("no luck")
+    return {"": [{"patient_id": "p", "dice": 0.5}]}
+
+  monkeypatch.setattr(
+    runner, "MEASURES", measures.MEASURES | {"patients": measure}
+  )
+  monkeypatch.setattr(runner.Experiment, "_dataset", lambda *_: tmp_path)
+  store = Store(tmp_path / "cells")
+  runner.Experiment(made, store, Store(tmp_path / "data")).run()
+  result = summary.summarise(made, store)
+  assert result["failed"] == {
+    "bad/seed0": "ValueError: no luck",
+    "late/seed0": "it needs bad/seed0, which failed",
+  }
+  assert result["not_compared"] == ["good with bad (dice)"]
+  assert result["lines"][0]["metrics"]["dice"]["value"] == 0.5
+  written = page.write(tmp_path / "out", made, store)
+  assert written["cells"]["failed"] == 2
+  assert "no luck" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_dry_run_lists_cells_and_runs_none(whole):
+  text = estimate.table(
+    plan.load_plan(
+      str(ROOT / "configs" / "experiments" / "dimension.py"), "tiny"
+    ),
+    Store(whole / "cells"),
+  )
+  assert text.count("done") == 4
+  assert "about 0 min" in text
+
+
+def test_the_readme_gets_its_table(whole, tmp_path):
+  readme = tmp_path / "README.md"
+  readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+  root = tmp_path / "results"
+  root.mkdir()
+  for name in ("results.json", "cost.json", "index.html"):
+    (root / "dimension").mkdir(exist_ok=True)
+    (root / "dimension" / name).write_text((whole / name).read_text())
+  assert page.update_readme(readme, root) == 1
+  text = readme.read_text()
+  assert text.startswith("before\n")
+  assert text.endswith("after\n")
+  assert "old" not in text
+  assert "(results/dimension/index.html)" in text
+  assert "no difference in ROC AUC is shown" in text
+  readme.write_text("no marks")
+  with pytest.raises(UserError, match="the marks"):
+    page.update_readme(readme, root)
+
+
+def test_thinning_leaves_the_share_and_all_normal_patients():
+  rows = [{"patient_id": f"p{i}", "label": int(i < 30)} for i in range(60)]
+  kept = measures.thinned(rows, 0.25)
+  assert sum(row["label"] for row in kept) == 10
+  assert sum(1 - row["label"] for row in kept) == 30
+  assert kept == measures.thinned(rows, 0.25)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--plan=x.py", "--workdir=w"], "x.py: no such file"),
+    (["--workdir=w"], "--plan is missing"),
+    (["--plan=x.py"], "--workdir is missing"),
+  ],
+)
+def test_a_wrong_command_gets_one_line(flags, message, tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "cadjax.experiment", *flags],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    cwd=ROOT,
+  )
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr

@@ -1,0 +1,72 @@
+"""What is to be explained, as a user names it."""
+
+import numpy as np
+import pytest
+
+from cadjax import explain_target, names, scans
+from data_prep.errors import UserError
+from data_prep.volume import Grid, Volume
+
+# Columns: the LPS direction of D, H and W.
+LPS = np.eye(3)[:, ::-1]
+
+
+def test_a_wrong_target_is_told():
+  assert explain_target.find_target("cad", explain_target.CLASSES) == 1
+  assert explain_target.find_target("0", explain_target.CLASSES) == 0
+  with pytest.raises(names.UnknownName, match="target 'cat'.*mean 'cad'"):
+    explain_target.find_target("cat", explain_target.CLASSES)
+  with pytest.raises(names.UnknownName, match="target '2'"):
+    explain_target.find_target("2", explain_target.CLASSES)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("predictd", "unknown region 'predictd'; did you mean 'predicted'"),
+    ("box:1,2,3", "'box' takes 6 numbers, as in box:1,2,3,4,5,6"),
+    ("voxel:1,2,x", "'voxel' takes 3 numbers"),
+    ("largest:3", "'largest' takes no numbers"),
+  ],
+)
+def test_a_region_that_cannot_be_read_is_told(text, message):
+  with pytest.raises((UserError, names.UnknownName), match=message):
+    explain_target.parse_region(text)
+
+
+def place(grid, index) -> str:
+  return ",".join(f"{x:.4f}" for x in grid.to_mm(index))
+
+
+def test_a_region_by_its_place_is_on_the_grid_of_the_model():
+  """The scan is twice as coarse, shifted, and runs the other way along W."""
+  model = Grid((10, 20, 30), (1.0, 1.0, 1.0), np.zeros(3), LPS)
+  scan = Grid(
+    (5, 10, 15), (2.0, 2.0, 2.0), model.to_mm((1, 2, 27)), LPS * [1, 1, -1]
+  )
+  prepared = scans.Prepared(
+    Volume(np.zeros(scan.shape, np.int16), scan),
+    Volume(np.zeros(model.shape, np.int16), model),
+    (0.0, 0.0, 0.0),
+    "",
+    {},
+    (),
+  )
+  labels = np.zeros(model.shape, np.uint8)
+  labels[4:6, 5, 6] = 1
+
+  def select(text, truth=None):
+    return explain_target.select_region(text, 1, labels, prepared, truth)
+
+  np.testing.assert_array_equal(select("predicted"), labels == 1)
+  expected = np.zeros(model.shape, bool)
+  expected[5, 8, 21] = True
+  np.testing.assert_array_equal(select("voxel:2,3,3"), expected)
+  text = f"voxel_mm:{place(scan, (2, 3, 3))}"
+  np.testing.assert_array_equal(select(text), expected)
+  expected[3:6, 4:9, 21:26] = True
+  np.testing.assert_array_equal(select("box:1,1,1,2,3,3"), expected)
+  text = f"box_mm:{place(scan, (2, 3, 1))},{place(scan, (1, 1, 3))}"
+  np.testing.assert_array_equal(select(text), expected)
+  with pytest.raises(UserError, match="selects nothing"):
+    select("voxel:90,0,0")

@@ -1,0 +1,91 @@
+"""What a classifier sees beside the volume."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from cadjax import names, priors, tasks, train, workdir
+from cadjax.evaluate import evaluate
+from data_prep.errors import UserError
+
+
+def config_of(use: str, ndim: int = 3, margin=(1, 1, 1)):
+  return ml_collections.ConfigDict(
+    {
+      "data": {"prior": {"use": use, "masks": "", "margin_voxels": margin}},
+      "model": {"ndim": ndim},
+    }
+  )
+
+
+def test_channels_are_aorta_and_coronaries_with_their_plaque():
+  image = jnp.full((1, 1, 1, 5, 1), 0.5)
+  mask = jnp.arange(5, dtype=jnp.uint8).reshape(1, 1, 1, 5)
+  config = config_of("channels")
+  seen = np.asarray(priors.make_prior(config)(image, mask))[0, 0, 0]
+  assert priors.channels(config) == 3
+  np.testing.assert_array_equal(seen[:, 0], np.full(5, 0.5, np.float32))
+  np.testing.assert_array_equal(seen[:, 1], [0, 1, 0, 0, 0])
+  np.testing.assert_array_equal(seen[:, 2], [0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_region_keeps_the_margin_around_coronaries_alone(ndim):
+  shape = (1, *(7,) * ndim)
+  mask = np.zeros(shape, np.uint8)
+  mask[0, *(3,) * ndim] = 3
+  mask[0, *(0,) * ndim] = 1  # Of the aorta nothing stays.
+  config = config_of("region", ndim, (0, 1, 2))
+  image = jnp.full((*shape, 1), 0.5)
+  seen = np.asarray(priors.make_prior(config)(image, jnp.asarray(mask)))
+  inside = np.zeros((7, 7, 7))
+  inside[3, 2:5, 1:6] = 0.5
+  np.testing.assert_array_equal(
+    seen[0, ..., 0], inside if ndim == 3 else inside[3]
+  )
+  assert priors.channels(config) == 1
+
+
+def test_without_a_prior_there_is_none():
+  assert priors.make_prior(config_of("none")) is None
+  assert not priors.used(ml_collections.ConfigDict({"data": {}}))
+  with pytest.raises(names.ConfigError, match="did you mean 'channels'"):
+    priors.used(config_of("chanels"))
+
+
+def test_predicted_masks_come_back(tmp_path):
+  mask = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 5
+  priors.write_mask(tmp_path, "one", mask)
+  read = priors.make_reader(str(tmp_path))
+  record = {"image": np.zeros((2, 3, 4), np.int16)}
+  np.testing.assert_array_equal(read({"case_id": "one"}, record), mask)
+  with pytest.raises(UserError, match=r"two\.npz: no predicted mask"):
+    read({"case_id": "two"}, record)
+  with pytest.raises(UserError, match="predict the masks on this data set"):
+    read({"case_id": "one"}, {"image": np.zeros((3, 3, 4), np.int16)})
+
+
+def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
+  config = tiny_config.copy_and_resolve_references()
+  config.epochs = 1
+  config.data.prior.use = "channels"
+  state = train.train_and_evaluate(config, tmp_path / "w")
+  seen = {x.shape[-2] for x in jax.tree.leaves(state.params) if x.ndim == 5}
+  assert 3 in seen
+  assert 1 not in seen
+  result = evaluate(tmp_path / "w", bootstrap=100)
+  assert result["n_patients"] == 8
+  with pytest.raises(UserError, match="only cadjax.evaluate"):
+    workdir.load_trained(tmp_path / "w")
+
+
+def test_data_without_masks_are_refused(tiny_config, monkeypatch):
+  config = tiny_config.copy_and_resolve_references()
+  config.data.prior.use = "region"
+  monkeypatch.setattr(
+    tasks.input_pipeline.Dataset, "has_masks", property(lambda _: False)
+  )
+  with pytest.raises(UserError, match="holds no masks"):
+    tasks.open_dataset(config)
