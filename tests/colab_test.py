@@ -121,6 +121,7 @@ def test_train_and_explain(monkeypatch, tmp_path):
   assert pictures(book) == 5
 
 
+@pytest.mark.slow
 def test_linked_report(monkeypatch, tmp_path):
   book = execute(
     monkeypatch,
