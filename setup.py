@@ -42,7 +42,7 @@ setuptools.setup(
     "matplotlib",
     "ml-collections",
     "nibabel>=5",
-    "nilearn>=0.14",
+    "nilearn>=0.13",
     "numpy",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",
@@ -55,9 +55,11 @@ setuptools.setup(
     "tqdm",
   ],
   extras_require={
-    "test": ["pytest", "ruff", "pydicom"],
+    "test": ["pytest", "ruff", "pydicom", "nbclient", "nbformat", "ipykernel"],
     "bench": ["torch", "monai"],
-    "colab": ["nbclient", "nbformat", "ipykernel"],
+    # Later ones need protobuf 6, do not say so, and meet Colab's protobuf 5:
+    # github.com/tensorflow/metadata/issues/68
+    "colab": ["tensorflow-metadata<1.18"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "tpu-aot": ["libtpu"],
