@@ -52,6 +52,7 @@ setuptools.setup(
     "SimpleITK>=2.3",
     "tensorboardX",
     "tensorflow-datasets>=4.9.9",
+    "threadpoolctl",
     "tqdm",
   ],
   extras_require={

@@ -102,7 +102,7 @@ def to_grid(
     volume: the scan, int16 HU.
     spec: the recipe.
     heart_mask: see `target_grid`.
-    threads: SimpleITK threads; its own default if None.
+    threads: at most so many; all cores if None.
   """
   grid, notes = _target(spec, volume, heart_mask)
   hu = resample(
@@ -141,7 +141,7 @@ def back_to_source(
     volume: the scan to go back to.
     order: "linear" for maps, "majority" or "nearest" for labels.
     fill: value where the target grid does not reach.
-    threads: SimpleITK threads; its own default if None.
+    threads: at most so many; all cores if None.
 
   Returns:
     [D, H, W] on `volume.grid`, in the dtype of `array`.

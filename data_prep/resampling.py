@@ -1,8 +1,15 @@
 """Antialiased resampling between two grids in the patient."""
 
+import contextlib
+import functools
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+
 import numpy as np
 import SimpleITK as sitk
+import threadpoolctl
 
+from data_prep import workers
 from data_prep.volume import Grid
 
 # Off-axis drift, in voxels over the whole grid, below which two grids count
@@ -35,7 +42,7 @@ def resample(
     order: "linear" for intensities; "nearest"; "majority" for labels, which
       gives each label the voxels it fills most, as many as its volume asks.
     fill: value of voxels whose centre lies outside the input's voxels.
-    threads: SimpleITK threads for rotated grids; its own default if None.
+    threads: at most so many; all cores if None.
 
   Returns:
     [D, H, W] on `grid_out` in the dtype of `array` (bool stays bool).
@@ -113,7 +120,10 @@ def _tent_area(x: np.ndarray) -> np.ndarray:
 def _linear(array, grid_in, grid_out, fill, threads):
   matrix, offset = index_map(grid_in, grid_out)
   if _is_parallel(matrix, grid_out.shape):
-    values, inside = _separable(array, grid_out.shape, np.diag(matrix), offset)
+    with _planes_at_once(threads) as pool:
+      values, inside = _separable(
+        array, grid_out.shape, np.diag(matrix), offset, pool
+      )
   else:
     values, inside = _rotated(array, grid_in, grid_out, threads)
   if not all(axis.all() for axis in inside):
@@ -138,7 +148,27 @@ def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
   return np.clip(values, info.min, info.max, out=values).astype(dtype)
 
 
-def _separable(array, shape, scale, offset):
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+  return threadpoolctl.ThreadpoolController()
+
+
+@contextlib.contextmanager
+def _planes_at_once(threads: int | None) -> Iterator[Executor]:
+  """Gives threads that each do a plane's matrix products alone.
+
+  BLAS would divide every small product among its own threads, which then wait
+  for one another: tens of times slower where others use the cores, too.
+  """
+  count = threads or workers.available_cores()
+  with (
+    _blas().limit(limits=1, user_api="blas"),
+    ThreadPoolExecutor(count) as pool,
+  ):
+    yield pool
+
+
+def _separable(array, shape, scale, offset, pool):
   """Resamples along the three axes in turn, as matrix products."""
   axes = [
     _weights(array.shape[axis], shape[axis], scale[axis], offset[axis])
@@ -154,16 +184,22 @@ def _separable(array, shape, scale, offset):
 
   if by_h.size and shape[1] * shape[2] <= source.shape[1] * source.shape[2]:
     planes = np.empty((len(source), *shape[1:]), np.float32)
-    for number, plane in enumerate(source):
-      planes[number] = in_plane(plane)
+
+    def shrink(number):
+      planes[number] = in_plane(source[number])
+
+    list(pool.map(shrink, range(len(source))))
     flat = by_d @ planes.reshape(len(source), -1)
     return flat.reshape(shape), inside
   values = np.empty(shape, np.float32)
   flat = source.reshape(len(source), -1)
-  for number, row in enumerate(by_d):
-    used = np.flatnonzero(row)
-    plane = row[used] @ flat[used].astype(np.float32)
+
+  def enlarge(number):
+    used = np.flatnonzero(by_d[number])
+    plane = by_d[number, used] @ flat[used].astype(np.float32)
     values[number] = in_plane(plane.reshape(source.shape[1:]))
+
+  list(pool.map(enlarge, range(len(by_d))))
   return values, inside
 
 
