@@ -42,7 +42,7 @@ demo: $(READY) | $(DEMO)/data $(DEMO)/masks
 	test -d $(DEMO)/scans || $(PY) -m data_prep.export --out=$(DEMO)/scans \
 	  --cases=2 --severity=overt --spacing_mm=1
 	$(PY) -m cadjax.predict --classifier=$(DEMO)/classifier \
-	  --segmenter=$(DEMO)/segmenter --layer=stage1 --overwrite \
+	  --segmenter=$(DEMO)/segmenter --overwrite \
 	  --input=$(DEMO)/scans/phantom_1000001.nii.gz --out=$(DEMO)/case
 	@echo "open $(DEMO)/case/report.html"
 

@@ -25,7 +25,9 @@ from cadjax import (
 from cadjax.explainer import Explainer, Options
 
 CAD = 1
-METHOD = "layercam"
+# What located best on phantoms: configs/experiments/results/layers.
+METHOD = "hirescam"
+LAYER = "stage1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +38,8 @@ class Pair:
     classifier: its workdir.
     segmenter: its workdir; coronary arteries are among its classes.
     method: of the heat maps, a key of `cam.METHODS`.
-    layer: whose map the findings rest on; None for the last one.
+    layer: whose map the findings rest on; None for `LAYER`, or the last one
+      where there is none of that name.
     combination: the decision of both together; None without one.
   """
 
@@ -54,7 +57,8 @@ class Pair:
   @property
   def chosen_layer(self) -> str:
     """The layer that the findings rest on."""
-    return self.layer or list(self.explainer.strides)[-1]
+    layers = list(self.explainer.strides)
+    return self.layer or (LAYER if LAYER in layers else layers[-1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from cadjax import (
   scoring,
   workdir,
 )
-from cadjax.pair import METHOD, Pair, PairResult, load_pair, predict_pair
+from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -116,7 +116,10 @@ def define_flags() -> None:
     "method", METHOD, list(cam.METHODS), "Of the heat maps, with --segmenter."
   )
   flags.DEFINE_string(
-    "layer", None, "Whose heat map findings rest on; --list_layers of explain."
+    "layer",
+    None,
+    f"Whose heat map findings rest on, {LAYER} if unset; --list_layers of"
+    " explain.",
   )
   flags.DEFINE_string(
     "decision",

@@ -60,7 +60,7 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
   assert set(document["link"]["shares"]) == {
     *("stem", "stage1", "stage2", "stage3", "stage4")
   }
-  assert document["link"]["layer"] == "stage4"
+  assert document["link"]["layer"] == "stage1"
   assert document["case"] == "one"
   for finding in document["link"]["findings"]:
     index = result.case.scan.grid.to_index(finding["position_mm"])
