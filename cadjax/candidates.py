@@ -181,20 +181,24 @@ def vessel_peaks(
     heat: [D, H, W] on the grid of the tree; NaN where not covered.
     tree: the vessels.
     near_mm: radius of the mean.
-    least: share of the map's maximum, anywhere, that a peak must reach.
+    least: share of the largest such mean anywhere, on vessels or not, that a
+      peak must reach. Of the map's own maximum, the mean over a ball is a
+      small part where the map is as fine as a plaque.
     apart_mm: see above.
 
   Returns:
     Candidates, the highest first.
   """
-  top = np.nanmax(heat, initial=0.0)
-  if not top > 0:
-    return []
   # Not covered is no evidence.
   heat = np.nan_to_num(heat).astype(np.float32, copy=False)
+  top = _largest_mean(heat, tree.affine, near_mm)
+  if not top > 0:
+    return []
   found = []
   for number, branch in enumerate(tree.branches):
     profile = _near_mean(heat, tree, branch.points_mm, near_mm) / top
+    # A box is no ball: what is larger than the largest is as large.
+    profile = np.minimum(profile, 1.0)
     profile[: branch.free - branch.start] = 0
     padded = np.concatenate([[0.0], profile, [0.0]])
     peaks, _ = signal.find_peaks(padded, height=max(least, 1e-9))
@@ -214,6 +218,16 @@ def vessel_peaks(
     )
     for k in _suppress(mm, value, apart_mm)
   ]
+
+
+def _largest_mean(heat: np.ndarray, affine, reach_mm: float) -> float:
+  """Returns the map's largest mean over a box with the volume of the ball."""
+  edge_mm = reach_mm * (4 * np.pi / 3) ** (1 / 3)
+  spacing = np.linalg.norm(affine[:3, :3], axis=0)
+  size = np.maximum(np.rint(edge_mm / spacing), 1).astype(int)
+  return float(
+    ndimage.uniform_filter(heat, size, mode="constant").max(initial=0.0)
+  )
 
 
 def _near_mean(heat, tree, points_mm, reach_mm) -> np.ndarray:

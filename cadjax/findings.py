@@ -26,7 +26,7 @@ MODES = ("map", "vessel_map", "plaque", "combined")
 SOURCES = ("plaque", "narrowing", "heat")
 RANKED_BY = {
   "map": "heat, relative to the map's maximum",
-  "vessel_map": "mean heat within reach, relative to the map's maximum",
+  "vessel_map": "mean heat within reach, relative to the largest anywhere",
   "plaque": "plaque volume in mm3",
   "combined": (
     "weighted sum of log plaque volume, stenosis and log lift of the heat"
@@ -90,7 +90,8 @@ class Finding:
     sources: of "plaque", "narrowing", "heat", in this order.
     evidence: share of the map's energy within `around_mm`; NaN without a map.
     lift: that share over the ball's share of the covered volume.
-    heat: what made it a peak, over the map's maximum; NaN if it is none.
+    heat: what made it a peak, over the largest of its kind anywhere; NaN if
+      it is none.
     plaque: "stable", "unstable", "mixed", or "" for none.
     plaque_mm3: its volume.
     plaque_hu: its mean; NaN without plaque or image.

@@ -169,3 +169,19 @@ def test_what_is_not_covered_is_no_evidence():
   assert one.position_mm[0] < 0
   (other,) = candidates.map_peaks(heat, tree.affine, least=0.5, apart_mm=8)
   assert other.position_mm[0] < 0
+
+
+def test_a_map_as_fine_as_a_plaque_has_peaks_on_vessels():
+  tree, _ = scene()
+  first = on(LINES[1], 0.7)
+  index = tuple(np.rint(tree.to_index(first)).astype(int))
+  heat = np.zeros(tree.shape, np.float32)
+  heat[index] = 1.0
+  options = {"near_mm": 3.0, "least": 0.3, "apart_mm": 8.0}
+  (one,) = candidates.vessel_peaks(heat, tree, **options)
+  assert np.linalg.norm(one.position_mm - first) < 3
+  assert one.heat <= 1
+  # Beside much more heat off the vessels it is nothing.
+  far = np.array(tree.shape) - 1 - np.array(index)
+  heat[tuple(slice(max(k - 4, 0), k + 5) for k in far)] += 1.0
+  assert candidates.vessel_peaks(heat, tree, **options) == []
