@@ -57,6 +57,10 @@ def tree_figure(
     for branch, along in zip(tree.branches, values, strict=True):
       _draw(ax, branch, along, axis, norm)
     _numbers(ax, findings, axis)
+    if not tree.branches:
+      ax.text(
+        0.5, 0.5, "no vessel was found", transform=ax.transAxes, ha="center"
+      )
     ax.set_title(f"{view}  ({left} left, {right} right)", fontsize=10)
     ax.set(xlim=(low[axis], high[axis]), ylim=(low[2], high[2]), xlabel="mm")
     ax.set_aspect("equal")

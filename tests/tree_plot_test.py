@@ -42,3 +42,5 @@ def test_nothing_found_is_drawn_too():
   vessels = find_vessels(empty, None, np.eye(4))
   figure = tree_plot.tree_figure(vessels, np.zeros((8, 8, 8)), [])
   assert len(figure.axes) == 3
+  for axes in figure.axes[:2]:
+    assert [text.get_text() for text in axes.texts] == ["no vessel was found"]
