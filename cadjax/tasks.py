@@ -18,7 +18,6 @@ from cadjax import (
   augment,
   classes,
   input_pipeline,
-  intervals,
   losses,
   metrics,
   models,
@@ -276,10 +275,10 @@ def _classification(config, dataset, devices) -> Task:
   )
 
 
-def dice_by_class(
+def overlap_by_class(
   predicted: np.ndarray, truth: np.ndarray, num_classes: int
 ) -> np.ndarray:
-  """Returns the Dice coefficient of each foreground class of one case.
+  """Returns the two parts of the Dice coefficient of each foreground class.
 
   Args:
     predicted: integers [D, H, W] in 0 ... K - 1.
@@ -287,14 +286,14 @@ def dice_by_class(
     num_classes: K.
 
   Returns:
-    float64 [K - 1]; NaN for a class that is in neither.
+    float64 [2, K - 1]: twice the voxels in both, and the voxels of one plus
+    those of the other.
   """
   pairs = truth.astype(np.int64).ravel() * num_classes + predicted.ravel()
   table = np.bincount(pairs, minlength=num_classes**2)
   table = table.reshape(num_classes, num_classes)
-  both, sizes = 2.0 * np.diag(table), table.sum(0) + table.sum(1)
-  blank = np.full(num_classes, np.nan)
-  return np.divide(both, sizes, out=blank, where=sizes > 0)[1:]
+  parts = 2.0 * np.diag(table), table.sum(0) + table.sum(1)
+  return np.stack(parts)[:, 1:]
 
 
 def _segmentation(config, dataset, devices) -> Task:
@@ -310,27 +309,30 @@ def _segmentation(config, dataset, devices) -> Task:
   foreground = classes.get_task(task).names[1:]
 
   def validate(variables):
-    rows = dataset.rows["validation"]
-    scans = np.full((len(rows), len(foreground)), np.nan)
-    for i, row in enumerate(rows):
+    # Pooled over the cases: the mean over patients would have a 0 for every
+    # speck of plaque in a patient without any, and stop before plaque is
+    # learned at all.
+    both, sizes = np.zeros((2, len(foreground)))
+    for row in dataset.rows["validation"]:
       record = dataset.read(row)
       labels = segment(variables, record["image"]).labels
       truth = classes.map_mask(record["mask"], task)
       known = classes.map_known(record["mask_classes"], task)[1:] > 0
-      dice = dice_by_class(labels, truth, len(foreground) + 1)
-      scans[i, known] = dice[known]
-    if not np.isfinite(scans).any():
+      parts = overlap_by_class(labels, truth, len(foreground) + 1)
+      both, sizes = both + known * parts[0], sizes + known * parts[1]
+    if not sizes.any():
       raise UserError(
         f"{dataset.path}: no validation case has {' or '.join(foreground)} in"
         " its mask"
       )
-    patients = np.array([row["patient_id"] for row in rows])
-    whole = np.array([results.defined_mean(scan) for scan in scans])
+    dice = np.divide(
+      both, sizes, out=np.full_like(both, np.nan), where=sizes > 0
+    )
     return {
-      "dice": _mean_over_patients(whole, patients),
+      "dice": results.defined_mean(dice),
       **{
-        f"dice_{name}": _mean_over_patients(scans[:, i], patients)
-        for i, name in enumerate(foreground)
+        f"dice_{name}": float(value)
+        for name, value in zip(foreground, dice, strict=True)
       },
     }
 
@@ -360,13 +362,6 @@ def _segmentation(config, dataset, devices) -> Task:
     score=("dice", steps.overlaps),
     validate=validate,
   )
-
-
-def _mean_over_patients(values: np.ndarray, patients: np.ndarray) -> float:
-  """The mean over patients of their means over scans; NaNs do not count."""
-  # Only the mean is of use here, so one draw will do.
-  found = intervals.mean_interval(values, patients=patients, draws=1)
-  return found["value"]
 
 
 def _window(config: ml_collections.ConfigDict) -> tuple[int, ...]:

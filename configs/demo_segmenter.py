@@ -27,8 +27,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.features = (8, 16, 32, 64)
     config.model.deep_supervision = False
     # Plaque is rare even around the vessels: in so few steps it would be left
-    # out. Background, aorta, lumen, stable and unstable plaque.
-    config.loss.weights = (0.5, 1.0, 2.0, 8.0, 8.0)
+    # out; with weights of 8, the lumen is. Background, aorta,
+    # lumen, stable and unstable plaque.
+    config.loss.weights = (0.5, 1.0, 3.0, 5.0, 5.0)
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 20
     config.epochs = 6

@@ -61,7 +61,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
     config.optimizer.learning_rate = 1e-3
 
-    config.monitor = "dice"  # Mean foreground Dice, by patient.
+    config.monitor = "dice"  # Mean over classes, pooled over cases.
     config.patience = 20
     del config.eval
   return config
