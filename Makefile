@@ -46,8 +46,9 @@ demo: $(READY) | $(DEMO)/data $(DEMO)/masks
 	  --input=$(DEMO)/scans/phantom_1000001.nii.gz --out=$(DEMO)/case
 	@echo "open $(DEMO)/case/report.html"
 
+# By file, so that what a file's tests share is made once.
 test: $(READY)
-	$(PY) -m pytest -q --durations=15
+	$(PY) -m pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=15
 
 test-slow: $(READY)
 	$(PY) -m pytest -q -m slow --durations=15

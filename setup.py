@@ -56,7 +56,15 @@ setuptools.setup(
     "tqdm",
   ],
   extras_require={
-    "test": ["pytest", "ruff", "pydicom", "nbclient", "nbformat", "ipykernel"],
+    "test": [
+      "pytest",
+      "pytest-xdist",
+      "ruff",
+      "pydicom",
+      "nbclient",
+      "nbformat",
+      "ipykernel",
+    ],
     "bench": ["torch", "monai"],
     # Later ones need protobuf 6, do not say so, and meet Colab's protobuf 5:
     # github.com/tensorflow/metadata/issues/68

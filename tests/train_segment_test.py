@@ -42,19 +42,16 @@ def test_the_best_model_repeats_its_validation_dice(tiny_segmenter):
   """Against sets of voxels, counted in Python."""
   trained = workdir.load_trained(tiny_segmenter, "segment")
   dataset = tasks.open_dataset(trained.config)
-  patients = {}
+  parts = np.zeros((2, 2))
   for row in dataset.rows["validation"]:
     record = dataset.read(row)
     found = trained.segment(record["image"]).labels
     truth = classes.map_mask(record["mask"], "aorta_coronaries")
-    dice = []
-    for number in (1, 2):
+    for k, number in enumerate((1, 2)):
       a = set(np.flatnonzero(found == number))
       b = set(np.flatnonzero(truth == number))
-      if a or b:
-        dice.append(2 * len(a & b) / (len(a) + len(b)))
-    patients.setdefault(row["patient_id"], []).append(np.mean(dice))
-  want = np.mean([np.mean(scans) for scans in patients.values()])
+      parts[:, k] += 2 * len(a & b), len(a) + len(b)
+  want = np.mean(parts[0] / parts[1])
   logged = {
     r["step"]: r for r in lines(tiny_segmenter) if "validation/dice" in r
   }
