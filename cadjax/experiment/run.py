@@ -49,8 +49,7 @@ class Experiment:
 
     Raises:
       Stopped: the process was told to end.
-      UserError: a data set cannot be built, or a cell was done by another
-        plan.
+      UserError: a cell was done by another version of the plan.
     """
     cells = self.plan.cells()
     self.check(cells)
