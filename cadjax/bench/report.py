@@ -25,6 +25,7 @@ COLUMNS = (
   ("of matmul", "{:.0%}"),
   ("peak GB", "{:.2f}"),
   ("compile s", "{:.1f}"),
+  ("of one pass", "{}"),
   ("time ratio", "{}"),
   ("memory ratio", "{:.2f}"),
 )
@@ -100,6 +101,8 @@ def _extras(group: Sequence[Result]) -> str:
   lines = []
   for result in group:
     name = f"{result.row.group}: {result.row.name}"
+    if "note" in result.info:
+      lines.append(f"{name}: {result.info['note']}")
     if "breakdown" in result.info:
       parts = result.info["breakdown"].items()
       text = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts)
