@@ -33,10 +33,9 @@ LAYERS = {
     " bench.report bench.rows bench.summary bench.unet_torch bench.work"
     " bench.work_aot bench.work_host bench.work_jax bench.work_torch"
     " bench.worker cad_maps decision devices evaluate evaluate_explain"
-    " evaluate_link"
-    " evaluate_segments explain explain_maps explain_table explain_target"
-    " explainer link linked_report notebook pair planes plots predict report"
-    " scans scoring segment train tree_plot vessel_figure viewer"
+    " evaluate_link evaluate_segments explain explain_maps explain_table"
+    " explain_target explainer link linked_report notebook pair planes plots"
+    " predict report scans scoring segment train tree_plot vessel_figure viewer"
   ),
   4: (
     "experiment experiment.__main__ experiment.compare experiment.estimate"

@@ -80,7 +80,7 @@ def _stages(group: Sequence[Result]) -> str:
   lines = ["\nforward pass by stage"]
   for one in found:
     line = (
-      f"{one['stage']:8s}{one['flops'] / 1e9:10.4g} GFLOP"
+      f"{one['stage']:10s}{one['flops'] / 1e9:10.4g} GFLOP"
       f"{one['flops_per_byte']:8.1f} FLOP/byte"
     )
     if math.isnan(one["seconds"]):
