@@ -40,6 +40,11 @@ MONITORS = {
 }
 # config.task: the model that does it.
 MODELS = {"classify": "resnet", "segment": "unet"}
+# config.task: the score of a step, see `steps.make_train_step`.
+SCORES = {
+  "classify": ("accuracy", steps.hits),
+  "segment": ("dice", steps.overlaps),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +113,18 @@ def make_model(
     task = classes.get_task(config.segment.classes)
     options["num_classes"] = len(task.names)
   return models.get_model(options, axis_name=axis_name)
+
+
+def make_loss(
+  config: ml_collections.ConfigDict,
+) -> Callable[[jax.Array, steps.Target], jax.Array]:
+  """Makes the loss of a config, (logits, target) -> [N]."""
+  if task_of(config) == "classify":
+    return losses.get_loss(config.loss)
+  loss_fn = segment_losses.deep_supervision(
+    segment_losses.get_segment_loss(config.loss)
+  )
+  return lambda logits, target: loss_fn(logits, *target)
 
 
 def make_sliding(
@@ -233,7 +250,7 @@ def _classification(config, dataset, devices) -> Task:
   slices = slices if ndim == 2 else None
   devices.check_batch(batch_size, slices or shape[0])
   window_hu = tuple(config.data.window_hu)
-  loss_fn = losses.get_loss(config.loss)
+  loss_fn = make_loss(config)
   prior = priors.make_prior(config)
   eval_step = devices.eval_step(
     steps.make_eval_step(
@@ -270,7 +287,7 @@ def _classification(config, dataset, devices) -> Task:
       prior=prior,
     ),
     loss_fn=loss_fn,
-    score=("accuracy", steps.hits),
+    score=SCORES["classify"],
     validate=validate,
   )
 
@@ -302,9 +319,6 @@ def _segmentation(config, dataset, devices) -> Task:
   data = config.data
   patch = tuple(data.patch_size)
   devices.check_batch(data.batch_size, patch[0])
-  loss_fn = segment_losses.deep_supervision(
-    segment_losses.get_segment_loss(config.loss)
-  )
   segment = make_sliding(config, devices)
   foreground = classes.get_task(task).names[1:]
 
@@ -358,8 +372,8 @@ def _segmentation(config, dataset, devices) -> Task:
       augment=make_augment(config.augment),
       task=task,
     ),
-    loss_fn=lambda logits, target: loss_fn(logits, *target),
-    score=("dice", steps.overlaps),
+    loss_fn=make_loss(config),
+    score=SCORES["segment"],
     validate=validate,
   )
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import flops, models
+from cadjax import cam, flops, models, tasks
 from cadjax.bench import (
   about,
   figures,
@@ -23,9 +23,11 @@ from cadjax.bench import (
   rows,
   summary,
   work_aot,
+  worker,
 )
-from cadjax.names import UnknownName
-from configs import resnet3d
+from cadjax.names import ConfigError, UnknownName
+from configs import resnet2d, resnet3d, unet2d, unet3d
+from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = (16, 24, 32)
@@ -51,11 +53,14 @@ def bench(*flags):
   )
 
 
-@pytest.fixture
-def settings():
-  config = resnet3d.get_config()
-  config.model.depth = 10
-  config.model.width = 4
+def make_settings(config):
+  if config.task == "classify":
+    config.model.depth = 10
+    config.model.width = 4
+  else:
+    config.model.features = (4, 8)
+    config.model.deep_supervision = False  # Takes four levels.
+    config.data.eval_batch_size = 3
   return rows.Settings(
     config=json.loads(config.to_json_best_effort()),
     shape=SHAPE,
@@ -65,6 +70,26 @@ def settings():
     data=None,
     scan_shape=(20, 40, 50),
   )
+
+
+@pytest.fixture
+def settings():
+  return make_settings(resnet3d.get_config())
+
+
+@pytest.fixture
+def segmenter():
+  config = unet3d.get_config()
+  config.segment.window = (8, 16, 24)
+  return make_settings(config)
+
+
+def make_works(settings, what, folder):
+  """The works of the first group's rows, by name, made in this process."""
+  group, *_ = rows.plan([what], settings, rows.Inputs(folder, settings))
+  return {
+    row.name: worker.make(row.spec) for row in group if row.spec["what"] == what
+  }
 
 
 def test_the_program_writes_table_json_and_roofline(tmp_path):
@@ -119,6 +144,17 @@ def test_an_unknown_what_lists_all(settings, tmp_path):
     rows.plan(["all"], settings, rows.Inputs(tmp_path, settings))
   for name in rows.WHATS:
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["explain", "data"])
+def test_what_takes_a_classifier(segmenter, what, tmp_path):
+  with pytest.raises(ConfigError, match=f"--what={what} .* a classifier, such"):
+    rows.plan([what], segmenter, rows.Inputs(tmp_path, segmenter))
+
+
+def test_slide_takes_a_segmenter(settings, tmp_path):
+  with pytest.raises(ConfigError, match=r"a segmenter, such as configs/unet3d"):
+    rows.plan(["slide"], settings, rows.Inputs(tmp_path, settings))
 
 
 def row(name, environment=None, **spec):
@@ -299,6 +335,62 @@ def test_records_are_read_in_training_and_alone(settings, tiny_data, tmp_path):
   assert "2 runs of 64 volumes" in report._extras([found])
 
 
+def test_a_segmenter_trains_on_patches(segmenter, tiny_data, tmp_path):
+  segmenter = dataclasses.replace(
+    segmenter, data=str(tiny_data), shape=(8, 16, 24)
+  )
+  works = make_works(segmenter, "train", tmp_path)
+  assert list(works) == ["cadjax, fake batch", "cadjax, records"]
+  model = models.get_model({"name": "unet", "features": (4, 8)})
+  counted = flops.count(model, (2, 8, 16, 24, 1))
+  for work in works.values():
+    work.run()
+    assert work.volumes == 2
+    assert work.info["flops"] == flops.step_flops(counted, train=True)
+  (work,) = make_works(segmenter, "infer", tmp_path).values()
+  work.run()
+  assert work.info["flops"] == flops.step_flops(counted, train=False)
+
+
+def test_a_volume_is_segmented_in_the_configs_windows(segmenter, tmp_path):
+  (work,) = make_works(segmenter, "slide", tmp_path).values()
+  work.run()
+  # By hand: steps of 4, 8 and 12 voxels take four windows along each axis.
+  assert work.info["note"] == "64 windows of 8x16x24, 3 at a time"
+  model = models.get_model({"name": "unet", "features": (4, 8)})
+  counted = flops.count(model, (1, 8, 16, 24, 1))
+  assert work.info["flops"] == 64 * flops.step_flops(counted, train=False)
+  assert work.volumes == 1
+
+
+@pytest.mark.parametrize("config", [resnet2d, resnet3d])
+def test_all_layers_are_explained_beside_one_pass(config, tmp_path):
+  works = make_works(make_settings(config.get_config()), "explain", tmp_path)
+  every, one = works.values()
+  for work in (every, one):
+    work.run()
+    assert work.volumes == 1
+  assert every.info["note"] == f"5 layers by {', '.join(cam.METHODS)}"
+
+
+def test_explaining_is_told_in_passes():
+  def explained(name, seconds, **spec):
+    one = result(name, seconds, **spec)
+    return dataclasses.replace(
+      one, row=dataclasses.replace(one.row, spec=one.row.spec | spec)
+    )
+
+  group = [
+    explained("maps", [3.0, 4.0, 5.0], variant="maps"),
+    explained("pass", [2.0, 4.0, 4.0], variant="pass"),
+    result("MONAI", [1.0, 1.0, 1.0], "torch"),
+  ]
+  maps, one, monai = summary.rows(group)
+  assert maps["of one pass"] == "1.25 (1.00-1.50)"
+  assert "of one pass" not in one | monai
+  assert "1.25 (1.00-1.50)" in report.render([maps, one, monai])
+
+
 def test_torch_is_asked_for_by_name(monkeypatch, tmp_path):
   if importlib.util.find_spec("torch") and importlib.util.find_spec("monai"):
     pytest.skip("PyTorch and MONAI are installed")
@@ -323,6 +415,95 @@ def test_torch_does_the_same_work(tmp_path):
     assert "time ratio" in group["table"][0]
 
 
+@pytest.fixture(scope="module")
+def work_torch():
+  pytest.importorskip("torch")
+  if not importlib.util.find_spec("monai"):
+    pytest.skip("MONAI is not installed")
+  from cadjax.bench import work_torch
+
+  return work_torch
+
+
+@pytest.mark.parametrize(
+  ("config", "whats"),
+  [
+    (resnet2d, ["explain"]),
+    (resnet3d, ["train", "infer", "explain"]),
+    (unet2d, ["train", "infer", "slide"]),
+    (unet3d, ["train", "infer"]),
+  ],
+)
+@pytest.mark.parametrize("kind", ["contiguous", "channels_last"])
+def test_torch_rows_run(work_torch, config, whats, kind, tmp_path):
+  config = config.get_config()
+  if config.task == "segment" and config.model.ndim == 2:
+    config.segment.window = (2, 16, 24)
+  settings = dataclasses.replace(
+    make_settings(config), shape=(32, 32, 32), against="torch", data="not read"
+  )
+  for what in whats:
+    (group, *_) = rows.plan([what], settings, rows.Inputs(tmp_path, settings))
+    (found,) = (one for one in group if one.name.endswith(f", {kind}"))
+    work = worker.make(found.spec)
+    work.run()
+    assert work.volumes == {"explain": 1, "slide": 1}.get(what, 2)
+
+
+def test_torch_takes_as_many_windows(
+  work_torch, segmenter, monkeypatch, tmp_path
+):
+  seen = []
+  forward = work_torch.UNet.forward
+
+  def counting(net, x):
+    seen.append(x.shape)
+    return forward(net, x)
+
+  monkeypatch.setattr(work_torch.UNet, "forward", counting)
+  settings = dataclasses.replace(segmenter, against="torch")
+  works = make_works(settings, "slide", tmp_path)
+  works["MONAI, contiguous"].run()
+  assert seen[0] == (3, 1, 8, 16, 24)
+  windows = sum(shape[0] for shape in seen)
+  assert works["cadjax"].info["note"].startswith(f"{windows} windows")
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_segmenters_loss_is_torchs(work_torch, levels):
+  import torch
+
+  config = unet3d.get_config()
+  rng = np.random.default_rng(0)
+  sizes = [tuple(n // 2**level for n in SHAPE) for level in range(levels)]
+  logits = [rng.standard_normal((2, *s, 3), np.float32) for s in sizes]
+  mask = rng.integers(3, size=(2, *SHAPE))
+  ours = tasks.make_loss(config)(
+    tuple(logits) if levels > 1 else logits[0], (mask, np.ones((2, 3)))
+  )
+  theirs = tuple(torch.tensor(np.moveaxis(x, -1, 1).copy()) for x in logits)
+  theirs = work_torch.make_loss(config.loss.to_dict())(
+    theirs if levels > 1 else theirs[0], torch.tensor(mask)[:, None]
+  )
+  assert float(theirs) == pytest.approx(float(ours.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("model", {"upsampling": "shuffle"}, "upsampling = 'linear' only"),
+    ("loss", {"weights": [1, 1, 1]}, "does no config.loss.weights"),
+  ],
+)
+def test_torch_refuses_other_work(
+  work_torch, segmenter, field, value, message, tmp_path
+):
+  config = segmenter.config | {field: segmenter.config[field] | value}
+  settings = dataclasses.replace(segmenter, config=config, against="torch")
+  with pytest.raises(UserError, match=message):
+    make_works(settings, "infer", tmp_path)
+
+
 def test_the_footer_tells_where_and_when():
   facts = about.about([result("cadjax", [1.0], device="1 x TPU v5")])
   assert "1 x TPU v5" in facts["footer"]
@@ -343,6 +524,8 @@ ENTRY %main (p: f32[2]) -> f32[2] {
  backend_config={"estimated_cycles":"6"}
   %d = f32[4] fusion(%c), metadata={op_name="jit(f)/adam/add"},\
  backend_config={"estimated_cycles":"2"}
+  %h = f32[4] fusion(%d), metadata={op_name="jit(f)/UNet/dec1_block/conv1"},\
+ backend_config={"estimated_cycles":"3"}
   %e = (f32[4,2]{1,0}, bf16[3]) all-reduce(%d, %d), replica_groups={}
   %f = f32[4] all-reduce(%e), replica_groups={}
   ROOT %g = pred[5] collective-permute(%f)
@@ -353,6 +536,7 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 def test_estimates_are_read_from_a_compiled_program():
   """By hand: the entry alone counts, a tuple has the bytes of its parts."""
   assert work_aot.cycles_by_stage(COMPILED) == {
+    "dec1": 3,
     "other": 2,
     "stage1": 11,
     "stem": 70,

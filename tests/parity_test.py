@@ -48,14 +48,28 @@ def make_torch(nets, ndim, depth):
     conv1_t_stride=2,
     bias_downsample=False,
   )
-  with torch.no_grad():
-    for module in net.modules():
-      if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-        module.weight.uniform_(0.5, 1.0)
-        module.bias.uniform_(-0.2, 0.2)
-        module.running_mean.uniform_(-0.2, 0.2)
-        module.running_var.uniform_(0.5, 1.5)
+  shake_norms(net)
   return net
+
+
+@torch.no_grad()
+def shake_norms(net):
+  """Draws the parameters and statistics of all norms in place."""
+  for module in net.modules():
+    if getattr(module, "affine", False):
+      module.weight.uniform_(0.5, 1.0)
+      module.bias.uniform_(-0.2, 0.2)
+    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+      module.running_mean.uniform_(-0.2, 0.2)
+      module.running_var.uniform_(0.5, 1.5)
+
+
+TORCH_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "mean": "running_mean",
+  "var": "running_var",
+}
 
 
 def torch_name(path):
@@ -70,24 +84,26 @@ def torch_name(path):
     names = {"conv_skip": "downsample.0", "norm_skip": "downsample.1"}
     inner = names.get(layer, layer.replace("norm", "bn"))
     prefix = f"layer{stage}.{int(number) - 1}.{inner}"
-  leaves = {
-    "kernel": "weight",
-    "scale": "weight",
-    "mean": "running_mean",
-    "var": "running_var",
-  }
-  return f"{prefix}.{leaves.get(leaf, leaf)}"
+  return f"{prefix}.{TORCH_LEAVES.get(leaf, leaf)}"
 
 
-def to_flax(tensors, like):
+def torch_unet_name(path):
+  """The name in `bench.unet_torch` of a parameter of a U-Net in cadjax."""
+  *parts, leaf = path
+  return ".".join(["parts", *parts, TORCH_LEAVES.get(leaf, leaf)])
+
+
+def to_flax(tensors, like, name=torch_name):
   """Torch tensors by name -> a tree of the shapes of `like`."""
 
   def convert(path, leaf):
     keys = [each.key for each in path]
     # A copy: torch updates its running statistics in place.
-    value = tensors[torch_name(keys)].detach().numpy().copy()
+    value = tensors[name(keys)].detach().numpy().copy()
     if keys[-1] == "kernel":  # [out, in, *size] -> [*size, in, out]
       value = np.moveaxis(value, (0, 1), (-1, -2))
+      # What is a dense layer here is a convolution of size 1 there.
+      value = value.squeeze(tuple(range(value.ndim - leaf.ndim)))
     assert value.shape == leaf.shape, keys
     return value
 
@@ -181,87 +197,42 @@ def test_widths_and_depths_have_monais_counts(monai_nets):
     assert count == sum(p.size for p in jax.tree.leaves(like["params"]))
 
 
-def torch_unet(params, stats, x, *, ndim, train):
-  """The U-Net of `cadjax.models.unet` in torch, from the names of its leaves.
+@pytest.fixture(scope="module")
+def unet_torch():
+  from cadjax.bench import unet_torch
 
-  Interpolates by torch's own means: a map with its last cells repeated, its
-  corners aligned.
-  """
-  functional = torch.nn.functional
-  convolve = {2: functional.conv2d, 3: functional.conv3d}[ndim]
-  mode = {2: "bilinear", 3: "trilinear"}[ndim]
-
-  def conv(x, leaf, stride=1):
-    kernel = torch.movedim(leaf["kernel"], (-1, -2), (0, 1))
-    padding = (kernel.shape[-1] - 1) // 2
-    return convolve(x, kernel, stride=stride, padding=padding)
-
-  def norm(x, leaf, running):
-    mean, var = (running[key].clone() for key in ("mean", "var"))
-    return functional.batch_norm(
-      x, mean, var, leaf["scale"], leaf["bias"], training=train
-    )
-
-  def dense(x, leaf):
-    y = torch.movedim(x, 1, -1) @ leaf["kernel"] + leaf["bias"]
-    return torch.movedim(y, -1, 1)
-
-  def upsample(x):
-    space = x.shape[2:]
-    x = functional.pad(x, (0, 1) * ndim, mode="replicate")
-    x = functional.interpolate(
-      x, size=[2 * n + 1 for n in space], mode=mode, align_corners=True
-    )
-    return x[(..., *(slice(2 * n) for n in space))]
-
-  def stage(name, x, coarse=None):
-    p, s = params[f"{name}_block"], stats[f"{name}_block"]
-    maps = x
-    if coarse is not None:
-      if "gate" in p:
-        gate = p["gate"]
-        a = conv(x, gate["conv_skip"], 2) + conv(coarse, gate["conv_coarse"])
-        a = norm(a, gate["norm"], s["gate"]["norm"]).relu()
-        x = x * upsample(dense(a, gate["weight"]).sigmoid())
-      maps = torch.cat([x, upsample(conv(coarse, p["up"]))], 1)
-    stride = 1 if coarse is not None or name == "enc1" else 2
-    y = norm(conv(maps, p["conv1"], stride), p["norm1"], s["norm1"]).relu()
-    y = norm(conv(y, p["conv2"]), p["norm2"], s["norm2"])
-    if "conv_skip" in p:
-      y = y + norm(
-        conv(maps, p["conv_skip"], stride), p["norm_skip"], s["norm_skip"]
-      )
-    return y.relu()
-
-  x = torch.movedim(x, -1, 1)
-  skipped = []
-  for name in ("enc1", "enc2", "enc3"):
-    x = stage(name, x)
-    skipped.append(x)
-  x = stage("bottleneck", x)
-  for name in ("dec3", "dec2", "dec1"):
-    x = stage(name, skipped.pop(), x)
-  return torch.movedim(dense(x, params["head"]), 1, -1)
+  return unet_torch
 
 
 @pytest.mark.parametrize(
   ("ndim", "options"),
-  [(2, {}), (3, {}), (2, {"residual": True, "attention": True})],
+  [
+    (2, {}),
+    (3, {"deep_supervision": True}),
+    (2, {"residual": True, "attention": True}),
+    (2, {"norm": "group"}),
+    (3, {"norm": "instance"}),
+  ],
 )
 @pytest.mark.parametrize("train", [False, True])
-def test_the_unet_is_the_same_in_torch(ndim, options, train):
+def test_the_unet_is_the_same_in_torch(unet_torch, ndim, options, train):
+  options = models.UNET_DEFAULTS | {"ndim": ndim, "name": "unet"} | options
+  options["features"] = (4, 6, 8, 10)
+  torch.manual_seed(0)
+  net = unet_torch.UNet(options, options["num_classes"]).double().train(train)
+  shake_norms(net)
+  rng = np.random.default_rng(0)
+  x = rng.random((2, *(16, 24, 32)[:ndim], 1))
   with jax.enable_x64(True):
-    model = models.get_model(
-      {"name": "unet", "ndim": ndim, "features": (4, 6, 8, 10)} | options
-    ).clone(dtype=jnp.float64)
-    rng = np.random.default_rng(0)
-    x = rng.random((2, *(16, 24, 8)[:ndim], 1))
+    model = models.get_model(options).clone(dtype=jnp.float64)
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
-    variables = jax.tree.map(
-      lambda leaf: 0.3 * rng.standard_normal(leaf.shape),
-      {key: like[key] for key in ("params", "batch_stats")},
+    tensors = dict(net.named_parameters()) | dict(net.named_buffers())
+    params, stats = (
+      to_flax(tensors, like.get(key, {}), torch_unet_name)
+      for key in ("params", "batch_stats")
     )
-    stats = jax.tree.map(jnp.abs, variables["batch_stats"])
+    count = sum(p.numel() for p in net.parameters())
+    assert count == sum(p.size for p in jax.tree.leaves(params))
 
     @jax.jit
     def ours(params):
@@ -272,24 +243,21 @@ def test_the_unet_is_the_same_in_torch(ndim, options, train):
           train=train,
           mutable=["batch_stats"],
         )
-        return jnp.sum(jnp.sin(logits)), logits
+        return sum(jnp.sin(y).sum() for y in jax.tree.leaves(logits)), logits
 
       return jax.grad(loss, has_aux=True)(params)
 
-    gradients, logits = ours(variables["params"])
-
-  def to_torch(leaf):
-    return torch.tensor(np.array(leaf), dtype=torch.float64)
-
-  params = jax.tree.map(lambda a: to_torch(a).requires_grad_(), variables)
-  theirs = torch_unet(
-    params["params"],
-    jax.tree.map(to_torch, stats),
-    torch.tensor(x),
-    ndim=ndim,
-    train=train,
-  )
-  theirs.sin().sum().backward()
-  assert relative(logits, theirs.detach().numpy()) < 1e-6
-  expected = jax.tree.map(lambda leaf: leaf.grad.numpy(), params["params"])
+    gradients, logits = ours(params)
+  given = torch.tensor(np.moveaxis(x, -1, 1).copy())
+  theirs = net(given)
+  theirs = theirs if isinstance(theirs, tuple) else (theirs,)
+  sum(y.sin().sum() for y in theirs).backward()
+  for mine, y in zip(jax.tree.leaves(logits), theirs, strict=True):
+    assert relative(mine, np.moveaxis(y.detach().numpy(), 1, -1)) < 1e-6
+  # The heads of coarser maps have no gradient where they say nothing.
+  grads = {
+    name: torch.zeros_like(p) if p.grad is None else p.grad
+    for name, p in net.named_parameters()
+  }
+  expected = to_flax(grads, like["params"], torch_unet_name)
   assert relative(ravel(gradients), ravel(expected)) < 1e-6

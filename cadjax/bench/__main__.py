@@ -1,5 +1,9 @@
 """Measures: python -m cadjax.bench --config=configs/resnet3d.py --what=train.
 
+With a segmenter's config, such as configs/unet3d.py, train and infer are those
+of its U-Net on patches of --shape, and slide segments a volume of --scan_shape
+in the config's own windows. explain takes a classifier's config.
+
 Prints a table and writes bench.json (all seconds, versions, device, command)
 and, of a network, roofline.png.
 """
@@ -38,7 +42,9 @@ def define_flags() -> None:
     ["none", "torch"],
     "Measure PyTorch and MONAI at the same work, in turns, and give ratios.",
   )
-  flags.DEFINE_list("shape", ["256", "128", "128"], "Voxels D,H,W.")
+  flags.DEFINE_list(
+    "shape", ["256", "128", "128"], "Voxels D,H,W of a volume or a patch."
+  )
   flags.DEFINE_integer("batch", 1, "Volumes in a batch, of all devices.", 1)
   flags.DEFINE_integer("repeats", 7, "Runs of a row after its warm-up.", 1)
   flags.DEFINE_integer(
@@ -49,7 +55,9 @@ def define_flags() -> None:
     "data", None, "A built data set to read; phantoms are made if not given."
   )
   flags.DEFINE_list(
-    "scan_shape", ["275", "512", "512"], "Voxels of --what=preprocess's scan."
+    "scan_shape",
+    ["275", "512", "512"],
+    "Voxels of the scan of --what=preprocess and slide.",
   )
   flags.DEFINE_string(
     "aot",

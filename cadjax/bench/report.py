@@ -25,6 +25,7 @@ COLUMNS = (
   ("of matmul", "{:.0%}"),
   ("peak GB", "{:.2f}"),
   ("compile s", "{:.1f}"),
+  ("of one pass", "{}"),
   ("time ratio", "{}"),
   ("memory ratio", "{:.2f}"),
 )
@@ -79,7 +80,7 @@ def _stages(group: Sequence[Result]) -> str:
   lines = ["\nforward pass by stage"]
   for one in found:
     line = (
-      f"{one['stage']:8s}{one['flops'] / 1e9:10.4g} GFLOP"
+      f"{one['stage']:10s}{one['flops'] / 1e9:10.4g} GFLOP"
       f"{one['flops_per_byte']:8.1f} FLOP/byte"
     )
     if math.isnan(one["seconds"]):
@@ -100,6 +101,8 @@ def _extras(group: Sequence[Result]) -> str:
   lines = []
   for result in group:
     name = f"{result.row.group}: {result.row.name}"
+    if "note" in result.info:
+      lines.append(f"{name}: {result.info['note']}")
     if "breakdown" in result.info:
       parts = result.info["breakdown"].items()
       text = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts)

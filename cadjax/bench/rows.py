@@ -7,13 +7,18 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cadjax import names
+from cadjax import classes, names
 from data_prep import build, phantom
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig, config_name
 from data_prep.geometry import GridSpec
 from data_prep.volume import write_nifti
 
 FORCED_DEVICES = "--xla_force_host_platform_device_count"
+# config.task: what does it, and a config of one.
+EXAMPLES = {
+  "classify": ("classifier", "configs/resnet3d.py"),
+  "segment": ("segmenter", "configs/unet3d.py"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +26,13 @@ class Settings:
   """One point of the benchmark.
 
   Attributes:
-    config: the config as JSON-able dicts.
-    shape: voxels D, H, W of a volume.
+    config: the config as JSON-able dicts, of a classifier or a segmenter.
+    shape: voxels D, H, W of a volume, or of a segmenter's patch.
     batch: volumes, on all devices together.
     devices: how many are used.
     against: "torch", or "none".
     data: a built data set of volumes of that shape; made if None.
-    scan_shape: voxels D, H, W of the scan that is preprocessed.
+    scan_shape: voxels D, H, W of the scan that is preprocessed or segmented.
     aot: a TPU to compile the train step for, or None.
   """
 
@@ -110,7 +115,7 @@ def plan(
     inputs: asked for those files alone that the rows read.
 
   Raises:
-    names.UnknownName: for what is not in `WHATS`.
+    names.ConfigError: for what is not in `WHATS`, or not for this config.
   """
   if settings.aot is not None:
     return [[_aot(settings)]]
@@ -141,7 +146,37 @@ def _infer(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return [[*rows, _ceilings(settings, "infer")]]
 
 
+def _explain(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  del inputs
+  _check_task(settings, "explain", "classify")
+  row = functools.partial(_row, settings, "explain", "explain", batch=1)
+  rows = [
+    row("cadjax, all layers and methods", variant="maps"),
+    row("cadjax, one pass forward and back", variant="pass"),
+    *_torch_formats(settings, row, "MONAI Grad-CAM of one layer"),
+  ]
+  return [rows]
+
+
+def _slide(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  del inputs
+  _check_task(settings, "slide", "segment")
+  data, segment = (settings.config[key] for key in ("data", "segment"))
+  row = functools.partial(
+    _row,
+    settings,
+    "slide",
+    "slide",
+    shape=segment["window"] or data["patch_size"],
+    batch=data["eval_batch_size"],
+    scan_shape=settings.scan_shape,
+  )
+  rows = [row("cadjax"), *_torch_formats(settings, row, "MONAI")]
+  return [[*rows, _ceilings(settings, "slide")]]
+
+
 def _data(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  _check_task(settings, "data", "classify")
   return [[_row(settings, "data", "data", "cadjax", data=inputs.data)]]
 
 
@@ -184,17 +219,40 @@ def _aot(settings: Settings) -> Row:
 WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[Row]]]] = {
   "train": _train,
   "infer": _infer,
+  "explain": _explain,
+  "slide": _slide,
   "data": _data,
   "preprocess": _preprocess,
   "phantom": _phantom,
 }
 
 
-def _torch_formats(settings: Settings, row: Callable[..., Row]) -> list[Row]:
+def _task(settings: Settings) -> str:
+  return settings.config.get("task", "classify")
+
+
+def _check_task(settings: Settings, what: str, task: str) -> None:
+  if _task(settings) != task:
+    kind, example = EXAMPLES[task]
+    raise names.ConfigError(
+      f"--what={what} takes the config of a {kind}, such as {example}"
+    )
+
+
+def _num_classes(settings: Settings) -> int:
+  config = settings.config
+  if _task(settings) == "classify":
+    return config["model"]["num_classes"]
+  return len(classes.get_task(config["segment"]["classes"]).names)
+
+
+def _torch_formats(
+  settings: Settings, row: Callable[..., Row], name: str = "PyTorch"
+) -> list[Row]:
   if settings.against != "torch":
     return []
   return [
-    row(f"PyTorch, {kind}", framework="torch", format=kind)
+    row(f"{name}, {kind}", framework="torch", format=kind)
     for kind in ("contiguous", "channels_last")
   ]
 
@@ -216,6 +274,7 @@ def _row(
     "what": what,
     "framework": framework,
     "config": settings.config,
+    "num_classes": _num_classes(settings),
     "shape": settings.shape,
     "batch": settings.batch,
     "devices": settings.devices,

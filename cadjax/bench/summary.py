@@ -39,13 +39,26 @@ def rival(results: Sequence[Result]) -> Result | None:
   )
 
 
+def one_pass(results: Sequence[Result]) -> Result | None:
+  """Returns the group's pass that explanations are compared with, or None."""
+  return next(
+    (
+      result
+      for result in results
+      if result.row.spec.get("variant") == "pass" and result.error is None
+    ),
+    None,
+  )
+
+
 def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
   """Returns a dict for every row of one group, keyed by `report.COLUMNS`.
 
   The time ratio is the median, with the range, of the ratios of the runs that
-  stood next to each other, over the fastest row of the other framework.
+  stood next to each other, over the fastest row of the other framework;
+  "of one pass" likewise, over one pass of the network forward and back.
   """
-  roof, other = ceilings(results), rival(results)
+  roof, other, passed = ceilings(results), rival(results), one_pass(results)
   # The step is the same work in both frameworks.
   work = next((r.info["flops"] for r in results if "flops" in r.info), None)
   table = []
@@ -57,6 +70,8 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
       line |= _numbers(result, work, roof)
       if other is not None and result.row.spec["framework"] != "torch":
         line |= _ratios(result, other)
+      if passed is not None and result.row.spec.get("variant") == "maps":
+        line["of one pass"] = _time_ratio(result, passed)
     table.append(line)
   return table
 
@@ -89,15 +104,19 @@ def peak_bytes(result: Result) -> int:
 
 
 def _ratios(result: Result, other: Result) -> dict[str, Any]:
+  return {
+    "time ratio": _time_ratio(result, other),
+    "memory ratio": peak_bytes(result) / peak_bytes(other),
+  }
+
+
+def _time_ratio(result: Result, other: Result) -> str:
   pairs = [
     ours / theirs
     for ours, theirs in zip(result.seconds, other.seconds, strict=True)
   ]
   middle = statistics.median(pairs)
-  return {
-    "time ratio": f"{middle:.2f} ({min(pairs):.2f}-{max(pairs):.2f})",
-    "memory ratio": peak_bytes(result) / peak_bytes(other),
-  }
+  return f"{middle:.2f} ({min(pairs):.2f}-{max(pairs):.2f})"
 
 
 def stages(results: Sequence[Result]) -> list[dict[str, Any]]:

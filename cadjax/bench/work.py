@@ -5,8 +5,10 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Parts = dict[str, float]
 
@@ -46,6 +48,11 @@ def timed(fn: Callable[[], Any]) -> tuple[float, Any]:
 def median_seconds(fn: Callable[[], Any], repeats: int = 3) -> float:
   """Returns the median time of `fn()` in seconds."""
   return statistics.median(timed(fn)[0] for _ in range(repeats))
+
+
+def noise_hu(shape: Sequence[int]) -> np.ndarray:
+  """Makes an image of noise, int16 HU."""
+  return np.random.default_rng(0).integers(-1024, 1500, shape, np.int16)
 
 
 def resident_bytes() -> int | None:

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import topologies
 
-from cadjax import flops, models, parallel, steps
+from cadjax import flops, parallel, steps, tasks
 from cadjax.bench import work_jax
 from cadjax.bench.work import Work, timed
 from data_prep.errors import UserError
@@ -29,7 +29,7 @@ CHIPS = {
     "clock": 1.5e9,
   }
 }
-STAGE = re.compile(r"stem|stage\d|head")
+STAGE = re.compile(r"stem|stage\d|enc\d|bottleneck|dec\d|head")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 COLLECTIVE = re.compile(
@@ -53,7 +53,7 @@ def train(spec: Mapping[str, Any]) -> Work:
     devices.abstract_replicated(state), devices.abstract_batch(batch)
   )
   seconds, compiled = timed(lowered.compile)
-  model = models.get_model(config.model)
+  model = tasks.make_model(config)
   counted = flops.count(model, work_jax.image_shape(spec, config))
   info = {
     "compile_seconds": seconds,

@@ -1,7 +1,12 @@
-"""The rows that run on a device with JAX."""
+"""The rows that run on a device with JAX.
+
+A classifier's config is measured on volumes of `--shape`, a segmenter's on
+patches of that shape.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,16 +16,16 @@ import numpy as np
 import optax
 
 from cadjax import (
-  augment,
+  cam,
+  classes,
   flops,
-  input_pipeline,
-  losses,
-  models,
   optimizer,
   parallel,
+  sliding,
   steps,
+  tasks,
 )
-from cadjax.bench.work import Parts, Work, resident_bytes, timed
+from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
 from data_prep.errors import UserError
 
 # Longer than any benchmark: the schedule needs an end, the reader too.
@@ -47,7 +52,7 @@ def train(spec: Mapping[str, Any]) -> Work:
     state, _ = jax.block_until_ready(step(state, batch))
     memory.append(resident_bytes())
 
-  work = _work(run, spec, config, devices, train=True)
+  work = _step_work(run, spec, config, devices, train=True)
   if not real:
     return work
   return dataclasses.replace(
@@ -70,35 +75,38 @@ def train_step(
     devices: where the step runs.
     real: whether augmentation is part of it, as the config says.
   """
-  model = models.get_model(config.model, axis_name=devices.axis_name)
+  model = tasks.make_model(config, axis_name=devices.axis_name)
+  task = tasks.task_of(config)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=MANY_STEPS
   )
   prepare = steps.make_prepare(
     ndim=config.model.ndim,
     window_hu=tuple(config.data.window_hu),
-    augment=_augment(config) if real else None,
+    augment=tasks.make_augment(config.augment) if real else None,
+    task=config.segment.classes if task == "segment" else None,
   )
   step = devices.train_step(
     steps.make_train_step(
       model,
       tx,
-      losses.get_loss(config.loss),
+      tasks.make_loss(config),
       prepare,
+      score=tasks.SCORES[task],
       seed=config.seed,
       schedule=schedule,
       ema_decay=config.ema_decay,
       axis_name=devices.axis_name,
     )
   )
-  return step, _start(models.get_model(config.model), tx, spec, config)
+  return step, _start(tasks.make_model(config), tx, spec, config)
 
 
 def infer(spec: Mapping[str, Any]) -> Work:
   """Makes an evaluation step on a batch that is on the device."""
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
-  model = models.get_model(config.model)
+  model = tasks.make_model(config)
   step = devices.eval_step(
     steps.make_eval_step(
       model, ndim=config.model.ndim, window_hu=tuple(config.data.window_hu)
@@ -110,14 +118,64 @@ def infer(spec: Mapping[str, Any]) -> Work:
   def run() -> None:
     step(variables, batch)
 
-  return _work(run, spec, config, devices, train=False)
+  return _step_work(run, spec, config, devices, train=False)
+
+
+def explain(spec: Mapping[str, Any]) -> Work:
+  """Makes maps of all layers by all methods of one gradient, or one pass.
+
+  The one pass is forward, and back to the first map: the way that the
+  gradients of all layers lie on, and no map made of them.
+  """
+  config = ml_collections.ConfigDict(spec["config"])
+  device = jax.devices()[0]
+  model = tasks.make_model(config)
+  layers = list(cam.layer_strides(model))
+  if spec["variant"] == "pass":
+    explained = jax.jit(cam.make_gradients(model, layers=layers[:1]))
+    info = {}
+  else:
+    explained = jax.jit(cam.make_explain(model, methods=tuple(cam.METHODS)))
+    info = {"note": f"{len(layers)} layers by {', '.join(cam.METHODS)}"}
+  variables = _variables(model, spec, config)
+  image = jax.random.uniform(jax.random.key(0), image_shape(spec, config))
+
+  def run() -> None:
+    jax.block_until_ready(explained(variables, image, 1))
+
+  return _work(run, [device], volumes=spec["batch"], info=info)
+
+
+def slide(spec: Mapping[str, Any]) -> Work:
+  """Makes the way of a volume of HU through windows to its labels."""
+  config = ml_collections.ConfigDict(spec["config"])
+  devices = _devices(spec, config)
+  segment = tasks.make_sliding(config, devices)
+  variables = _variables(tasks.make_model(config), spec, config)
+  variables = devices.put_replicated(variables)
+  hu = noise_hu(spec["scan_shape"])
+  window, batch = spec["shape"], spec["batch"]
+  windows = math.prod(
+    len(sliding.window_starts(max(n, size), size, config.segment.overlap))
+    for n, size in zip(hu.shape, window, strict=True)
+  )
+
+  def run() -> None:
+    segment(variables, hu)
+
+  size = "x".join(map(str, window))
+  info = {
+    "note": f"{windows} windows of {size}, {batch} at a time",
+    "flops": _flops(spec, config, train=False) // batch * windows,
+  }
+  return _work(run, devices.mesh.devices.ravel(), volumes=1, info=info)
 
 
 def stages(spec: Mapping[str, Any]) -> Work:
   """Makes forward passes that end after each stage of the network."""
   config = ml_collections.ConfigDict(spec["config"])
   device = jax.devices()[0]
-  model = models.get_model(config.model)
+  model = tasks.make_model(config)
   shape = image_shape(spec, config)
   counted = flops.by_stage(flops.count(model, shape))
   variables = _variables(model, spec, config)
@@ -172,6 +230,8 @@ def ceilings(spec: Mapping[str, Any]) -> Work:
 MAKERS = {
   "train": train,
   "infer": infer,
+  "explain": explain,
+  "slide": slide,
   "stages": stages,
   "ceilings": ceilings,
 }
@@ -189,9 +249,9 @@ def _devices(spec, config) -> parallel.Parallel:
 
 
 def _batch_shape(spec, config) -> tuple[int, ...]:
-  """Returns [B, D, H, W, 1]; D is the slices drawn for a 2D model."""
+  """Returns [B, D, H, W, 1]; D is the slices drawn for a 2D classifier."""
   depth, *plane = spec["shape"]
-  if config.model.ndim == 2:
+  if config.model.ndim == 2 and tasks.task_of(config) == "classify":
     depth = config.data.slices_per_volume
   return (spec["batch"], depth, *plane, 1)
 
@@ -209,45 +269,35 @@ def image_shape(
 def fake_batch(
   spec: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
-  """Makes a global batch of noise, as `input_pipeline.Dataset.batch` does."""
+  """Makes a global batch of noise with the fields of training's batches."""
   shape = _batch_shape(spec, config)
   size = shape[0]
-  image = np.random.default_rng(0).integers(-1024, 1500, shape, np.int16)
   index = np.arange(size, dtype=np.int32)
-  return {
-    "image": image,
-    "label": index % config.model.num_classes,
+  batch = {
+    "image": noise_hu(shape),
     "valid": np.ones(size, np.float32),
     "index": index,
+  }
+  if tasks.task_of(config) == "classify":
+    return batch | {"label": index % config.model.num_classes}
+  count = len(classes.CLASS_NAMES)
+  rng = np.random.default_rng(1)
+  return batch | {
+    "mask": rng.integers(count, size=shape[:-1], dtype=np.uint8),
+    "known": np.ones((size, count), np.float32),
   }
 
 
 def _records(spec, config, devices) -> Iterator[dict[str, jax.Array]]:
   """Yields batches as training gets them, read and sent ahead."""
-  data = config.data.copy_and_resolve_references()
-  data.path = spec["data"]
-  dataset = input_pipeline.open_dataset(data)
-  batches = dataset.train_batches(
-    spec["batch"],
-    seed=config.seed,
-    start=0,
-    stop=MANY_STEPS,
-    slices_per_volume=(
-      config.data.slices_per_volume if config.model.ndim == 2 else None
-    ),
-  )
+  config = config.copy_and_resolve_references()
+  config.data.path = spec["data"]
+  config.data.batch_size = spec["batch"]
+  if tasks.task_of(config) == "segment":
+    config.data.patch_size = spec["shape"]
+  task = tasks.make_task(config, tasks.open_dataset(config), devices)
+  batches = task.batches(0, MANY_STEPS)
   return (batch for batch, _ in devices.prefetch(batches))
-
-
-def _augment(config) -> Callable | None:
-  if not config.augment:
-    return None
-  options = config.augment.to_dict()
-
-  def fn(key, image, mask):
-    return augment.augment(key, image, mask, options=options)
-
-  return fn
 
 
 def _start(model, tx, spec, config) -> dict[str, Any]:
@@ -271,21 +321,28 @@ def _about(device: jax.Device, number: int) -> dict[str, Any]:
   return {"platform": device.platform, "device": device_name}
 
 
-def _work(run, spec, config, devices, *, train: bool) -> Work:
-  used = devices.mesh.devices.ravel()
-  model = models.get_model(config.model)
+def _flops(spec, config, *, train: bool) -> int:
+  model = tasks.make_model(config)
   counted = flops.count(model, image_shape(spec, config))
+  return flops.step_flops(counted, train=train)
 
+
+def _step_work(run, spec, config, devices, *, train: bool) -> Work:
+  info = {"flops": _flops(spec, config, train=train)}
+  used = devices.mesh.devices.ravel()
+  return _work(run, used, volumes=spec["batch"], info=info)
+
+
+def _work(run, used: Sequence[jax.Device], *, volumes: int, info) -> Work:
   def finish() -> dict[str, Any]:
     # A CPU keeps no such books.
     books = [device.memory_stats() or {} for device in used]
     peak = max(book.get("peak_bytes_in_use", 0) for book in books)
     return {"device_peak_bytes": peak} if peak else {}
 
-  info = {"flops": flops.step_flops(counted, train=train)}
   return Work(
     run,
-    volumes=spec["batch"],
+    volumes=volumes,
     compiles=True,
     info=info | _about(used[0], len(used)),
     finish=finish,
