@@ -191,6 +191,7 @@ def _count(root, out):
   out.put(done)
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_processes_divide_the_cells(tmp_path):
   context = multiprocessing.get_context("fork")
   out = context.Queue()
@@ -211,7 +212,10 @@ def shared(tmp_path_factory):
   folder = tmp_path_factory.mktemp("plans")
   before = jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", str(folder / "jax_cache"))
+  least = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   yield folder
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
   jax.config.update("jax_compilation_cache_dir", before)
 
 

@@ -41,6 +41,8 @@ def colab(monkeypatch):
   return package
 
 
+# IPython forks for a command, and jax warns of that in a busy process.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_command_that_fails_raises(shell):
   shell.system("exit 3")  # What IPython does by itself.
   notebook.setup()

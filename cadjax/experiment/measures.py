@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cadjax import (
+  adapt,
   calibration,
   decision,
   evaluate,
@@ -127,7 +128,26 @@ def external(trial: Trial) -> Entries:
     fingerprint = result["data"]["fingerprint"][:8]
     folder = trial.path / "eval" / f"external_{fingerprint}" / "all"
     entries[name] = _calls(folder, "external_all_patients", result["threshold"])
+    if trial.options.get("adapt"):
+      entries[f"{name}.adapted"] = _adapted(trial, path, result)
   return entries
+
+
+def _adapted(
+  trial: Trial, path: pathlib.Path, result: Mapping[str, Any]
+) -> list[Row]:
+  trained = workdir.load_trained(trial.path, "classify")
+  dataset, _ = evaluation.open_data(trained, str(path))
+  batch_size = trained.config.data.eval_batch_size
+  adapted = adapt.adapt_norms(trained, dataset, batch_size)
+  rows = evaluate.score_rows(
+    dataset, input_pipeline.SPLITS, adapted.logits, batch_size
+  )
+  return [
+    {key: row[key] for key in ("patient_id", "label", "probability")}
+    | {"threshold": result["threshold"]}
+    for row in results.patient_rows(rows, result)
+  ]
 
 
 def protocol(trial: Trial) -> Entries:
