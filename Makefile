@@ -79,7 +79,8 @@ experiments/%/results.json: | $(READY)
 	  $(RESULTS)/$*
 
 experiments-smoke: $(READY)
-	$(PY) -m pytest -q tests/experiment_test.py -k end_to_end
+	$(PY) -m pytest -q tests/experiment_test.py -k end_to_end \
+	  -m 'slow or not slow'
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -233,7 +233,18 @@ def whole(shared):
   return shared / "dimension"
 
 
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+# multiclass does what link does, three times over.
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(
+      path,
+      id=path.stem,
+      marks=[pytest.mark.slow] if path.stem == "multiclass" else [],
+    )
+    for path in PLANS
+  ],
+)
 def test_a_plan_runs_from_end_to_end(path, shared):
   result = run_tiny(path, shared)
   assert not result["failed"]
