@@ -385,6 +385,26 @@ def test_the_readme_gets_its_table(whole, tmp_path):
     page.update_readme(readme, root)
 
 
+def test_without_results_the_readme_stays(tmp_path):
+  readme = tmp_path / "README.md"
+  readme.write_text(f"{page.BEGIN}\nold\n{page.END}\n")
+  with pytest.raises(UserError, match="the README stays as it is"):
+    page.update_readme(readme, tmp_path)
+  assert "old" in readme.read_text()
+  with pytest.raises(UserError, match="cannot be read"):
+    page.update_readme(tmp_path / "none.md", tmp_path)
+
+
+def test_lines_are_ordered_by_value_and_undefined_ones_come_last():
+  table = [
+    {"line": name, "metrics": {"dice": {"value": value}}}
+    for name, value in (("c", float("nan")), ("b", 0.0), ("a", 0.5))
+  ]
+  table.append({"line": "d", "metrics": {}})
+  found = summary.best_first(table, "dice")
+  assert [row["line"] for row in found] == ["a", "b", "c"]
+
+
 def test_thinning_leaves_the_share_and_all_normal_patients():
   rows = [{"patient_id": f"p{i}", "label": int(i < 30)} for i in range(60)]
   kept = measures.thinned(rows, 0.25)
@@ -399,6 +419,10 @@ def test_thinning_leaves_the_share_and_all_normal_patients():
     (["--plan=x.py", "--workdir=w"], "x.py: no such file"),
     (["--workdir=w"], "--plan is missing"),
     (["--plan=x.py"], "--workdir is missing"),
+    (
+      [f"--plan={DIMENSION}", "--scale=tiny", "--workdir=setup.py/w"],
+      "cannot be made",
+    ),
   ],
 )
 def test_a_wrong_command_gets_one_line(flags, message, tmp_path):

@@ -67,6 +67,10 @@ def main(_: Sequence[str]) -> None:
   if args.dry_run:
     print(estimate.table(asked, cells))
     return
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--workdir={folder}: cannot be made ({error})") from error
   if args.retry:
     for cell in asked.cells():
       cells.forget_failure(cell.name)

@@ -146,14 +146,22 @@ def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   Between its two marks; returns how many experiments there are.
 
   Raises:
-    UserError: the marks are missing.
+    UserError: there is no such file, the marks are missing, or there are no
+      results.
   """
-  content = readme.read_text()
+  try:
+    content = readme.read_text()
+  except OSError as error:
+    raise UserError(f"--table={readme}: cannot be read ({error})") from error
   before, begin, rest = content.partition(BEGIN)
   _, end, after = rest.partition(END)
   if not begin or not end:
     raise UserError(f"{readme}: the marks {BEGIN} and {END} are missing")
   files = sorted(root.glob("*/results.json"))
+  if not files:
+    raise UserError(
+      f"--workdir={root}: there is no */results.json; the README stays as it is"
+    )
   table = markdown(readme.parent, files)
   case_rows.write_text(readme, f"{before}{BEGIN}\n{table}\n{END}{after}")
   return len(files)

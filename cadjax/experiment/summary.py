@@ -195,8 +195,8 @@ def _spread(row: Mapping[str, Any], metric: str) -> str:
 
 def best_first(table: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:
   """Returns the lines that have the metric, largest first."""
-  have = [row for row in table if row["metrics"].get(metric)]
-  return sorted(
-    have,
-    key=lambda row: -(row["metrics"][metric]["value"] or -math.inf),
-  )
+  have = [row for row in table if metric in row["metrics"]]
+  values = [row["metrics"][metric]["value"] for row in have]
+  known = [-math.inf if math.isnan(value) else value for value in values]
+  order = sorted(range(len(have)), key=lambda i: -known[i])
+  return [have[i] for i in order]
