@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: help env demo test test-slow bench lint clean experiments \
+.PHONY: help env demo test test-slow bench bench-tpu lint clean experiments \
   experiments-smoke
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
 	@echo "make bench      times training and inference beside PyTorch's, in bench/"
+	@echo "make bench-tpu  compiles for a TPU that is not there, in bench/tpu"
 	@echo "make experiments        the paper's questions on phantoms: hours"
 	@echo "make experiments-smoke  every plan at a tiny size"
 	@echo "make lint       ruff"
@@ -63,6 +64,15 @@ BENCH = $(PY) -m cadjax.bench --config=configs/resnet3d.py --what=train,infer \
 bench: $(VENV)/.ready-bench
 	$(BENCH) --shape=128,64,64 --batch=2 --out=bench/128x64x64
 	$(BENCH) --shape=256,128,128 --batch=1 --out=bench/256x128x128
+
+# libtpu's compiler goes with the jax of Python 3.12 and newer. About an hour.
+$(VENV)/.ready-tpu: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[tpu-aot]'
+	touch $@
+
+bench-tpu: $(VENV)/.ready-tpu
+	$(PY) -m cadjax.bench.tpu --config=configs/resnet3d.py --out=bench/tpu \
+	  --table=README.md
 
 # Each at most 90 minutes on 2 cores; several machines may share the folder.
 PLANS := dimension layers link prior multiclass balance sample_size protocol

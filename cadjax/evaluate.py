@@ -3,10 +3,12 @@
   python -m cadjax.evaluate --workdir=W [--split=test] [--against=W2]
     [--explain]
 
-Writes W/eval: the per-case rows first, then metrics.json and the figures. The
-temperature and the threshold of a classifier come from validation patients
-alone. What is measured of a segmenter: see `evaluate_segments`. With
---explain the explanation maps are measured too, see `evaluate_explain`.
+Writes W/eval: the per-case rows first, then metrics.json, the figures and
+index.html, a page that shows it all. The temperature and the threshold of a
+classifier come from validation patients alone. What is measured of a
+segmenter: see `evaluate_segments`. With --explain the explanation maps are
+measured too, see `evaluate_explain`; with --cases=DIR, where cadjax.predict
+wrote, the page links every case to its report.
 """
 
 import pathlib
@@ -21,6 +23,7 @@ from cadjax import (
   calibration,
   case_rows,
   checkpoint,
+  cohort,
   evaluate_explain,
   evaluate_segments,
   evaluation,
@@ -363,6 +366,9 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "batch_size", None, "Volumes, or a segmenter's windows, at a time."
   )
+  flags.DEFINE_string(
+    "cases", None, "Where cadjax.predict wrote; the page links its reports."
+  )
   flags.DEFINE_bool("explain", False, "Measure the explanation maps too.")
   flags.DEFINE_integer("explain_cases", None, "On so many cases; all if unset.")
   flags.DEFINE_integer(
@@ -379,10 +385,11 @@ def define_flags() -> None:
 
 
 def main(_: Sequence[str]) -> None:
-  """Parses flags, makes one call, prints the table."""
+  """Parses flags, makes one call, prints the table, writes the page."""
   args = flags.FLAGS
+  # What is wrong is told now and not after all cases are scored.
+  cohort.check_cases(args.cases)
   if args.explain:
-    # Told now and not after all cases are scored.
     load_to_explain(
       args.workdir, cases=args.explain_cases, against=args.against
     )
@@ -416,7 +423,17 @@ def main(_: Sequence[str]) -> None:
     )
     print(f"\nexplanations of CAD, {maps['n_patients']} patients")
     print(explain_table.text(maps))
-  print(result["disclaimer"])
+  dataset = result["data"]
+  page = cohort.write(
+    evaluation.folder_of(
+      pathlib.Path(args.workdir),
+      result["split"],
+      dataset["fingerprint"],
+      dataset["external"],
+    ),
+    cases=args.cases,
+  )
+  print(f"{result['disclaimer']}\n{page}")
 
 
 if __name__ == "__main__":

@@ -366,11 +366,12 @@ def test_a_volume_is_segmented_in_the_configs_windows(segmenter, tmp_path):
 @pytest.mark.parametrize("config", [resnet2d, resnet3d])
 def test_all_layers_are_explained_beside_one_pass(config, tmp_path):
   works = make_works(make_settings(config.get_config()), "explain", tmp_path)
-  every, one = works.values()
-  for work in (every, one):
+  every, gradcam, one = works.values()
+  for work in (every, gradcam, one):
     work.run()
     assert work.volumes == 1
   assert every.info["note"] == f"5 layers by {', '.join(cam.METHODS)}"
+  assert gradcam.info["note"] == "5 layers by gradcam"
 
 
 def test_explaining_is_told_in_passes():

@@ -13,7 +13,7 @@ import time
 import jax
 import pytest
 
-from cadjax import names
+from cadjax import marked, names
 from cadjax.experiment import estimate, measures, page, plan, summary
 from cadjax.experiment import run as runner
 from cadjax.experiment.store import Store
@@ -82,6 +82,23 @@ def test_every_plan_loads_at_every_scale(path, scale):
 def test_a_plan_that_cannot_be_is_refused(changes, message):
   with pytest.raises(names.ConfigError, match=message):
     plan.make_plan(fields(**changes))
+
+
+@pytest.mark.parametrize(
+  ("code", "message"),
+  [
+    ("x = 1", "it has no get_plan"),
+    ("import os\n\nx = 1 +", "line 3: SyntaxError: invalid syntax"),
+    ("x = 1\ny = z", "line 2: NameError: name 'z' is not defined"),
+    ("def get_plan(scale):\n  return {}[scale]", "line 2: KeyError: 'tiny'"),
+    ("import nowhere", "line 1: ModuleNotFoundError: No module named"),
+  ],
+)
+def test_a_mistake_in_a_plan_file_is_one_line(tmp_path, code, message):
+  path = tmp_path / "mine.py"
+  path.write_text(code)
+  with pytest.raises(UserError, match=f"mine.py.*{message}"):
+    plan.load_plan(str(path), "tiny")
 
 
 def test_fields_of_all_arms_can_be_overridden():
@@ -367,7 +384,8 @@ def test_a_dry_run_lists_cells_and_runs_none(whole):
 
 def test_the_readme_gets_its_table(whole, tmp_path):
   readme = tmp_path / "README.md"
-  readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+  begin, end = marked.marks("experiments")
+  readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
   root = tmp_path / "results"
   root.mkdir()
   for name in ("results.json", "cost.json", "index.html"):
@@ -380,19 +398,14 @@ def test_the_readme_gets_its_table(whole, tmp_path):
   assert "old" not in text
   assert "(results/dimension/index.html)" in text
   assert "less 2D, mean of the slices: ROC AUC" in text
-  readme.write_text("no marks")
-  with pytest.raises(UserError, match="the marks"):
-    page.update_readme(readme, root)
 
 
 def test_without_results_the_readme_stays(tmp_path):
   readme = tmp_path / "README.md"
-  readme.write_text(f"{page.BEGIN}\nold\n{page.END}\n")
+  readme.write_text("old")
   with pytest.raises(UserError, match="the README stays as it is"):
     page.update_readme(readme, tmp_path)
-  assert "old" in readme.read_text()
-  with pytest.raises(UserError, match="cannot be read"):
-    page.update_readme(tmp_path / "none.md", tmp_path)
+  assert readme.read_text() == "old"
 
 
 def test_lines_are_ordered_by_value_and_undefined_ones_come_last():

@@ -26,13 +26,13 @@ LAYERS = {
   ),
   2: (
     "case_rows checkpoint evaluation folders input_pipeline inputs log"
-    " patches priors regions results steps tasks workdir"
+    " marked patches priors regions results steps tasks workdir"
   ),
   3: (
     "adapt bench bench.__main__ bench.about bench.figures bench.measure"
-    " bench.report bench.rows bench.summary bench.unet_torch bench.work"
-    " bench.work_aot bench.work_host bench.work_jax bench.work_torch"
-    " bench.worker cad_maps decision devices evaluate evaluate_explain"
+    " bench.report bench.rows bench.summary bench.tpu bench.unet_torch"
+    " bench.work bench.work_aot bench.work_host bench.work_jax bench.work_torch"
+    " bench.worker cad_maps cohort decision devices evaluate evaluate_explain"
     " evaluate_link evaluate_segments explain explain_maps explain_table"
     " explain_target explainer link linked_report notebook pair planes plots"
     " predict report scans scoring segment train tree_plot vessel_figure viewer"

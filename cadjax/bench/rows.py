@@ -152,6 +152,7 @@ def _explain(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   row = functools.partial(_row, settings, "explain", "explain", batch=1)
   rows = [
     row("cadjax, all layers and methods", variant="maps"),
+    row("cadjax, Grad-CAM of all layers", variant="gradcam"),
     row("cadjax, one pass forward and back", variant="pass"),
     *_torch_formats(settings, row, "MONAI Grad-CAM of one layer"),
   ]

@@ -70,7 +70,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
       line |= _numbers(result, work, roof)
       if other is not None and result.row.spec["framework"] != "torch":
         line |= _ratios(result, other)
-      if passed is not None and result.row.spec.get("variant") == "maps":
+      if passed not in (None, result) and "variant" in result.row.spec:
         line["of one pass"] = _time_ratio(result, passed)
     table.append(line)
   return table

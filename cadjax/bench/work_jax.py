@@ -122,10 +122,11 @@ def infer(spec: Mapping[str, Any]) -> Work:
 
 
 def explain(spec: Mapping[str, Any]) -> Work:
-  """Makes maps of all layers by all methods of one gradient, or one pass.
+  """Makes maps of all layers by all methods, by Grad-CAM, or one pass.
 
-  The one pass is forward, and back to the first map: the way that the
-  gradients of all layers lie on, and no map made of them.
+  The methods are those of one gradient. The one pass is forward, and back to
+  the first map: the way that the gradients of all layers lie on, and no map
+  made of them.
   """
   config = ml_collections.ConfigDict(spec["config"])
   device = jax.devices()[0]
@@ -135,8 +136,10 @@ def explain(spec: Mapping[str, Any]) -> Work:
     explained = jax.jit(cam.make_gradients(model, layers=layers[:1]))
     info = {}
   else:
-    explained = jax.jit(cam.make_explain(model, methods=tuple(cam.METHODS)))
-    info = {"note": f"{len(layers)} layers by {', '.join(cam.METHODS)}"}
+    every = tuple(cam.METHODS)
+    methods = every if spec["variant"] == "maps" else (spec["variant"],)
+    explained = jax.jit(cam.make_explain(model, methods=methods))
+    info = {"note": f"{len(layers)} layers by {', '.join(methods)}"}
   variables = _variables(model, spec, config)
   image = jax.random.uniform(jax.random.key(0), image_shape(spec, config))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from cadjax import case_rows, checkpoint, plots, workdir
+from cadjax import case_rows, checkpoint, marked, plots, workdir
 from cadjax.experiment import figure, summary
 from cadjax.experiment.plan import Plan
 from cadjax.experiment.store import Store
@@ -16,7 +16,6 @@ from data_prep.errors import UserError
 # Of one experiment in the README; the page has all.
 MOST_ANSWERS = 3
 MOST_LINES = 6
-BEGIN, END = "<!-- experiments: begin -->", "<!-- experiments: end -->"
 
 
 def command(result: Mapping[str, Any]) -> str:
@@ -143,25 +142,15 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
 def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   """Writes the table of all results under `root` into a README.
 
-  Between its two marks; returns how many experiments there are.
+  Between the marks of "experiments"; returns how many experiments there are.
 
   Raises:
-    UserError: there is no such file, the marks are missing, or there are no
-      results.
+    UserError: of `marked.replace`, or there are no results.
   """
-  try:
-    content = readme.read_text()
-  except OSError as error:
-    raise UserError(f"--table={readme}: cannot be read ({error})") from error
-  before, begin, rest = content.partition(BEGIN)
-  _, end, after = rest.partition(END)
-  if not begin or not end:
-    raise UserError(f"{readme}: the marks {BEGIN} and {END} are missing")
   files = sorted(root.glob("*/results.json"))
   if not files:
     raise UserError(
       f"--workdir={root}: there is no */results.json; the README stays as it is"
     )
-  table = markdown(readme.parent, files)
-  case_rows.write_text(readme, f"{before}{BEGIN}\n{table}\n{END}{after}")
+  marked.replace(readme, "experiments", markdown(readme.parent, files))
   return len(files)

@@ -10,6 +10,7 @@ import graphlib
 import importlib.util
 import itertools
 import pathlib
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,16 +147,32 @@ def load_plan(path: str, scale: str) -> Plan:
   spec = importlib.util.spec_from_file_location(file.stem, file)
   if spec is None:
     raise UserError(f"--plan={path}: a plan is a Python file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_plan"):
-    raise UserError(f"--plan={path}: it has no get_plan(scale)")
   if scale not in SCALES:
     raise UserError(f"--scale={scale} is none of {', '.join(SCALES)}")
+  module = importlib.util.module_from_spec(spec)
   try:
-    return make_plan(module.get_plan(scale), file.stem, scale)
+    spec.loader.exec_module(module)
+    fields = module.get_plan(scale) if hasattr(module, "get_plan") else None
+  except Exception as error:  # Whatever the user's own code raises.
+    raise UserError(f"--plan={path}{_where(error, file)}") from error
+  if fields is None:
+    raise UserError(f"--plan={path}: it has no get_plan(scale)")
+  try:
+    return make_plan(fields, file.stem, scale)
   except names.ConfigError as error:
     raise UserError(f"--plan={path}: {error}") from error
+
+
+def _where(error: Exception, file: pathlib.Path) -> str:
+  """Returns the line of a file that raised, the kind of error and its words."""
+  if isinstance(error, SyntaxError) and error.filename == str(file):
+    lines = [error.lineno]
+  else:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [one.lineno for one in frames if one.filename == str(file)]
+  line = f", line {lines[-1]}" if lines else ""
+  said = error.msg if isinstance(error, SyntaxError) else error
+  return f"{line}: {type(error).__name__}: {said}"
 
 
 def override(plan: Plan, settings: Sequence[str]) -> Plan:

@@ -1,0 +1,172 @@
+"""One page for an evaluated split: metrics, curves, failures, the cases.
+
+`python -m cadjax.evaluate` writes it beside what it shows, as index.html.
+Everything on it is read from that folder, so it tells what was written.
+"""
+
+import base64
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from cadjax import case_rows, evaluation, linked_report, report, workdir
+from data_prep.errors import UserError
+
+PAGE = "index.html"
+PICTURES = {
+  "roc": "ROC curve",
+  "pr": "Precision and recall",
+  "calibration": "Calibration",
+  "confusion": "Confusion matrix",
+}
+WORST, LIFT = "worst.png", pathlib.Path("explain", "lift.png")
+MOST_FAILURES = 20
+
+
+def write(
+  folder: pathlib.Path, *, cases: str | pathlib.Path | None = None
+) -> pathlib.Path:
+  """Writes the page of an evaluation.
+
+  Args:
+    folder: where `cadjax.evaluate` wrote metrics.json and its figures.
+    cases: where `cadjax.predict` wrote a folder for each scan, under the
+      case_id; those that are there are linked.
+
+  Returns:
+    the path of the page.
+
+  Raises:
+    UserError: `cases` is no folder.
+  """
+  result = workdir.read_json(folder / "metrics.json")
+  classifies = result["task"] == "classify"
+  pages = _pages(cases, folder)
+  rows = evaluation.read_rows(
+    folder / f"{result['cases']}.jsonl", ("case_id", "patient_id")
+  )
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("cadjax"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  named = {name: folder / f"{name}.png" for name in PICTURES}
+  text = environment.get_template("cohort.html").render(
+    r=result,
+    columns=_columns(result),
+    pictures={
+      PICTURES[name]: _embedded(path)
+      for name, path in named.items()
+      if classifies and path.exists()
+    },
+    worst=_embedded(folder / WORST),
+    lift=_embedded(folder / LIFT),
+    failures=failures(rows) if classifies else (),
+    most=MOST_FAILURES,
+    rows=case_lines(rows) if classifies else segmented_lines(rows),
+    pages=pages,
+    cell=_cell,
+  )
+  case_rows.write_text(folder / PAGE, text)
+  return folder / PAGE
+
+
+def check_cases(cases: str | pathlib.Path | None) -> None:
+  """Raises `UserError` if `cases` is given and is no folder."""
+  if cases is not None and not pathlib.Path(cases).is_dir():
+    raise UserError(
+      f"--cases={cases}: there is no such folder; python -m cadjax.predict"
+      " writes one"
+    )
+
+
+def failures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the cases that were called wrong, the surest ones first.
+
+  Args:
+    rows: of a classifier's evaluation.
+  """
+  wrong = [
+    {
+      "case_id": row["case_id"],
+      "kind": "missed CAD" if row["label"] else "false alarm",
+      "probability": row["probability"],
+    }
+    for row in rows
+    if row["called"] != row["label"]
+  ]
+  return sorted(wrong, key=lambda row: -abs(row["probability"] - 0.5))
+
+
+def case_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+  """Returns what the page says of each case that a classifier scored."""
+  words = {0: "normal", 1: "CAD"}
+  return [
+    {
+      "case": row["case_id"],
+      "is": words[row["label"]],
+      "called": words[row["called"]],
+      "probability": f"{row['probability']:.3f}",
+    }
+    for row in rows
+  ]
+
+
+def segmented_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+  """Returns the Dice of every class of each case that was segmented."""
+  lines: dict[str, dict[str, str]] = {}
+  for row in rows:
+    line = lines.setdefault(row["case_id"], {"case": row["case_id"]})
+    dice = row["dice"]
+    line[f"Dice {row['class'].replace('_', ' ')}"] = (
+      "undefined" if dice is None else f"{dice:.3f}"
+    )
+  return list(lines.values())
+
+
+def _columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """Returns the metrics by the heading of their column."""
+  if result["task"] == "segment":
+    names = {key.replace("_", " "): key for key in result["patient"]}
+    return {name: result["patient"][key] for name, key in names.items()}
+  columns = {f"by patient ({result['n_patients']})": result["patient"]}
+  if "slice" in result:
+    columns[f"by slice ({result['slice_setting']['n_slices']})"] = result[
+      "slice"
+    ]
+  return columns
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+  if entry is None or entry["value"] is None or math.isnan(entry["value"]):
+    return "undefined"
+  text = f"{entry['value']:.3f}"
+  if entry["low"] is not None:
+    text += f" ({entry['low']:.3f} to {entry['high']:.3f})"
+  if entry.get("k") is not None:
+    text += f", {entry['k']}/{entry['n']}"
+  return text
+
+
+def _pages(
+  cases: str | pathlib.Path | None, folder: pathlib.Path
+) -> dict[str, str]:
+  """Returns the link to each case's page, from the folder."""
+  check_cases(cases)
+  found = {}
+  for name in (report.FILES["page"], linked_report.FILES["page"]):
+    for page in pathlib.Path(cases).glob(f"*/{name}") if cases else ():
+      link = os.path.relpath(page.resolve(), folder.resolve())
+      found[page.parent.name] = pathlib.PurePath(link).as_posix()
+  return found
+
+
+def _embedded(path: pathlib.Path) -> str | None:
+  """Returns a picture as base64, None where it was not written."""
+  return base64.b64encode(path.read_bytes()).decode() if path.exists() else None
