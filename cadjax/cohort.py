@@ -67,7 +67,7 @@ def write(
     },
     worst=_embedded(folder / WORST),
     lift=_embedded(folder / LIFT),
-    failures=failures(rows) if classifies else (),
+    failures=failures(rows, result["threshold"]) if classifies else (),
     most=MOST_FAILURES,
     rows=case_lines(rows) if classifies else segmented_lines(rows),
     pages=pages,
@@ -86,11 +86,14 @@ def check_cases(cases: str | pathlib.Path | None) -> None:
     )
 
 
-def failures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def failures(
+  rows: Sequence[Mapping[str, Any]], threshold: float
+) -> list[dict[str, Any]]:
   """Returns the cases that were called wrong, the surest ones first.
 
   Args:
     rows: of a classifier's evaluation.
+    threshold: of the probability of CAD.
   """
   wrong = [
     {
@@ -101,7 +104,7 @@ def failures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows
     if row["called"] != row["label"]
   ]
-  return sorted(wrong, key=lambda row: -abs(row["probability"] - 0.5))
+  return sorted(wrong, key=lambda row: -abs(row["probability"] - threshold))
 
 
 def case_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
