@@ -103,6 +103,11 @@ class Checkpoints:
     self._best.close()
 
 
+def begun(workdir: pathlib.Path) -> bool:
+  """Whether a training of this workdir has saved a checkpoint."""
+  return any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*"))
+
+
 def _abstract(tree: PyTree) -> PyTree:
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree

@@ -38,8 +38,8 @@ MONITORS = {
   "classify": ("loss", "accuracy", "balanced_accuracy", "roc_auc"),
   "segment": ("dice",),
 }
-# config.task: the model that does it.
-MODELS = {"classify": "resnet", "segment": "unet"}
+# config.task: the models that do it.
+MODELS = {"classify": ("resnet",), "segment": ("unet", "resunet")}
 # config.task: the score of a step, see `steps.make_train_step`.
 SCORES = {
   "classify": ("accuracy", steps.hits),
@@ -80,10 +80,12 @@ def task_of(config: ml_collections.ConfigDict) -> str:
   task = config.get("task", "classify")
   wanted = names.look_up(MODELS, task, "config.task")
   model = config.model.get("name", "resnet")
-  if model in MODELS.values() and model != wanted:
+  known = {name for some in MODELS.values() for name in some}
+  if model in known and model not in wanted:
+    takes = " or ".join(map(repr, wanted))
     raise names.ConfigError(
-      f"config.task is {task!r}, which takes config.model.name = {wanted!r},"
-      f" not {model!r}"
+      f"config.task is {task!r}, which takes config.model.name = {takes}, not"
+      f" {model!r}"
     )
   return task
 
@@ -391,7 +393,7 @@ def _check_segment(config, dataset: Dataset) -> None:
       f"{dataset.path} holds no masks, which a segmenter learns from; build it"
       " from a source with masks, or a manifest.csv with a column mask"
     )
-  stride = 2 ** (len(config.model.features) - 1)
+  stride = make_model(config).stride
   sizes = {
     "config.data.patch_size": tuple(config.data.patch_size),
     "config.segment.window": _window(config),
@@ -402,7 +404,7 @@ def _check_segment(config, dataset: Dataset) -> None:
       axes = "H and W" if config.model.ndim == 2 else "D, H and W"
       raise names.ConfigError(
         f"{name} is {size}; it must be 3 sizes, and {axes} multiples of"
-        f" {stride} for {len(config.model.features)} levels"
+        f" {stride} for this model"
       )
   if not 0 <= config.data.foreground_share <= 1:
     raise names.ConfigError(

@@ -12,7 +12,15 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import checkpoint, optimizer, parallel, steps, tasks, workdir
+from cadjax import (
+  checkpoint,
+  optimizer,
+  parallel,
+  steps,
+  tasks,
+  warm_start,
+  workdir,
+)
 from cadjax.log import RunLog
 from data_prep.errors import UserError
 
@@ -79,17 +87,28 @@ def train_and_evaluate(
     )
   )
 
-  # State: new, or where an earlier run of this workdir stopped.
+  # State: new, or of another run, or where an earlier run of this workdir
+  # stopped.
+  plain = tasks.make_model(config)
+  taken = None
+  if config.get("init_from") and not checkpoint.begun(path):
+    taken = warm_start.read(config.init_from, plain, task.image_shape)
   workdir.prepare(path, config, dataset)
-  state = devices.put_replicated(
-    steps.create_state(
-      tasks.make_model(config),
-      tx,
-      jax.random.key(config.seed),
-      task.image_shape,
-      ema=config.ema_decay > 0,
-    )
+  state = steps.create_state(
+    plain,
+    tx,
+    jax.random.key(config.seed),
+    task.image_shape,
+    ema=config.ema_decay > 0,
   )
+  if taken is not None:
+    found, new = taken
+    state = warm_start.begin(state, found)
+    tqdm.write(
+      f"{len(found)} arrays from {config.init_from};"
+      f" new: {', '.join(new) or 'none'}"
+    )
+  state = devices.put_replicated(state)
   checkpoints = checkpoint.Checkpoints(path)
   meta = {"best": None, "best_step": 0, "stale_epochs": 0, "stopped": False}
   restored = checkpoints.restore(state)

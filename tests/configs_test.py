@@ -38,7 +38,11 @@ def test_config_trains(name, tiny_data, tmp_path):
   else:
     config.data.patch_size = (1 if config.model.ndim == 2 else 8, 16, 24)
     config.data.patches_per_volume = 1
-    config.model.features = (2, 2, 4, 4)
+    if config.model.name == "unet":
+      config.model.features = (2, 2, 4, 4)
+    else:
+      config.data.patch_size = (32, 32, 32)
+      config.model.width = 4
   config.optimizer.warmup_steps = 1
   config.epochs = 1
   config.mesh.data = 1

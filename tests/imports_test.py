@@ -20,8 +20,8 @@ LAYERS = {
     "agreement attribution augment calibration cam cam_windows candidates"
     " centrelines classes components evidence explain_checks explain_metrics"
     " findings flops intervals losses metrics models models.conv_cpu"
-    " models.layers models.resnet models.unet models.winograd names"
-    " optimizer ostia parallel reformat segment_losses segment_metrics"
+    " models.layers models.resnet models.resunet models.unet models.winograd"
+    " names optimizer ostia parallel reformat segment_losses segment_metrics"
     " skeleton sliding stenosis vessel_names vessel_tree vessels"
   ),
   2: (
@@ -35,7 +35,8 @@ LAYERS = {
     " bench.worker cad_maps cohort decision devices evaluate evaluate_explain"
     " evaluate_link evaluate_segments explain explain_maps explain_table"
     " explain_target explainer link linked_report notebook pair planes plots"
-    " predict report scans scoring segment train tree_plot vessel_figure viewer"
+    " predict report scans scoring segment train tree_plot vessel_figure"
+    " viewer warm_start"
   ),
   4: (
     "experiment experiment.__main__ experiment.compare experiment.estimate"

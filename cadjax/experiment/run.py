@@ -165,7 +165,8 @@ def cell_config(
 ) -> ml_collections.ConfigDict:
   """Returns the config of a cell: that of its arm on its fold, seed and data.
 
-  An arm with config.data.prior that needs "masks" sees those of that cell.
+  An arm with config.data.prior that needs "masks" sees those of that cell;
+  one that needs "init_from" starts from what that cell has learned.
   """
   config = arm.config.copy_and_resolve_references()
   with config.unlocked():
@@ -176,6 +177,8 @@ def cell_config(
       config.data.subset.seed = cell.seed
     if "masks" in needs:
       config.data.prior.masks = str(needs["masks"] / "masks")
+    if "init_from" in needs:
+      config.init_from = str(needs["init_from"])
   return config
 
 

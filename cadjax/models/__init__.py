@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cadjax import names
-from cadjax.models import layers, resnet, unet
+from cadjax.models import layers, resnet, resunet, unet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STEMS = ("conv7",)
@@ -40,6 +40,17 @@ UNET_DEFAULTS = {
   "dtype": "float32",
   "conv": "auto",
 }
+RESUNET_DEFAULTS = {
+  "ndim": 3,
+  "depth": 50,
+  "width": 64,
+  "num_classes": 3,
+  "norm": "batch",
+  "upsampling": "linear",
+  "remat": False,
+  "dtype": "float32",
+  "conv": "auto",
+}
 
 
 def get_model(
@@ -49,8 +60,8 @@ def get_model(
 
   Args:
     config: `name`, a key of `MODELS` ("resnet" if there is none), and the
-      fields of that model: those of `RESNET_DEFAULTS` or `UNET_DEFAULTS`,
-      which hold their defaults.
+      fields of that model: those of `RESNET_DEFAULTS`, `UNET_DEFAULTS` or
+      `RESUNET_DEFAULTS`, which hold their defaults.
     axis_name: the mapped axis over whose devices BatchNorm takes means.
 
   Returns:
@@ -97,4 +108,17 @@ def _unet(options: dict[str, Any], axis_name: str | None) -> unet.UNet:
   return unet.UNet(axis_name=axis_name, **options)
 
 
-MODELS = {"resnet": _resnet, "unet": _unet}
+def _resunet(options: dict[str, Any], axis_name: str | None) -> resunet.ResUNet:
+  names.check_known(options, RESUNET_DEFAULTS, "field of config.model")
+  options = RESUNET_DEFAULTS | options
+  names.check_known([options["conv"]], layers.MODES, "config.model.conv")
+  names.check_known(
+    [options["upsampling"]], unet.UPSAMPLINGS, "config.model.upsampling"
+  )
+  options["dtype"] = names.look_up(DTYPES, options["dtype"], "dtype")
+  checked = {key: options[key] for key in ("ndim", "depth", "width", "norm")}
+  resnet.check(output_stride=32, **checked)
+  return resunet.ResUNet(axis_name=axis_name, **options)
+
+
+MODELS = {"resnet": _resnet, "unet": _unet, "resunet": _resunet}

@@ -144,6 +144,12 @@ class ResNet(nn.Module):
       Logits [B, num_classes] in float32, and the maps "stem" (stride 2),
       "stage1" (4), ... "stage4" (`output_stride`), each [B, *space, C].
     """
+    features = self.trunk(image, train)
+    head = nn.Dense(self.num_classes, kernel_init=layers.HEAD_INIT, name="head")
+    return head(layers.global_mean(features["stage4"])), features
+
+  def trunk(self, image: jax.Array, train: bool) -> dict[str, jax.Array]:
+    """Returns the named feature maps of `image`; see `__call__`."""
     if image.ndim != self.ndim + 2:
       raise ValueError(
         f"a {self.ndim}D model takes {self.ndim + 2} axes (batch, space,"
@@ -168,8 +174,7 @@ class ResNet(nn.Module):
       for i, options in enumerate(blocks, 1):
         x = self._block(f"stage{stage}_block{i}", options)(x, train)
       x = features[f"stage{stage}"] = self.perturb(f"stage{stage}", x)
-    head = nn.Dense(self.num_classes, kernel_init=layers.HEAD_INIT, name="head")
-    return head(layers.global_mean(x)), features
+    return features
 
   def _block(self, name: str, options: dict[str, Any]) -> nn.Module:
     kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block

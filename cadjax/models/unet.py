@@ -158,6 +158,11 @@ class UNet(nn.Module):
   dtype: Any = jnp.float32
   conv: str = "auto"
 
+  @property
+  def stride(self) -> int:
+    """What every size of an image is a multiple of."""
+    return 2 ** (len(self.features) - 1)
+
   @nn.compact
   def __call__(
     self, image: jax.Array, *, train: bool
@@ -228,11 +233,10 @@ class UNet(nn.Module):
         f"a {self.ndim}D model takes {self.ndim + 2} axes (batch, space,"
         f" channels); the image has shape {shape}"
       )
-    stride = 2 ** (len(self.features) - 1)
-    if any(size % stride for size in shape[1:-1]):
+    if any(size % self.stride for size in shape[1:-1]):
       raise ValueError(
         f"a U-Net of {len(self.features)} levels takes sizes that are"
-        f" multiples of {stride}; the image has shape {shape}"
+        f" multiples of {self.stride}; the image has shape {shape}"
       )
 
 

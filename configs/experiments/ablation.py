@@ -23,18 +23,42 @@ def get_plan(scale: str) -> dict[str, Any]:
         made.loss = {"name": "cross_entropy"}
     return made
 
+  started = {"needs": {"init_from": "masks_3d"}}
   arms = {
-    "full": {"title": "3D, augmented, focal loss", "config": config()},
-    "2d": {"title": "without the third dimension", "config": config(2)},
+    f"masks_{ndim}d": {
+      "title": f"pretraining on masks, {ndim}D",
+      "config": common.pretraining(scale, ndim),
+      "measure": "segments",
+    }
+    for ndim in (3, 2)
+  }
+  arms |= {
+    "full": {
+      "title": "3D, pretrained, augmented, focal loss",
+      "config": config(),
+      **started,
+    },
+    "2d": {
+      "title": "without the third dimension",
+      "config": config(2),
+      "needs": {"init_from": "masks_2d"},
+    },
+    "no_pretraining": {
+      "title": "without pretraining on masks",
+      "config": config(),
+    },
     "no_augment": {
       "title": "without augmentation",
       "config": config(augment=False),
+      **started,
     },
     "no_focal": {
       "title": "cross-entropy in place of focal loss",
       "config": config(focal=False),
+      **started,
     },
   }
+  without = ("2d", "no_pretraining", "no_augment", "no_focal")
   return {
     "question": "What is each part of the classifier worth?",
     "claim": "The paper's first and third claims, part by part.",
@@ -43,7 +67,8 @@ def get_plan(scale: str) -> dict[str, Any]:
     "arms": arms,
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier"),
-    "comparisons": tuple(("full", arm) for arm in arms if arm != "full"),
+    "lines": ("full", *without),
+    "comparisons": tuple(("full", arm) for arm in without),
     "limits": (
       "The link is taken out in the plan link, the masks in the plan prior."
     ),

@@ -13,6 +13,7 @@ from configs import (
   demo,
   demo_segmenter,
   resnet3d,
+  resunet3d,
   unet2d,
   unet3d,
   unet3d_plaque,
@@ -128,4 +129,29 @@ def segmenter(
       config.model.features = (4, 8, 8)
       config.optimizer.warmup_steps = 1
       config.epochs = 1
+  return config
+
+
+def pretraining(scale: str, ndim: int = 3) -> ml_collections.ConfigDict:
+  """Returns a segmenter with the encoder of `classifier`, on its volumes."""
+  config = resunet3d.get_config()
+  wanted = classifier(scale, ndim)
+  with config.unlocked():
+    for name in ("ndim", "depth", "width", "norm", "dtype"):
+      config.model[name] = wanted.model[name]
+    if scale == "paper":
+      return config
+    edge = 64 if scale == "small" else 32
+    config.data.patch_size = (edge if ndim == 3 else 8, edge, edge)
+    config.data.patches_per_volume = 1
+    config.data.batch_size = 4
+    config.segment.window = (edge if ndim == 3 else 8, edge, edge)
+    config.loss.weights = (0.5, 1.0, 2.0)
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 1 if scale == "tiny" else 20
+    config.epochs = 1 if scale == "tiny" else 6
+    config.patience = 6
+    if scale == "tiny":
+      config.parallel = "mesh"
+      config.mesh.data = 1
   return config

@@ -1,0 +1,89 @@
+"""Starts a training from what another one has learned.
+
+`--config.init_from=WORKDIR` takes the best parameters and norm statistics of
+a workdir wherever the new model has one of the same name and shape: all of
+them for fine-tuning on other data, the encoder's where a classifier starts
+from a segmenter that was trained on masks (`configs/resunet3d.py`).
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from cadjax import checkpoint, steps, workdir
+from data_prep.errors import UserError
+
+# ("params" or "batch_stats", names of modules ..., name) to an array.
+Found = dict[tuple[str, ...], np.ndarray]
+COLLECTIONS = ("params", "batch_stats")
+
+
+def read(
+  path: str | pathlib.Path, model: nn.Module, image_shape: tuple[int, ...]
+) -> tuple[Found, list[str]]:
+  """Reads what a model can take from a workdir.
+
+  Args:
+    path: the workdir.
+    model: that is to be trained.
+    image_shape: of one example, [(D,) H, W, C].
+
+  Returns:
+    the arrays that both have, and the modules that begin anew.
+
+  Raises:
+    UserError: there is no model in the workdir, or none of its parameters
+      fits.
+  """
+  folder = pathlib.Path(path)
+  if not (folder / "config.json").exists():
+    raise UserError(
+      f"config.init_from = {str(path)!r} is not a workdir of cadjax.main"
+    )
+  _, variables = checkpoint.restore_best(folder)
+  given = _flat(variables)
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  wanted = _flat(
+    jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False), image
+    )
+  )
+  found = {
+    key: given[key]
+    for key, like in wanted.items()
+    if key in given and given[key].shape == like.shape
+  }
+  if not any(key[0] == "params" for key in found):
+    source = workdir.read_json(folder / "config.json")["model"]
+    raise UserError(
+      f"config.init_from = {str(path)!r}: none of its parameters"
+      f" (config.model = {source}) has the name and shape of one of the model"
+      " that is to be trained"
+    )
+  new = sorted({key[1] for key in wanted if key not in found})
+  return found, new
+
+
+def begin(state: steps.TrainState, found: Found) -> steps.TrainState:
+  """Returns a new train state with the arrays that were found in place."""
+  parts = {name: getattr(state, name) for name in COLLECTIONS}
+  flat = traverse_util.flatten_dict(parts)
+  taken = {key: jnp.asarray(value) for key, value in found.items()}
+  merged = traverse_util.unflatten_dict(flat | taken)
+  params = merged["params"]
+  return state.replace(
+    params=params,
+    batch_stats=merged.get("batch_stats", {}),
+    # A copy: the step donates the state, and a buffer is donated once.
+    ema_params=state.ema_params and jax.tree.map(jnp.copy, params),
+  )
+
+
+def _flat(variables: Any) -> dict[tuple[str, ...], Any]:
+  parts = {name: variables[name] for name in COLLECTIONS if name in variables}
+  return traverse_util.flatten_dict(parts)
