@@ -11,8 +11,8 @@ def marks(name: str) -> tuple[str, str]:
   return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def replace(readme: pathlib.Path, name: str, table: str) -> None:
-  """Writes a table between its marks and leaves the rest as it is.
+def split(readme: pathlib.Path, name: str) -> tuple[str, str]:
+  """Returns what stands before and after the table of that name.
 
   Raises:
     UserError: there is no such file, or the marks are missing.
@@ -26,4 +26,11 @@ def replace(readme: pathlib.Path, name: str, table: str) -> None:
   _, closed, after = rest.partition(end)
   if not found or not closed:
     raise UserError(f"{readme}: the marks {begin} and {end} are missing")
+  return before, after
+
+
+def replace(readme: pathlib.Path, name: str, table: str) -> None:
+  """Writes a table between its marks and leaves the rest; see `split`."""
+  begin, end = marks(name)
+  before, after = split(readme, name)
   case_rows.write_text(readme, f"{before}{begin}\n{table}\n{end}{after}")

@@ -190,6 +190,8 @@ def main(argv: Sequence[str]) -> None:
   if args.config is None:
     raise UserError("--config is missing; try configs/resnet3d.py")
   config = json.loads(args.config.to_json_best_effort())
+  if args.table:  # Told now and not in an hour.
+    marked.split(pathlib.Path(args.table), "tpu")
   folder = pathlib.Path(args.out)
   try:
     folder.mkdir(parents=True, exist_ok=True)
