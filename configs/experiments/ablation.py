@@ -58,7 +58,10 @@ def get_plan(scale: str) -> dict[str, Any]:
       **started,
     },
   }
-  without = ("2d", "no_pretraining", "no_augment", "no_focal")
+  without = ["no_pretraining", "2d", "no_augment", "no_focal"]
+  if scale == "tiny":
+    without = without[:1]
+    arms = {name: arms[name] for name in ("masks_3d", "full", *without)}
   return {
     "question": "What is each part of the classifier worth?",
     "claim": "The paper's first and third claims, part by part.",
