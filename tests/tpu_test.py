@@ -55,6 +55,14 @@ def test_tables_tell_every_case(compiler, tmp_path):
   ) in lines
 
 
+def test_what_is_not_compiled_yet_is_told(compiler, tmp_path):
+  found = {case: tpu.run(case, CONFIG, tmp_path) for case in tpu.TUNING}
+  lines = tpu.tables(found).splitlines()
+  assert "| 8, bfloat16 | 8.0 GB | ? | 100 M | ? |" in lines
+  assert "| pmap, batch 64 | ? | ? | ? |" in lines
+  assert "?" in tpu.tables({tpu.TUNING[1]: found[tpu.TUNING[1]]})
+
+
 def test_a_case_asks_for_its_devices_and_config(compiler, tmp_path):
   tpu.run(tpu.EIGHT_CHIPS[-1], CONFIG, tmp_path)
   (spec,) = compiler

@@ -5,7 +5,8 @@
 Compiles a config's step at 256x128x128 in bfloat16 ahead of time for one
 v5e chip, by batch, with and without remat, and for eight of them, and writes
 the tables. A case takes 2 to 5 minutes and is kept in --out, so that a stopped
-run goes on. Nothing runs: all numbers are the compiler's estimates.
+run goes on; what it has not come to is "?". Nothing runs: all numbers are the
+compiler's estimates.
 """
 
 import dataclasses
@@ -139,48 +140,61 @@ def run(
 
 
 def tables(found: Mapping[Case, Mapping[str, Any]]) -> str:
-  """Returns the tables of all cases as Markdown."""
+  """Returns the tables as Markdown; cases that are not there are "?"."""
   lines = ["| batch, one chip | memory | with remat | cycles | with remat |"]
   lines += ["| --- | --- | --- | --- | --- |"]
   for dtype, batches in BATCHES.items():
     for batch in batches:
-      pair = [found[Case(batch, remat, dtype=dtype)] for remat in (False, True)]
+      pair = [
+        found.get(Case(batch, remat, dtype=dtype)) for remat in (False, True)
+      ]
       cells = [_memory(one) for one in pair] + [_cycles(one) for one in pair]
       lines.append(f"| {batch}, {dtype} | {' | '.join(cells)} |")
   lines += ["", f"| cycles at batch 8 | all | {' | '.join(STAGES)} | floors |"]
   lines += ["| --- " * (len(STAGES) + 3) + "|"]
   for case, name in zip(TUNING, ("XLA's own stem", "folded stem"), strict=True):
-    stages = found[case]["aot"]["mcycles_by_stage"]
-    told = " | ".join(f"{stages.get(stage, 0):.0f}" for stage in STAGES)
-    aot = found[case]["aot"]
-    lines.append(
-      f"| {name} | {_cycles(found[case])} | {told} | arithmetic"
-      f" {aot['mcycles_arithmetic']:.0f}, bandwidth"
-      f" {aot['mcycles_bandwidth']:.0f} |"
-    )
+    stages, floors = ["?"] * len(STAGES), "?"
+    if aot := found.get(case, {}).get("aot"):
+      cycles = aot["mcycles_by_stage"]
+      stages = [f"{cycles.get(stage, 0):.0f}" for stage in STAGES]
+      floors = (
+        f"arithmetic {aot['mcycles_arithmetic']:.0f}, bandwidth"
+        f" {aot['mcycles_bandwidth']:.0f}"
+      )
+    cells = [name, _cycles(found.get(case)), *stages, floors]
+    lines.append(f"| {' | '.join(cells)} |")
   lines += ["", "| eight chips | memory | cycles | collectives in a step |"]
   lines += ["| --- | --- | --- | --- |"]
   for case in EIGHT_CHIPS:
     split = f", depth over {case.space}" if case.space > 1 else ""
-    one = found[case]
-    links = one["aot"]["collectives"].items() if "aot" in one else ()
-    told = ", ".join(
-      f"{v['count']} {k} of {v['bytes'] / 1e6:.0f} MB" for k, v in links
-    )
+    one = found.get(case)
+    cells = [_memory(one), _cycles(one), _collectives(one)]
     lines.append(
-      f"| {case.parallel}{split}, batch {case.batch} | {_memory(one)} |"
-      f" {_cycles(one)} | {told} |"
+      f"| {case.parallel}{split}, batch {case.batch} | {' | '.join(cells)} |"
     )
   footers = sorted({one["footer"] for one in found.values()})
   return "\n".join([*lines, "", "; ".join(footers)])
 
 
-def _memory(one: Mapping[str, Any]) -> str:
+def _memory(one: Mapping[str, Any] | None) -> str:
+  if one is None:
+    return "?"
   return f"{one['aot']['memory_gb']:.1f} GB" if "aot" in one else "too large"
 
 
-def _cycles(one: Mapping[str, Any]) -> str:
+def _cycles(one: Mapping[str, Any] | None) -> str:
+  if one is None:
+    return "?"
   return f"{one['aot']['mcycles']:.0f} M" if "aot" in one else "-"
+
+
+def _collectives(one: Mapping[str, Any] | None) -> str:
+  if one is None:
+    return "?"
+  links = one["aot"]["collectives"].items() if "aot" in one else ()
+  return ", ".join(
+    f"{v['count']} {k} of {v['bytes'] / 1e6:.0f} MB" for k, v in links
+  )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -202,10 +216,9 @@ def main(argv: Sequence[str]) -> None:
   for number, case in enumerate(every, 1):
     print(f"{number}/{len(every)}: {case.name}", file=sys.stderr, flush=True)
     found[case] = run(case, config, folder)
-  text = tables(found)
-  print(text)
-  if args.table:
-    marked.replace(pathlib.Path(args.table), "tpu", text)
+    if args.table:  # After each: an hour may not come to its end.
+      marked.replace(pathlib.Path(args.table), "tpu", tables(found))
+  print(tables(found))
 
 
 if __name__ == "__main__":
