@@ -66,7 +66,7 @@ def write(
       if classifies and path.exists()
     },
     worst=_embedded(folder / WORST),
-    lift=_embedded(folder / LIFT),
+    lift=_embedded(folder / LIFT) if _explained(folder, result) else None,
     failures=failures(rows, result["threshold"]) if classifies else (),
     most=MOST_FAILURES,
     rows=case_lines(rows) if classifies else segmented_lines(rows),
@@ -136,8 +136,10 @@ def segmented_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   """Returns the metrics by the heading of their column."""
   if result["task"] == "segment":
-    names = {key.replace("_", " "): key for key in result["patient"]}
-    return {name: result["patient"][key] for name, key in names.items()}
+    return {
+      name.replace("_", " "): entries
+      for name, entries in result["patient"].items()
+    }
   columns = {f"by patient ({result['n_patients']})": result["patient"]}
   if "slice" in result:
     columns[f"by slice ({result['slice_setting']['n_slices']})"] = result[
@@ -168,6 +170,12 @@ def _pages(
       link = os.path.relpath(page.resolve(), folder.resolve())
       found[page.parent.name] = pathlib.PurePath(link).as_posix()
   return found
+
+
+def _explained(folder: pathlib.Path, result: Mapping[str, Any]) -> bool:
+  """Whether the maps measured there are those of this checkpoint."""
+  path = folder / LIFT.parent / "metrics.json"
+  return path.exists() and workdir.read_json(path)["step"] == result["step"]
 
 
 def _embedded(path: pathlib.Path) -> str | None:

@@ -103,6 +103,15 @@ def test_cases_are_linked_to_what_predict_wrote(classified, tmp_path):
   assert "<a href" not in cohort.write(classified).read_text()
 
 
+@pytest.mark.parametrize(("step", "shown"), [(12, True), (11, False)])
+def test_explanations_are_those_of_the_same_checkpoint(classified, step, shown):
+  (classified / "explain").mkdir()
+  (classified / "explain" / "lift.png").write_bytes(b"picture")
+  (classified / "explain" / "metrics.json").write_text(f'{{"step": {step}}}')
+  text = cohort.write(classified).read_text()
+  assert ("Where the explanations lie" in text) == shown
+
+
 def test_a_folder_of_cases_that_is_not_there_is_one_line(classified):
   with pytest.raises(UserError, match="--cases=nowhere: there is no such"):
     cohort.write(classified, cases="nowhere")
