@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from cadjax import case_rows, evaluation, linked_report, report, workdir
 from data_prep.errors import UserError
 
@@ -49,29 +47,26 @@ def write(
   rows = evaluation.read_rows(
     folder / f"{result['cases']}.jsonl", ("case_id", "patient_id")
   )
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("cadjax"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
   named = {name: folder / f"{name}.png" for name in PICTURES}
-  text = environment.get_template("cohort.html").render(
-    r=result,
-    columns=_columns(result),
-    pictures={
-      PICTURES[name]: _embedded(path)
-      for name, path in named.items()
-      if classifies and path.exists()
-    },
-    worst=_embedded(folder / WORST),
-    lift=_embedded(folder / LIFT) if _explained(folder, result) else None,
-    failures=failures(rows, result["threshold"]) if classifies else (),
-    most=MOST_FAILURES,
-    rows=case_lines(rows) if classifies else segmented_lines(rows),
-    pages=pages,
-    cell=_cell,
+  text = (
+    report.templates()
+    .get_template("cohort.html")
+    .render(
+      r=result,
+      columns=_columns(result),
+      pictures={
+        PICTURES[name]: _embedded(path)
+        for name, path in named.items()
+        if classifies and path.exists()
+      },
+      worst=_embedded(folder / WORST),
+      lift=_embedded(folder / LIFT) if _explained(folder, result) else None,
+      failures=failures(rows, result["threshold"]) if classifies else (),
+      most=MOST_FAILURES,
+      rows=case_lines(rows) if classifies else segmented_lines(rows),
+      pages=pages,
+      cell=_cell,
+    )
   )
   case_rows.write_text(folder / PAGE, text)
   return folder / PAGE

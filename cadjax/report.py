@@ -163,6 +163,17 @@ def _panels(result: CaseResult) -> tuple[list, list]:
   return scan, planes.three_planes(result.model_input, result.heart_mm)
 
 
+def templates() -> jinja2.Environment:
+  """Returns the templates of all pages; what they are given is escaped."""
+  return jinja2.Environment(
+    loader=jinja2.PackageLoader("cadjax"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+
+
 def render_page(
   result: CaseResult,
   template: str = "case.html",
@@ -177,13 +188,7 @@ def render_page(
     document: of `to_json` if None.
     **more: what the template needs beside it.
   """
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("cadjax"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  environment = templates()
   environment.filters["percent"] = lambda p: (
     f"{100 * p:.1f} %" if p == p else UNDEFINED
   )

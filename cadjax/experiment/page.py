@@ -5,9 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
-from cadjax import case_rows, checkpoint, marked, plots, workdir
+from cadjax import case_rows, checkpoint, marked, plots, report, workdir
 from cadjax.experiment import figure, summary
 from cadjax.experiment.plan import Plan
 from cadjax.experiment.store import Store
@@ -49,25 +47,22 @@ def render(
   metrics: Sequence[str],
 ) -> str:
   """Returns the page; it needs no other file."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("cadjax"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
   shown = list(dict.fromkeys([result["metric"], *metrics]))
-  return environment.get_template("experiment.html").render(
-    r=result,
-    cost=cost,
-    picture=base64.b64encode(picture).decode(),
-    metrics=shown,
-    spread=result["metric"].startswith("reported_"),
-    command=command(result),
-    minutes=round(cost["cell_seconds"] / 60),
-    name=summary.metric_name,
-    interval=summary.interval,
-    p=summary.p_text,
+  return (
+    report.templates()
+    .get_template("experiment.html")
+    .render(
+      r=result,
+      cost=cost,
+      picture=base64.b64encode(picture).decode(),
+      metrics=shown,
+      spread=result["metric"].startswith("reported_"),
+      command=command(result),
+      minutes=round(cost["cell_seconds"] / 60),
+      name=summary.metric_name,
+      interval=summary.interval,
+      p=summary.p_text,
+    )
   )
 
 
