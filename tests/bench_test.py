@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, flops, models, tasks
+from cadjax import cam, flops, linked_report, models, tasks
 from cadjax.bench import (
   about,
   figures,
@@ -137,6 +137,13 @@ def test_a_wrong_flag_is_one_line(flags, message, tmp_path):
   assert done.stderr.startswith(f"error: {message}")
   assert done.stderr.count("\n") == 1
   assert not (tmp_path / "out").exists()
+
+
+def test_a_report_takes_two_workdirs(settings, tmp_path):
+  half = dataclasses.replace(settings, models={"classifier": "there"})
+  for asked in (settings, half):
+    with pytest.raises(ConfigError, match=r"--classifier=DIR and --segmenter"):
+      rows.plan(["report"], asked, rows.Inputs(tmp_path, asked))
 
 
 def test_an_unknown_what_lists_all(settings, tmp_path):
@@ -350,6 +357,25 @@ def test_a_segmenter_trains_on_patches(segmenter, tiny_data, tmp_path):
   (work,) = make_works(segmenter, "infer", tmp_path).values()
   work.run()
   assert work.info["flops"] == flops.step_flops(counted, train=False)
+
+
+def test_a_report_is_written_from_the_scanners_file(
+  settings, tiny_workdir, tiny_segmenter, tmp_path, monkeypatch
+):
+  models = {"classifier": str(tiny_workdir), "segmenter": str(tiny_segmenter)}
+  settings = dataclasses.replace(settings, models=models)
+  (work,) = make_works(settings, "report", tmp_path).values()
+  written = []
+  monkeypatch.setattr(
+    linked_report, "write_linked", lambda *given: written.append(given)
+  )
+  for _ in range(3):
+    work.run()
+  found = {result.case.case for result, _ in written}
+  assert found == {"scan"}
+  breakdown = work.finish()["breakdown"]
+  assert list(breakdown) == ["models and link", "pages and pictures"]
+  assert breakdown["models and link"] > breakdown["pages and pictures"] > 0
 
 
 def test_a_volume_is_segmented_in_the_configs_windows(segmenter, tmp_path):

@@ -2,7 +2,9 @@
 
 With a segmenter's config, such as configs/unet3d.py, train and infer are those
 of its U-Net on patches of --shape, and slide segments a volume of --scan_shape
-in the config's own windows. explain takes a classifier's config.
+in the config's own windows. explain takes a classifier's config. report is
+the whole way of a scan of --scan_shape to its linked report, with the models of
+--classifier and --segmenter.
 
 Prints a table and writes bench.json (all seconds, versions, device, command)
 and, of a network, roofline.png.
@@ -57,8 +59,12 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "scan_shape",
     ["275", "512", "512"],
-    "Voxels of the scan of --what=preprocess and slide.",
+    "Voxels of the scan of --what=preprocess, slide and report.",
   )
+  for model in rows.MODELS:
+    flags.DEFINE_string(
+      model, None, f"Workdir of a trained {model}, of --what=report."
+    )
   flags.DEFINE_string(
     "aot",
     None,
@@ -104,6 +110,7 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     data=args.data,
     scan_shape=scan_shape,
     aot=args.aot,
+    models={model: args[model].value for model in rows.MODELS},
   )
 
 

@@ -19,6 +19,8 @@ EXAMPLES = {
   "classify": ("classifier", "configs/resnet3d.py"),
   "segment": ("segmenter", "configs/unet3d.py"),
 }
+# Those of a report.
+MODELS = ("classifier", "segmenter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,10 @@ class Settings:
     devices: how many are used.
     against: "torch", or "none".
     data: a built data set of volumes of that shape; made if None.
-    scan_shape: voxels D, H, W of the scan that is preprocessed or segmented.
+    scan_shape: voxels D, H, W of the scan that is preprocessed, segmented or
+      reported on.
     aot: a TPU to compile the train step for, or None.
+    models: workdir, or None, of each of `MODELS`.
   """
 
   config: Mapping[str, Any]
@@ -44,6 +48,7 @@ class Settings:
   data: str | None
   scan_shape: tuple[int, int, int]
   aot: str | None = None
+  models: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +181,17 @@ def _slide(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return [[*rows, _ceilings(settings, "slide")]]
 
 
+def _report(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+  models = {model: settings.models.get(model) for model in MODELS}
+  if not all(models.values()):
+    raise names.ConfigError(
+      "--what=report takes two trained workdirs, --classifier=DIR and"
+      " --segmenter=DIR; make demo trains demo/classifier and demo/segmenter"
+    )
+  scan, _ = inputs.scan
+  return [[_row(settings, "report", "report", "cadjax", file=scan, **models)]]
+
+
 def _data(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   _check_task(settings, "data", "classify")
   return [[_row(settings, "data", "data", "cadjax", data=inputs.data)]]
@@ -222,6 +238,7 @@ WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[Row]]]] = {
   "infer": _infer,
   "explain": _explain,
   "slide": _slide,
+  "report": _report,
   "data": _data,
   "preprocess": _preprocess,
   "phantom": _phantom,

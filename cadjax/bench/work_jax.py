@@ -6,6 +6,9 @@ patches of that shape.
 
 import dataclasses
 import math
+import pathlib
+import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -174,6 +177,35 @@ def slide(spec: Mapping[str, Any]) -> Work:
   return _work(run, devices.mesh.devices.ravel(), volumes=1, info=info)
 
 
+def report(spec: Mapping[str, Any]) -> Work:
+  """Makes the way of a scanner's file to its linked report."""
+  # Here, so that their memory is not on the other rows' account.
+  from cadjax import linked_report, pair
+
+  models = pair.load_pair(spec["classifier"], spec["segmenter"])
+  reading, writing = [], []
+
+  def run() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+      out = pathlib.Path(folder, "case")
+      seconds, result = timed(lambda: pair.predict_pair(models, spec["file"]))
+      reading.append(seconds)
+      seconds, _ = timed(lambda: linked_report.write_linked(result, out))
+      writing.append(seconds)
+
+  def finish() -> dict[str, Any]:
+    parts = {"models and link": reading, "pages and pictures": writing}
+    # The first run compiled.
+    return work.finish() | {
+      "breakdown": {
+        part: statistics.median(seconds[1:]) for part, seconds in parts.items()
+      }
+    }
+
+  work = _work(run, jax.devices()[:1], volumes=1, info={})
+  return dataclasses.replace(work, finish=finish)
+
+
 def stages(spec: Mapping[str, Any]) -> Work:
   """Makes forward passes that end after each stage of the network."""
   config = ml_collections.ConfigDict(spec["config"])
@@ -235,6 +267,7 @@ MAKERS = {
   "infer": infer,
   "explain": explain,
   "slide": slide,
+  "report": report,
   "stages": stages,
   "ceilings": ceilings,
 }
