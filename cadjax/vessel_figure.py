@@ -82,7 +82,9 @@ def vessel_figure(
   sections = _SECTION + 2 * _GAP
   below = _CURVE + 2 * _GAP + sections
   height = _TOP + max(len(strips) * (high + _GAP) + below, side[1] + 2 * _GAP)
-  wide = max(wide, _MOST_SECTIONS * (_SECTION + _GAP) - _GAP)
+  marks = _marks(tree, number, findings)
+  places = _places(marks, length)
+  wide = max(wide, len(places) * (_SECTION + _GAP) - _GAP)
   width = _LEFT + wide + 2 * _GAP + side[0] + _GAP
   figure = matplotlib.figure.Figure((width, height), 110, facecolor="black")
   figure.suptitle(_title(branch), color=_INK, size=12, y=1 - 0.22 / height)
@@ -95,7 +97,6 @@ def vessel_figure(
     ax.spines[:].set_color("#444444")
     return ax
 
-  marks = _marks(tree, number, findings)
   top = _TOP
   for angle, overlay in strips:
     ax = add(_LEFT, top, length * scale, high)
@@ -106,7 +107,7 @@ def vessel_figure(
   _diameter(ax, tree, number, calibres)
   _mark_along(ax, branch, marks)
   top += _CURVE + 2 * _GAP
-  for k, (label, at) in enumerate(_places(marks, length)):
+  for k, (label, at) in enumerate(places):
     ax = add(_LEFT + k * (_SECTION + _GAP), top, _SECTION, _SECTION)
     where = reformat.cross_section(frames, at, _SECTION_MM)
     half = where.columns_mm[-1]
