@@ -309,18 +309,21 @@ def test_a_killed_and_resumed_run_ends_in_the_same_results(tmp_path):
 
   once = finish(tmp_path / "once")
   killed = tmp_path / "killed"
-  # In the first cell's training, and in a later one.
-  for kind, seconds in ((signal.SIGKILL, 12), (signal.SIGTERM, 20)):
+  # In the first cell's training, and in the second's.
+  for kind, begun in ((signal.SIGKILL, 1), (signal.SIGTERM, 2)):
     process = subprocess.Popen(
       command(killed),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
       cwd=ROOT,
     )
-    time.sleep(seconds)
-    assert process.poll() is None, "it was done before it could be killed"
+    while len(list(killed.rglob("cells/*/*/config.json"))) < begun:
+      assert process.poll() is None, "it was done before it could be killed"
+      time.sleep(0.1)
     process.send_signal(kind)
     process.wait(timeout=100)
+    cells = killed.rglob("cells/*/*/cell.json")
+    assert len(list(cells)) == begun - 1
   assert finish(killed) == once
 
 
