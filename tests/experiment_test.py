@@ -284,7 +284,7 @@ def test_an_experiment_ends_in_answers(whole):
   comparison = result["comparisons"][0]
   assert comparison["n_patients"] == 8
   html = (whole / "index.html").read_text()
-  for text in ("Phantom results", "no difference", "--plan=configs/"):
+  for text in ("Phantom results", "too few patients", "--plan=configs/"):
     assert text in html
   assert "http" not in html.replace("http-equiv", "")
   assert (whole / "forest.png").read_bytes().startswith(b"\x89PNG")

@@ -178,7 +178,10 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   if one["decided"]:
     word = "higher" if one["difference"] > 0 else "lower"
     return f"{a}: {word} {name} than {b} ({about})"
-  return f"{a} against {b}: no difference in {name} is shown ({about})"
+  verdict = f"no difference in {name} is shown"
+  if one["n_patients"] < compare.LEAST_PATIENTS:
+    verdict = f"too few patients to tell a difference in {name}"
+  return f"{a} against {b}: {verdict} ({about})"
 
 
 def _spread(row: Mapping[str, Any], metric: str) -> str:
