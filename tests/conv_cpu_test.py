@@ -43,6 +43,7 @@ CASES = {
   "stem_odd": ("stem", window(SEVEN, 2), 1, (11, 9, 13)),
   "stem_flat": ("stem", window((1, 7, 7), (1, 2, 2)), 1, (1, 9, 13)),
   "winograd": ("winograd", window(CUBE), 3, (3, 8, 12)),
+  "native": ("native", window(CUBE, 2), 3, (5, 9, 8)),
   "winograd_flat": ("winograd", window(PLANE), 3, (1, 12, 8)),
 }
 
@@ -54,7 +55,7 @@ def native(x, kernel, window):
     window.strides,
     [(p, p) for p in window.padding],
     rhs_dilation=window.dilation,
-    dimension_numbers=layers.LAYOUTS[3],
+    dimension_numbers=conv_cpu.LAYOUTS[3],
   )
 
 
@@ -151,7 +152,7 @@ def test_under_transformations(case, wrap):
   ("case", "rule"),
   list(
     zip(
-      ["pointwise", "stem", "winograd", "planes", "columns"],
+      ["pointwise", "native", "stem", "winograd", "planes", "columns"],
       conv_cpu.RULES,
       strict=True,
     )
@@ -199,6 +200,9 @@ def test_bfloat16_rounds_once(case):
     ((1, 64, 32, 30, 64), 64, window(CUBE), False, "planes"),  # Not tiles.
     ((1, 64, 32, 32, 64), 64, window(CUBE, 1, 2), False, "planes"),
     ((1, 8, 4, 4, 512), 512, window(CUBE), False, "columns"),
+    ((8, 16, 16, 16, 1), 4, window(SEVEN, 2), False, "native"),
+    ((8, 8, 8, 8, 4), 8, window(CUBE), False, "native"),
+    ((8, 8, 8, 8, 4), 8, window(ONE), False, "columns"),
   ],
 )
 def test_choice_by_shape(shape, features, win, exact, expected):
@@ -216,15 +220,15 @@ def test_winograd_refuses_what_it_cannot_do():
 
 
 def test_layers_conv_takes_this_path_on_a_cpu():
-  x, kernel = jnp.ones((1, 8, 9, 10, 3)), jnp.ones((3, 3, 3, 3, 4))
-  hlo = jax.jit(layers.conv).lower(x, kernel).as_text()
-  assert "tensor<3x3x3x3x4xf32>) -> tensor<1x8x9x10x4xf32>" not in hlo
-  hlo = jax.jit(partial(layers.conv, mode="lax")).lower(x, kernel).as_text()
-  assert "tensor<3x3x3x3x4xf32>) -> tensor<1x8x9x10x4xf32>" in hlo
+  x, kernel = jnp.ones((1, 16, 16, 18, 3)), jnp.ones((3, 3, 3, 3, 4))
+  own = "tensor<3x3x3x3x4xf32>) -> tensor<1x16x16x18x4xf32>"
+  assert own not in jax.jit(layers.conv).lower(x, kernel).as_text()
+  lax_conv = jax.jit(partial(layers.conv, mode="lax"))
+  assert own in lax_conv.lower(x, kernel).as_text()
 
 
 def test_other_platforms_keep_the_native_convolution():
-  x, kernel = jnp.ones((1, 8, 9, 10, 3)), jnp.ones((3, 3, 3, 3, 4))
+  x, kernel = jnp.ones((1, 16, 16, 18, 3)), jnp.ones((3, 3, 3, 3, 4))
   lowered = (
     jax.jit(layers.conv).trace(x, kernel).lower(lowering_platforms=("tpu",))
   )

@@ -27,6 +27,9 @@ Tap = tuple[int, int, int]
 SMALL_MAP = 512
 # From this many voxels on, what Winograd saves outweighs its transforms.
 LARGE_MAP = 4096
+# Below this many products a volume, compiling takes longer than computing.
+FEW_PRODUCTS = 1_000_000
+LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,19 @@ def conv3d(
   """
   return LOWERINGS[choose(x.shape, kernel.shape, window, exact)](
     x, kernel, window
+  )
+
+
+def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+  """XLA's own convolution; of 2D maps with the last two axes of `window`."""
+  ndim = x.ndim - 2
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window.strides[-ndim:],
+    [(p, p) for p in window.padding[-ndim:]],
+    rhs_dilation=window.dilation[-ndim:],
+    dimension_numbers=LAYOUTS[ndim],
   )
 
 
@@ -201,14 +217,7 @@ def _columns_dkernel(x, dy, window):
 
 def _conv2d(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
   """Convolves every plane of [B, D, H, W, C] with [h, w, C, F]."""
-  y = lax.conv_general_dilated(
-    x.reshape(-1, *x.shape[2:]),
-    kernel,
-    window.strides[1:],
-    [(p, p) for p in window.padding[1:]],
-    rhs_dilation=window.dilation[1:],
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
+  y = native(x.reshape(-1, *x.shape[2:]), kernel, window)
   return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
@@ -432,6 +441,7 @@ def _with_gradients(
 
 
 LOWERINGS = {
+  "native": native,
   "columns": _with_gradients(_columns_forward, _columns_dx, _columns_dkernel),
   "planes": _with_gradients(_planes_forward, _planes_dx, _planes_dkernel),
   "stem": _with_gradients(_stem_forward, _stem_dx, _stem_dkernel),
@@ -452,12 +462,14 @@ class Shape:
     channels: of the input.
     voxels: of one output.
     taps: of the kernel.
+    products: of one volume.
     tiles: whether Winograd can do it.
   """
 
   channels: int
   voxels: int
   taps: int
+  products: int
   tiles: bool
 
 
@@ -481,6 +493,11 @@ class Rule:
 
 RULES = (
   Rule("columns", lambda s: s.taps == 1, "a pointwise kernel is one product"),
+  Rule(
+    "native",
+    lambda s: s.products < FEW_PRODUCTS,
+    "where little is computed, what compiles fastest is fastest",
+  ),
   Rule(
     "stem",
     lambda s: s.channels == 1,
@@ -520,10 +537,12 @@ def choose(
     window: of the kernel.
     exact: whether Winograd is left out.
   """
+  voxels = math.prod(window.out(shape[1:4]))
   asked = Shape(
     channels=kernel_shape[3],
-    voxels=math.prod(window.out(shape[1:4])),
+    voxels=voxels,
     taps=math.prod(window.size),
+    products=voxels * math.prod(kernel_shape),
     tiles=not exact and winograd.fits(shape, window),
   )
   return next(rule.lowering for rule in RULES if rule.applies(asked))

@@ -23,7 +23,6 @@ NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 NUM_GROUPS = 32
 MODES = ("auto", "exact", "lax")  # Of `conv`; config.model.conv.
-LAYOUTS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 # PyTorch's default for linear layers: uniform within 1 / sqrt(fan in).
 HEAD_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -58,24 +57,10 @@ def conv(
   """
   ndim = x.ndim - 2
   strides, dilation = _per_axis(strides, ndim), _per_axis(dilation, ndim)
-  padding = [
-    (d * (size - 1) // 2,) * 2
-    for d, size in zip(dilation, kernel.shape[:ndim], strict=True)
-  ]
-
-  def native(x, kernel):
-    return lax.conv_general_dilated(
-      x,
-      kernel,
-      strides,
-      padding,
-      rhs_dilation=dilation,
-      dimension_numbers=LAYOUTS[ndim],
-    )
-
+  window = _window(ndim, kernel.shape[:ndim], strides, dilation)
+  native = partial(conv_cpu.native, window=window)
   if mode == "lax":
     return native(x, kernel)
-  window = _window(ndim, kernel.shape[:ndim], strides, dilation)
 
   def on_cpu(x, kernel):
     if ndim == 3:
@@ -127,7 +112,7 @@ def folded_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _fold(kernel, 0),
     (1, 1, 1),
     ((2, 1),) * 3,
-    dimension_numbers=LAYOUTS[3],
+    dimension_numbers=conv_cpu.LAYOUTS[3],
   )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cadjax import names
-from cadjax.models import layers
+from cadjax.models import conv_cpu, layers
 
 # depth: (blocks of each stage, whether they are bottlenecks)
 DEPTHS = {
@@ -212,7 +212,7 @@ def check(
 ) -> None:
   """Raises `names.ConfigError` where `ResNet` has no such variant."""
   for name, value, known in (
-    ("ndim", ndim, tuple(layers.LAYOUTS)),
+    ("ndim", ndim, tuple(conv_cpu.LAYOUTS)),
     ("depth", depth, tuple(DEPTHS)),
     ("output_stride", output_stride, OUTPUT_STRIDES),
   ):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cadjax import names
-from cadjax.models import layers
+from cadjax.models import conv_cpu, layers
 
 UPSAMPLINGS = ("linear", "shuffle")
 MAX_HEADS = 3
@@ -257,7 +257,7 @@ def check(
   deep_supervision: bool,
 ) -> None:
   """Raises `names.ConfigError` where `UNet` has no such variant."""
-  if ndim not in layers.LAYOUTS:
+  if ndim not in conv_cpu.LAYOUTS:
     raise names.ConfigError(
       f"config.model.ndim is {ndim!r}; it must be one of 2, 3"
     )
