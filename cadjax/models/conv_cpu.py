@@ -2,9 +2,9 @@
 
 XLA's CPU backend is fast at 2D convolutions and matrix products. It is slow
 at 3D convolutions and very slow at the gradients of strided ones and of
-pooling. Everything here is made of slices, 2D convolutions and products, with
-gradients of its own where autodiff would leave that ground. A 2D map is a
-volume of one plane.
+pooling. Everything here but `native` is made of slices, 2D convolutions and
+products, with gradients of its own where autodiff would leave that ground. A
+2D map is a volume of one plane.
 
 `RULES` is the table of choices: the first row that fits a shape is taken.
 """
