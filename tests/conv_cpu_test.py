@@ -44,7 +44,7 @@ CASES = {
   "stem_flat": ("stem", window((1, 7, 7), (1, 2, 2)), 1, (1, 9, 13)),
   "winograd": ("winograd", window(CUBE), 3, (3, 8, 12)),
   "native": ("native", window(CUBE, 2), 3, (5, 9, 8)),
-  "winograd_flat": ("winograd", window(PLANE), 3, (1, 12, 8)),
+  "native_flat": ("native", window(PLANE, (1, 2, 2)), 3, (2, 9, 8)),
 }
 
 
@@ -152,7 +152,15 @@ def test_under_transformations(case, wrap):
   ("case", "rule"),
   list(
     zip(
-      ["pointwise", "native", "stem", "winograd", "planes", "columns"],
+      [
+        "pointwise",
+        "native_flat",
+        "native",
+        "stem",
+        "winograd",
+        "planes",
+        "columns",
+      ],
       conv_cpu.RULES,
       strict=True,
     )
@@ -203,6 +211,8 @@ def test_bfloat16_rounds_once(case):
     ((8, 16, 16, 16, 1), 4, window(SEVEN, 2), False, "native"),
     ((8, 8, 8, 8, 4), 8, window(CUBE), False, "native"),
     ((8, 8, 8, 8, 4), 8, window(ONE), False, "columns"),
+    ((8, 1, 32, 32, 64), 64, window(PLANE), False, "native"),
+    ((8, 1, 64, 64, 64), 64, window(PLANE), False, "planes"),
   ],
 )
 def test_choice_by_shape(shape, features, win, exact, expected):
@@ -213,7 +223,7 @@ def test_choice_by_shape(shape, features, win, exact, expected):
 def test_winograd_refuses_what_it_cannot_do():
   shape = (1, 3, 8, 12, 3)
   assert winograd.fits(shape, window(CUBE))
-  for win in (window(CUBE, 2), window(CUBE, 1, 2), window((5, 3, 3))):
+  for win in (window(CUBE, 2), window(CUBE, 1, 2), window(PLANE)):
     assert not winograd.fits(shape, win)
   for bad in ((1, 3, 7, 12, 3), (1, 3, 8, 10, 3)):
     assert not winograd.fits(bad, window(CUBE))

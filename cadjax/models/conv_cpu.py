@@ -414,6 +414,16 @@ def _winograd_dx(dy, kernel, space, window):
 # --- The table --------------------------------------------------------------
 
 
+def _flat(window: Window) -> bool:
+  return window.size[0] == window.strides[0] == 1
+
+
+def _native(x, kernel, window):
+  if _flat(window):
+    return _conv2d(x, kernel[0], window)
+  return native(x, kernel, window)
+
+
 def _with_gradients(
   forward: Callable, input_gradient: Callable, kernel_gradient: Callable
 ) -> Callable:
@@ -441,7 +451,7 @@ def _with_gradients(
 
 
 LOWERINGS = {
-  "native": native,
+  "native": _native,
   "columns": _with_gradients(_columns_forward, _columns_dx, _columns_dkernel),
   "planes": _with_gradients(_planes_forward, _planes_dx, _planes_dkernel),
   "stem": _with_gradients(_stem_forward, _stem_dx, _stem_dkernel),
@@ -462,6 +472,7 @@ class Shape:
     channels: of the input.
     voxels: of one output.
     taps: of the kernel.
+    flat: whether the kernel is of one plane and goes to every plane.
     products: of one volume.
     tiles: whether Winograd can do it.
   """
@@ -469,6 +480,7 @@ class Shape:
   channels: int
   voxels: int
   taps: int
+  flat: bool
   products: int
   tiles: bool
 
@@ -497,6 +509,11 @@ RULES = (
     "native",
     lambda s: s.products < FEW_PRODUCTS,
     "where little is computed, what compiles fastest is fastest",
+  ),
+  Rule(
+    "native",
+    lambda s: s.flat and s.voxels < LARGE_MAP,
+    "XLA is fast at 2D convolutions, less so at their kernel gradients",
   ),
   Rule(
     "stem",
@@ -542,6 +559,7 @@ def choose(
     channels=kernel_shape[3],
     voxels=voxels,
     taps=math.prod(window.size),
+    flat=_flat(window),
     products=voxels * math.prod(kernel_shape),
     tiles=not exact and winograd.fits(shape, window),
   )

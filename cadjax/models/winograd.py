@@ -49,13 +49,11 @@ OUTPUT = np.array(
 
 def fits(shape: Sequence[int], window) -> bool:
   """Whether a map [B, D, H, W, C] and a `conv_cpu.Window` can be done so."""
-  depth, *plane = window.size
   return (
-    plane == [3, 3]
-    and depth in (1, 3)
+    window.size == (3, 3, 3)
     and set(window.strides) == {1}
     and set(window.dilation) == {1}
-    and window.padding == (depth // 2, 1, 1)
+    and window.padding == (1, 1, 1)
     and shape[2] % TILE == 0
     and shape[3] % TILE == 0
   )
@@ -107,7 +105,7 @@ def _transform_input(x: jax.Array) -> jax.Array:
 
 
 def _transform_kernel(kernel: jax.Array) -> jax.Array:
-  """[d, 3, 3, C, F] -> [36, C, d * F]."""
+  """[3, 3, 3, C, F] -> [36, C, 3 * F]."""
   u = jnp.einsum(
     "ph,qw,dhwcf->qpcdf", KERNEL, KERNEL, kernel, precision="highest"
   )
@@ -127,7 +125,7 @@ def _batched(a: jax.Array, b: jax.Array, contract: tuple[int, int]):
 
 
 def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolves [B, D, H, W, C] with [d, 3, 3, C, F], d = 1 or 3, stride 1.
+  """Convolves [B, D, H, W, C] with [3, 3, 3, C, F] at stride 1.
 
   Args:
     x: H and W are multiples of 4.
@@ -138,15 +136,12 @@ def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """
   wide = jnp.promote_types(x.dtype, jnp.float32)
   v = _transform_input(x.astype(wide))
-  depth, features = kernel.shape[0], kernel.shape[-1]
   products = _batched(
     v.reshape(POINTS**2, -1, x.shape[-1]),
     _transform_kernel(kernel.astype(wide)),
     (2, 1),
-  ).reshape(*v.shape[:-1], depth, features)
-  total = sum(
-    _shift(products[..., tap, :], depth // 2 - tap, 3) for tap in range(depth)
-  )
+  ).reshape(*v.shape[:-1], 3, kernel.shape[-1])
+  total = sum(_shift(products[..., tap, :], 1 - tap, 3) for tap in range(3))
   # [6, 6, B, D, h, w, F] -> [6, B, D, h, w, 4, F] -> [B, D, h, 4, w, 4, F]
   rows = _apply(OUTPUT, total, 0, 5)
   return _apply(OUTPUT, rows, 0, 3).reshape(*x.shape[:4], -1).astype(x.dtype)
