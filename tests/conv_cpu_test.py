@@ -154,8 +154,8 @@ def test_under_transformations(case, wrap):
     zip(
       [
         "pointwise",
-        "native_flat",
         "native",
+        "native_flat",
         "stem",
         "winograd",
         "planes",

@@ -250,18 +250,7 @@ def whole(shared):
   return shared / "dimension"
 
 
-# multiclass does what link does, three times over.
-@pytest.mark.parametrize(
-  "path",
-  [
-    pytest.param(
-      path,
-      id=path.stem,
-      marks=[pytest.mark.slow] if path.stem == "multiclass" else [],
-    )
-    for path in PLANS
-  ],
-)
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_a_plan_runs_from_end_to_end(path, shared):
   result = run_tiny(path, shared)
   assert not result["failed"]
