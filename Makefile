@@ -75,7 +75,8 @@ bench-tpu: $(VENV)/.ready-tpu
 	  --table=README.md
 
 # Each at most 90 minutes on 2 cores; several machines may share the folder.
-PLANS := dimension layers link prior multiclass balance sample_size protocol
+PLANS := dimension layers link prior multiclass balance external \
+  sample_size protocol
 RESULTS := configs/experiments/results
 
 experiments: $(PLANS:%=experiments/%/results.json)

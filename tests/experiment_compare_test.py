@@ -85,6 +85,21 @@ def test_one_cell_is_as_the_paired_bootstrap_of_evaluate():
   assert found["n_patients"] == 60
 
 
+@pytest.mark.parametrize(
+  ("shifts", "decided"), [((3.0, 0.0), False), ((0.0, 0.0), True)]
+)
+def test_one_failed_training_of_two_is_no_difference(shifts, decided):
+  """Over patients alone it would be: the failed one halves the mean's lead."""
+  rng = np.random.default_rng(4)
+  good = Line({(None, s): calls(rng, 80, 3.0) for s in (0, 1)})
+  other = Line({(None, s): calls(rng, 80, shifts[s]) for s in (0, 1)})
+  sizes = dict.fromkeys(good.rows, (240, 80))
+  found = compare.difference(good, other, "roc_auc", sizes=sizes)
+  assert found["bootstrap_low"] > 0
+  assert found["method"].endswith("over patients and 2 trainings")
+  assert compare.decided(found | {"p_holm": found["p_value"]}) == decided
+
+
 def test_a_line_less_itself_is_nothing():
   rng = np.random.default_rng(2)
   one = line(lambda f, s: calls(rng, 20, 1.0))
