@@ -185,7 +185,9 @@ def test_rounding_in_float32(case, rule):
   assert 0 < max(errors) < rule.error
 
 
-@pytest.mark.parametrize("case", ["columns", "planes", "stem", "winograd"])
+@pytest.mark.parametrize(
+  "case", ["native", "native_flat", "columns", "planes", "stem", "winograd"]
+)
 def test_bfloat16_rounds_once(case):
   """As close to the exact result as bfloat16's 8 bits let it be."""
   lowering, *half = draw(case, dtype=jnp.bfloat16)
