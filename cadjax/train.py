@@ -3,7 +3,7 @@
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -23,6 +23,14 @@ from cadjax import (
 )
 from cadjax.log import RunLog
 from data_prep.errors import UserError
+
+NOTHING_JUDGED = {
+  "best": None,
+  "best_loss": None,
+  "best_step": 0,
+  "stale_epochs": 0,
+  "stopped": False,
+}
 
 
 class NonFiniteLossError(UserError):
@@ -110,7 +118,7 @@ def train_and_evaluate(
     )
   state = devices.put_replicated(state)
   checkpoints = checkpoint.Checkpoints(path)
-  meta = {"best": None, "best_step": 0, "stale_epochs": 0, "stopped": False}
+  meta = dict(NOTHING_JUDGED)
   restored = checkpoints.restore(state)
   if restored is not None:
     state, meta = restored
@@ -167,7 +175,7 @@ def train_and_evaluate(
       if end_of_epoch:
         values = task.validate(state.eval_variables())
         log.scalars(step, "validation", values)
-        _judge(meta, values[config.monitor], step, config)
+        _judge(meta, values, step, config)
         if meta["best_step"] == step:
           checkpoints.save_best(step, state.eval_variables())
         progress.write(_epoch_line(step // per_epoch, config, values, meta))
@@ -189,13 +197,23 @@ def train_and_evaluate(
   return state
 
 
-def _judge(meta: dict[str, Any], value: float, step: int, config) -> None:
-  """Updates the early-stopping state by one epoch's monitored value."""
+def _judge(
+  meta: dict[str, Any], values: Mapping[str, float], step: int, config
+) -> None:
+  """Updates the early-stopping state by one epoch's validation.
+
+  Better is a better monitored value, or as good a one at a lower loss: the AUC
+  of a small validation set is soon 1, and the loss goes on telling.
+  """
+  value = values[config.monitor]
+  loss = values.get("loss", 0.0)  # Segmenters are not told it.
   sign = -1 if config.monitor == "loss" else 1
   if np.isfinite(value) and (
-    meta["best"] is None or sign * value > sign * meta["best"]
+    meta["best"] is None
+    or (sign * value, -loss) > (sign * meta["best"], -meta["best_loss"])
   ):
-    meta |= {"best": value, "best_step": step, "stale_epochs": 0}
+    meta |= {"best": value, "best_loss": loss}
+    meta |= {"best_step": step, "stale_epochs": 0}
   else:
     meta["stale_epochs"] += 1
   meta["stopped"] = meta["stale_epochs"] >= config.patience

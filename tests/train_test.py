@@ -143,15 +143,37 @@ def test_early_stopping_counts_epochs_without_improvement():
   class Config:
     monitor, patience = "loss", 2
 
-  meta = {"best": None, "best_step": 0, "stale_epochs": 0, "stopped": False}
+  meta = dict(train.NOTHING_JUDGED)
   values = [3.0, 2.0, 2.5, 1.0, float("nan"), 1.0]
   seen = []
   for step, value in enumerate(values, 1):
-    train._judge(meta, value, step, Config)
+    train._judge(meta, {"loss": value}, step, Config)
     seen.append((meta["best_step"], meta["stopped"]))
   assert seen == [
     (1, False), (2, False), (2, False), (4, False), (4, False), (4, True),
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("epochs", "best_steps"),
+  [
+    # The loss decides between equal AUCs, and never against a better one.
+    ([(0.9, 3.0), (1.0, 9.0), (1.0, 2.0), (1.0, 4.0)], [1, 2, 3, 3]),
+    ([(0.9, 0.1), (0.8, 0.0), (float("nan"), 0.0)], [1, 1, 1]),
+    ([(0.5, None), (0.6, None), (0.6, None)], [1, 2, 2]),
+  ],
+)
+def test_equal_monitors_are_told_apart_by_the_loss(epochs, best_steps):
+  class Config:
+    monitor, patience = "roc_auc", 10
+
+  meta = dict(train.NOTHING_JUDGED)
+  for step, ((value, loss), best) in enumerate(
+    zip(epochs, best_steps, strict=True), 1
+  ):
+    values = {"roc_auc": value} | ({} if loss is None else {"loss": loss})
+    train._judge(meta, values, step, Config)
+    assert meta["best_step"] == best
 
 
 def test_two_dimensional_baseline_trains(tiny_config, tmp_path):

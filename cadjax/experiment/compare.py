@@ -8,7 +8,7 @@ have any measured number, and give its mean over patients.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,9 @@ def estimate(line: Line, metric: str, *, draws: int = 2000) -> dict[str, Any]:
   """Returns the mean of a metric over the cells.
 
   The interval is the percentile bootstrap over patients, within folds and the
-  same draw for every seed: how much it would vary with other patients, the
-  training being as it was.
+  same draw for every seed; of several seeds without folds, over the trainings,
+  too. Of one training a fold it tells how much the metric would vary with
+  other patients, not with another training.
 
   Returns:
     value, low, high, n_patients and cells, a list of fold, seed and value.
@@ -68,7 +69,10 @@ def estimate(line: Line, metric: str, *, draws: int = 2000) -> dict[str, Any]:
     for key, rows in line.rows.items()
   }
   values = {key: value for key, (value, _) in measured.items()}
-  low, high = _percentiles([drawn for _, drawn in measured.values()])
+  drawn = [drawn for _, drawn in measured.values()]
+  if not _has_folds(measured):
+    drawn = _redrawn(drawn)
+  low, high = _percentiles(drawn)
   return {
     "value": _mean(values.values()),
     "low": low,
@@ -146,7 +150,7 @@ def difference(
     "bootstrap_low": low,
     "bootstrap_high": high,
   }
-  if len({fold for fold, _ in measured}) > 1:
+  if _has_folds(measured):
     shares = [sizes[key][1] / max(1, sizes[key][0]) for key in measured]
     result |= corrected_t(deltas, float(np.mean(shares)))
     result["method"] = f"Nadeau-Bengio over {len(deltas)} cells"
@@ -304,6 +308,10 @@ def _mcnemar(pairs: Mapping[Key, tuple]) -> dict[str, Any]:
       right[0].append(calls[0][name])
       right[1].append(calls[1][name])
   return intervals.mcnemar(np.array(right[0]), np.array(right[1]))
+
+
+def _has_folds(cells: Iterable[Key]) -> bool:
+  return len({fold for fold, _ in cells}) > 1
 
 
 def _redrawn(drawn: Sequence[np.ndarray]) -> Sequence[np.ndarray]:

@@ -26,7 +26,7 @@ def get_plan(scale: str) -> dict[str, Any]:
       ("weighted", "weighted cross-entropy"),
       ("ce", "cross-entropy"),
     ):
-      config = common.classifier(scale)
+      config = common.classifier(scale, monitor="roc_auc")
       config.data.subset.patients = PATIENTS[scale]
       config.data.subset.cad_fraction = share
       with config.unlocked():

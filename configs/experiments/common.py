@@ -47,11 +47,22 @@ def phantoms(
   return ("--source=phantom", *sizes, *more)
 
 
-def classifier(scale: str, ndim: int = 3) -> ml_collections.ConfigDict:
-  """Returns the 3D ResNet of a scale, or its 2D baseline."""
+def classifier(
+  scale: str, ndim: int = 3, monitor: str | None = None
+) -> ml_collections.ConfigDict:
+  """Returns the 3D ResNet of a scale, or its 2D baseline.
+
+  Args:
+    scale: of the plan.
+    ndim: 2 for the baseline.
+    monitor: what validation keeps a network by, if not by what the scale's
+      config names. By the loss of few subjects, an untrained network beats an
+      overconfident one that tells them apart: "roc_auc" is fairer to those.
+  """
   config = resnet3d.get_config() if scale == "paper" else demo.get_config()
   with config.unlocked():
     config.model.ndim = ndim
+    config.monitor = monitor or config.monitor
     if scale == "tiny":
       config.parallel = "mesh"
       config.mesh.data = 1

@@ -26,14 +26,17 @@ def get_plan(scale: str) -> dict[str, Any]:
       "options": {"predict_on": "phantoms"},
       "shared": True,
     },
-    "none": {"title": "volume alone", "config": common.classifier(scale)},
+    "none": {
+      "title": "volume alone",
+      "config": common.classifier(scale, monitor="roc_auc"),
+    },
   }
   for use, what in (
     ("channels", "masks as channels"),
     ("region", "region around the coronaries"),
   ):
     for masks in ("true", "predicted"):
-      config = common.classifier(scale)
+      config = common.classifier(scale, monitor="roc_auc")
       config.data.prior.use = use
       arms[f"{use}_{masks}"] = {
         "title": f"{what}, {masks}",

@@ -22,7 +22,7 @@ def get_plan(scale: str) -> dict[str, Any]:
   sizes = (6, 12) if scale == "tiny" else SIZES
   arms = {}
   for size in sizes:
-    config = common.classifier(scale)
+    config = common.classifier(scale, monitor="roc_auc")
     config.data.subset.patients = size
     if scale == "tiny":
       config.data.batch_size = 2
