@@ -161,6 +161,22 @@ def test_an_estimate_covers_and_tells_its_cells():
   assert found["value"] == pytest.approx(mean)
 
 
+def test_an_estimate_over_seeds_counts_that_trainings_differ():
+  rng = np.random.default_rng(4)
+  good, failed = calls(rng, 80, 5.0), calls(rng, 80, 0.0)
+  cells = ((None, 0), (None, 1))
+  both = compare.estimate(
+    Line(dict(zip(cells, (good, failed), strict=True))), "roc_auc"
+  )
+  values = [cell["value"] for cell in both["cells"]]
+  # Another pair of trainings may both fail, or neither.
+  assert both["low"] < min(values) + 0.05
+  assert both["high"] > max(values) - 0.05
+  # Over folds, trainings and patients change together: no cell is redrawn.
+  folds = compare.estimate(Line({(0, 0): good, (1, 0): failed}), "roc_auc")
+  assert folds["low"] > both["low"] + 0.1
+
+
 def test_perfect_separation_claims_no_certainty():
   rows = [
     {

@@ -44,7 +44,7 @@ def forest(
     [row["metrics"][metric] for row in lines],
     "value",
   )
-  axes[0].set_xlabel(f"{name}, 95 % interval over patients; dots: cells")
+  axes[0].set_xlabel(f"{name}, 95 % interval; dots: cells")
   if differences:
     _rows(
       axes[1],
