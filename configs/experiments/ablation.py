@@ -15,7 +15,7 @@ def get_plan(scale: str) -> dict[str, Any]:
   """Returns the plan at a scale, see `common`."""
 
   def config(ndim: int = 3, augment: bool = True, focal: bool = True):
-    made = common.classifier(scale, ndim)
+    made = common.classifier(scale, ndim, monitor="roc_auc")
     with made.unlocked():
       if augment:
         made.augment = external.AUGMENT

@@ -24,11 +24,11 @@ def get_plan(scale: str) -> dict[str, Any]:
     "arms": {
       "3d": {
         "title": "3D, whole volume",
-        "config": common.classifier(scale),
+        "config": common.classifier(scale, monitor="roc_auc"),
       },
       "2d": {
         "title": "2D, mean of the slices",
-        "config": common.classifier(scale, ndim=2),
+        "config": common.classifier(scale, ndim=2, monitor="roc_auc"),
         "options": {"slices": True},
       },
     },
