@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 # (fold, seed) of a cell.
 Key = tuple[int | None, int]
 CALL = ("label", "probability", "threshold")
+# Begins the names of values that small studies would have reported.
+REPORTED = "reported_"
 # Below this a bootstrap is too narrow to decide anything.
 LEAST_PATIENTS = 20
 

@@ -43,8 +43,10 @@ def forest(
     [row["title"] for row in lines],
     [row["metrics"][metric] for row in lines],
     "value",
+    spread=summary.is_spread(metric),
   )
-  axes[0].set_xlabel(f"{name}, 95 % interval; dots: cells")
+  means = "; thin: middle 95 %" if summary.is_spread(metric) else ""
+  axes[0].set_xlabel(f"{name}, 95 % interval; dots: cells{means}")
   if differences:
     _rows(
       axes[1],
@@ -66,6 +68,7 @@ def _rows(
   titles: Sequence[str],
   entries: Sequence[Mapping[str, Any]],
   key: str,
+  spread: bool = False,
 ) -> None:
   for i, entry in enumerate(entries):
     value, low, high = entry[key], entry["low"], entry["high"]
@@ -74,9 +77,13 @@ def _rows(
       color = GREY
     for cell in entry.get("cells", ()):
       if cell["value"] is not None:
-        axes.plot(cell["value"], i, ".", color=GREY, alpha=0.5, ms=5)
+        # Beside the line, which would hide them.
+        axes.plot(cell["value"], i + 0.22, ".", color=GREY, alpha=0.6, ms=5)
     if value is None:
       continue
+    if spread:
+      middle = [entry["middle_low"], entry["middle_high"]]
+      axes.plot(middle, [i, i], color=color, lw=0.8)
     if low is not None:
       axes.plot([low, high], [i, i], color=color, lw=2)
     axes.plot(value, i, "s", color=color, ms=6)

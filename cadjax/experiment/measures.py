@@ -25,6 +25,7 @@ from cadjax import (
   results,
   workdir,
 )
+from cadjax.experiment import compare
 from cadjax.results import Row
 
 Entries = dict[str, list[Row]]
@@ -179,7 +180,10 @@ def protocol(trial: Trial) -> Entries:
     name = f"{trial.path.name}_report{i}"
     reports.append(
       {"patient_id": name}
-      | {f"reported_{key}": found[key] for key in ("accuracy", "roc_auc")}
+      | {
+        f"{compare.REPORTED}{key}": found[key]
+        for key in ("accuracy", "roc_auc")
+      }
     )
   return {"": reports}
 

@@ -56,7 +56,7 @@ def render(
       cost=cost,
       picture=base64.b64encode(picture).decode(),
       metrics=shown,
-      spread=result["metric"].startswith("reported_"),
+      spread=summary.is_spread(result["metric"]),
       command=command(result),
       minutes=round(cost["cell_seconds"] / 60),
       name=summary.metric_name,

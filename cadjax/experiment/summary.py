@@ -124,8 +124,15 @@ def _disclaimer(plan: Plan) -> str:
   return ("Phantom results. " if phantom else "") + DISCLAIMER
 
 
+def is_spread(metric: str) -> bool:
+  """Tells whether the answer is how far the values of a metric spread."""
+  return metric.startswith(compare.REPORTED)
+
+
 def metric_name(metric: str) -> str:
   """Returns a metric as text: "roc_auc" is "ROC AUC"."""
+  if is_spread(metric):
+    return f"reported {metric_name(metric.removeprefix(compare.REPORTED))}"
   known = {
     "roc_auc": "ROC AUC",
     "pr_auc": "PR AUC",
