@@ -259,8 +259,12 @@ def test_a_plan_runs_from_end_to_end(path, shared):
   )
   assert result["lines"]
   assert not result["not_compared"]
-  page_size = (shared / result["plan"] / "index.html").stat().st_size
-  assert page_size > 10_000
+  html = (shared / result["plan"] / "index.html").read_text()
+  assert len(html) > 10_000
+  assert ("<h2>Comparisons" in html) == bool(result["comparisons"])
+  # What small studies would have reported spreads; other figures do not.
+  assert ("middle 95 %" in html) == (path.stem == "protocol")
+  assert ("reported ROC AUC" in html) == (path.stem == "protocol")
 
 
 def test_an_experiment_ends_in_answers(whole):
