@@ -74,7 +74,7 @@ bench-tpu: $(VENV)/.ready-tpu
 	$(PY) -m cadjax.bench.tpu --config=configs/resnet3d.py --out=bench/tpu \
 	  --table=README.md
 
-# On 2 cores from 12 minutes (link) to an hour and a half (prior, by --dry_run);
+# On 2 cores from 12 minutes (link) to about 80 (multiclass), each;
 # two processes of one core each, or several machines, may share the folder.
 PLANS := dimension layers link prior multiclass balance external \
   sample_size protocol

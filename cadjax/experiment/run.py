@@ -118,7 +118,7 @@ class Experiment:
         "cost": {
           "seconds": round(time.monotonic() - start, 1),
           "peak_bytes": _peak_bytes(),
-          "device": jax.devices()[0].device_kind,
+          "device": _device(),
           "devices": jax.device_count(),
         },
       },
@@ -219,6 +219,14 @@ def _digest(plan: Plan, cell: Cell) -> str:
 def _hash(value: Any) -> str:
   text = json.dumps(value, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _device() -> str:
+  """Names the kind of device, and of a CPU the cores, which set the rounding."""
+  kind = jax.devices()[0].device_kind
+  if jax.default_backend() != "cpu":
+    return kind
+  return f"{kind} ({workers.available_cores()}-core)"
 
 
 def _peak_bytes() -> int:
