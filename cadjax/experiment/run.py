@@ -222,7 +222,7 @@ def _hash(value: Any) -> str:
 
 
 def _device() -> str:
-  """Names the kind of device, and of a CPU the cores, which set the rounding."""
+  """Names the kind of device; of a CPU its cores, too, which set rounding."""
   kind = jax.devices()[0].device_kind
   if jax.default_backend() != "cpu":
     return kind
