@@ -26,7 +26,7 @@ from data_prep.errors import UserError
 
 NOTHING_JUDGED = {
   "best": None,
-  "best_loss": None,
+  "best_loss": 0.0,
   "best_step": 0,
   "stale_epochs": 0,
   "stopped": False,
@@ -121,7 +121,8 @@ def train_and_evaluate(
   meta = dict(NOTHING_JUDGED)
   restored = checkpoints.restore(state)
   if restored is not None:
-    state, meta = restored
+    state, judged = restored
+    meta |= judged  # Of an older version, it has no best_loss.
   start = int(state.step)
   log = RunLog(path, start)
   if start:
