@@ -207,7 +207,7 @@ def _judge(
   of a small validation set is soon 1, and the loss goes on telling.
   """
   value = values[config.monitor]
-  loss = values.get("loss", 0.0)  # Segmenters are not told it.
+  loss = values.get("loss", 0.0)  # No validation of a segmenter has it.
   sign = -1 if config.monitor == "loss" else 1
   if np.isfinite(value) and (
     meta["best"] is None
