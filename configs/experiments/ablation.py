@@ -66,7 +66,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     "question": "What is each part of the classifier worth?",
     "claim": "The paper's first and third claims, part by part.",
     "data": {"phantoms": common.phantoms(scale)},
-    "folds": common.FOLDS[scale],
+    "folds": common.FEW_FOLDS[scale],
     "arms": arms,
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier"),

@@ -49,8 +49,7 @@ def get_plan(scale: str) -> dict[str, Any]:
       " data. Its own 88 subjects were 44 and 44, with focal loss."
     ),
     "data": {"phantoms": common.phantoms(scale)},
-    # Nine arms: three folds are what fits into 90 minutes on 2 cores.
-    "folds": common.FOLDS[scale][: 3 if scale == "small" else None],
+    "folds": common.FEW_FOLDS[scale],
     "arms": arms,
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "recall", "specificity", "ece", "brier"),

@@ -37,8 +37,8 @@ def get_plan(scale: str) -> dict[str, Any]:
       " of either was found in it."
     ),
     "data": {"phantoms": common.phantoms(scale)},
-    # Measuring takes longer than training: three folds fit into 90 minutes.
-    "folds": common.FOLDS[scale][: 3 if scale == "small" else None],
+    # Few, for measuring takes longer than training.
+    "folds": common.FEW_FOLDS[scale],
     "arms": {
       "focal": {
         "title": "focal",

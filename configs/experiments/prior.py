@@ -55,8 +55,7 @@ def get_plan(scale: str) -> dict[str, Any]:
         scale, 80, 176, "--seed=7", "--fractions=0.7,0.1,0.2"
       ),
     },
-    # Three folds are what fits into 90 minutes on 2 cores.
-    "folds": common.FOLDS[scale][: 3 if scale == "small" else None],
+    "folds": common.FEW_FOLDS[scale],
     "arms": arms,
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier", "dice"),
