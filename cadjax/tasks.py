@@ -90,6 +90,24 @@ def task_of(config: ml_collections.ConfigDict) -> str:
   return task
 
 
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Checks what can be known of a training before there are data.
+
+  Raises:
+    names.ConfigError: a field of the config cannot be used.
+  """
+  task = task_of(config)
+  if not config.epochs > 0 or not config.patience > 0:
+    raise names.ConfigError(
+      "config.epochs and config.patience must be at least 1"
+    )
+  if config.monitor not in MONITORS[task]:
+    raise names.ConfigError(
+      f"config.monitor is {config.monitor!r}; for config.task = {task!r} it is"
+      f" one of {', '.join(MONITORS[task])}"
+    )
+
+
 def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
   """Opens the data of a config; only a classifier needs labels."""
   labelled = task_of(config) == "classify"
@@ -167,14 +185,8 @@ def make_task(
     UserError: the data cannot be used for it.
     names.ConfigError: a field of the config cannot be used.
   """
-  task = task_of(config)
-  if config.monitor not in MONITORS[task]:
-    raise UserError(
-      f"config.monitor is {config.monitor!r}; for config.task = {task!r} it is"
-      f" one of {', '.join(MONITORS[task])}"
-    )
-  make = {"classify": _classification, "segment": _segmentation}[task]
-  return make(config, dataset, devices)
+  make = {"classify": _classification, "segment": _segmentation}
+  return make[task_of(config)](config, dataset, devices)
 
 
 def make_augment(config: ml_collections.ConfigDict) -> Callable | None:

@@ -61,13 +61,12 @@ def train_and_evaluate(
     the last train state.
 
   Raises:
-    UserError: for data or a config that cannot be used, a workdir of another
-      run, or a loss that is not finite.
+    UserError: for data that cannot be used, a workdir of another run, or a
+      loss that is not finite.
+    names.ConfigError: for a config that cannot be used.
   """
   path = pathlib.Path(workdir_path)
-
-  if not config.epochs > 0 or not config.patience > 0:
-    raise UserError("config.epochs and config.patience must be at least 1")
+  tasks.check_config(config)
 
   # Devices, data and what the task does with them.
   devices = parallel.make_parallel(config.parallel, **config.mesh)

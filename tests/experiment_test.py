@@ -432,6 +432,10 @@ def test_thinning_leaves_the_share_and_all_normal_patients():
       [f"--plan={DIMENSION}", "--scale=tiny", "--workdir=setup.py/w"],
       "cannot be made",
     ),
+    (
+      [f"--plan={DIMENSION}", "--workdir=w", "--override=monitor=dice"],
+      "config.monitor is 'dice'",
+    ),
   ],
 )
 def test_a_wrong_command_gets_one_line(flags, message, tmp_path):
@@ -445,3 +449,4 @@ def test_a_wrong_command_gets_one_line(flags, message, tmp_path):
   assert done.returncode == 2
   assert message in done.stderr
   assert "Traceback" not in done.stderr
+  assert not (ROOT / "w").exists()

@@ -118,6 +118,27 @@ def test_truncated_newest_checkpoint_falls_back(
   assert lines(copy) == lines(tiny_workdir)
 
 
+def test_a_run_of_before_losses_were_kept_goes_on(
+  tiny_workdir, tiny_config, tmp_path, monkeypatch
+):
+  """In those runs the numbers that the loop keeps have no best_loss."""
+  copy = tmp_path / "run"
+  shutil.copytree(tiny_workdir, copy)
+  shutil.rmtree(
+    max((copy / "checkpoints").iterdir(), key=lambda p: int(p.name))
+  )
+  restore = checkpoint.Checkpoints.restore
+
+  def older(*args):
+    state, meta = restore(*args)
+    assert meta.pop("best_loss") > 0
+    return state, meta
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "restore", older)
+  train.train_and_evaluate(tiny_config, copy)
+  assert_same(best(copy), best(tiny_workdir))
+
+
 def test_another_config_is_refused_with_the_difference(
   tiny_workdir, tiny_config
 ):
@@ -202,6 +223,7 @@ def run_main(*args, **kwargs):
     (["--config.data.path=nowhere"], "data_prep.build"),
     (["--config.optimizer.name=adma"], "adam"),
     (["--config.monitor=aux"], "roc_auc"),
+    (["--config.epochs=0"], "at least 1"),
     (["--config=configs/nope.py"], "configs/nope.py"),
   ],
 )

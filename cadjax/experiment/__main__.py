@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import names
+from cadjax import names, tasks
 from cadjax.experiment import estimate, page, plan
 from cadjax.experiment.run import Experiment, Stopped
 from cadjax.experiment.store import Store
@@ -62,6 +62,9 @@ def main(_: Sequence[str]) -> None:
     raise UserError("--plan is missing; see configs/experiments")
   asked = plan.load_plan(args.plan, args.scale)
   asked = plan.override(asked, args.override)
+  for arm in asked.arms.values():
+    if arm.config is not None:
+      tasks.check_config(arm.config)
   data = Store(pathlib.Path(args.data) if args.data else folder / "data")
   cells = Store(folder / "cells")
   if args.dry_run:
