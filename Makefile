@@ -74,6 +74,9 @@ bench-tpu: $(VENV)/.ready-tpu
 	$(PY) -m cadjax.bench.tpu --config=configs/resnet3d.py --out=bench/tpu \
 	  --table=README.md
 
+# What a failed experiment leaves is no result.
+.DELETE_ON_ERROR:
+
 # On 2 cores from 12 minutes (link) to about 80 (multiclass), each;
 # two processes of one core each, or several machines, may share the folder.
 PLANS := dimension layers link prior multiclass balance external \

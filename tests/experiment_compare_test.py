@@ -86,18 +86,55 @@ def test_one_cell_is_as_the_paired_bootstrap_of_evaluate():
 
 
 @pytest.mark.parametrize(
-  ("shifts", "decided"), [((3.0, 0.0), False), ((0.0, 0.0), True)]
+  ("shifts", "decided"),
+  [((3.0, 3.0, 0.0), False), ((0.0, 0.0, 0.0), True), ((0.0, 0.0), False)],
 )
-def test_one_failed_training_of_two_is_no_difference(shifts, decided):
-  """Over patients alone it would be: the failed one halves the mean's lead."""
+def test_one_failed_training_is_no_difference(shifts, decided):
+  """Over patients alone it would be: the failed one lowers the mean."""
   rng = np.random.default_rng(4)
-  good = Line({(None, s): calls(rng, 80, 3.0) for s in (0, 1)})
-  other = Line({(None, s): calls(rng, 80, shifts[s]) for s in (0, 1)})
+  seeds = range(len(shifts))
+  good = Line({(None, s): calls(rng, 80, 3.0) for s in seeds})
+  other = Line({(None, s): calls(rng, 80, shifts[s]) for s in seeds})
   sizes = dict.fromkeys(good.rows, (240, 80))
   found = compare.difference(good, other, "roc_auc", sizes=sizes)
   assert found["bootstrap_low"] > 0
-  assert found["method"].endswith("over patients and 2 trainings")
+  assert found["method"] == f"t over {len(shifts)} trainings and the patients"
   assert compare.decided(found | {"p_holm": found["p_value"]}) == decided
+
+
+@pytest.mark.parametrize("trainings", [2, 3, 5])
+@pytest.mark.parametrize("patients", [0.1, 1.0, 3.0])
+def test_under_no_difference_few_trainings_reject_rarely(trainings, patients):
+  """Whichever varies more, the trainings (by 1) or the patients."""
+  rng = np.random.default_rng(8)
+  p = [
+    compare.over_trainings(
+      rng.normal(0, 1, trainings) + rng.normal(0, patients), patients**2
+    )["p_value"]
+    for _ in range(1000)
+  ]
+  assert np.mean(np.array(p) < 0.05) < 0.07
+
+
+def test_calibration_lies_in_its_own_interval():
+  """Of a perfectly calibrated model the bootstrap's ECE is all above it."""
+  rng = np.random.default_rng(9)
+  probs = rng.random(80)
+  rows = [
+    {
+      "patient_id": f"p{i}",
+      "label": int(rng.random() < p),
+      "probability": float(p),
+      "threshold": 0.5,
+    }
+    for i, p in enumerate(probs)
+  ]
+  found = compare.estimate(Line({(0, 0): rows}), "ece")
+  assert 0 <= found["low"] < found["value"] < found["high"]
+  found = compare.difference(
+    *(2 * [Line({(0, 0): rows})]), "ece", sizes={(0, 0): (9, 80)}
+  )
+  assert "mcnemar" not in found
 
 
 def test_a_line_less_itself_is_nothing():
@@ -145,6 +182,7 @@ def test_values_are_means_over_patients_and_undefined_ones_leave_both():
     }
   )
   assert compare.estimate(a, "dice")["value"] == pytest.approx(0.5)
+  assert compare.estimate(a, "dice")["n_patients"] == 2
   found = compare.difference(a, b, "dice", sizes={(None, 0): (5, 3)})
   assert found["difference"] == pytest.approx(0.2)
   assert found["n_patients"] == 1

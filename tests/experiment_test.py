@@ -5,18 +5,18 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import jax
+import ml_collections
 import pytest
 
 from cadjax import marked, names
 from cadjax.experiment import estimate, measures, page, plan, summary
 from cadjax.experiment import run as runner
-from cadjax.experiment.store import Store
+from cadjax.experiment.store import Store, machine
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -68,6 +68,19 @@ def test_every_plan_loads_at_every_scale(path, scale):
     ),
     ({"arms": {"a": {"title": "A", "data": "scans"}}}, "unknown data"),
     ({"comparisons": (("a", "c"),)}, "unknown arm in a comparison 'c'"),
+    (
+      {
+        "arms": {
+          "a": {"title": "A"},
+          "b": {
+            "title": "B",
+            "config": ml_collections.ConfigDict(),
+            "needs": {"init_form": "a"},
+          },
+        }
+      },
+      "did you mean 'init_from'",
+    ),
     (
       {
         "arms": {
@@ -175,7 +188,7 @@ def test_a_claim_of_a_dead_process_is_taken_over(tmp_path):
   dead.start()
   dead.join()
   path = tmp_path / "a" / "claim.json"
-  left_behind(path, host=socket.gethostname(), pid=dead.pid)
+  left_behind(path, host=machine(), pid=dead.pid)
   assert store.state("a") == "waiting"
   with store.claim("a") as mine:
     assert mine
@@ -367,6 +380,57 @@ def test_a_bad_cell_is_told_of_and_the_others_go_on(tmp_path, monkeypatch):
   written = page.write(tmp_path / "out", made, store)
   assert written["cells"]["failed"] == 2
   assert "no luck" in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+  ("pair", "message"),
+  [
+    (("a/map", "b/mpa"), "of the arm 'b' there is only map"),
+    (("a/map", "b/map", "dise"), "'a/map', which is compared, has no dise"),
+  ],
+)
+def test_what_cannot_be_compared_is_told_of_by_its_first_cell(
+  tmp_path, monkeypatch, pair, message
+):
+  arms = {"a": {"title": "A"}, "b": {"title": "B"}}
+  made = plan.make_plan(fields(arms=arms, comparisons=(pair,), metric="dice"))
+  given = {"map": [{"patient_id": "p", "dice": 0.5}]}
+  monkeypatch.setattr(
+    runner, "MEASURES", measures.MEASURES | {"patients": lambda _: given}
+  )
+  monkeypatch.setattr(runner.Experiment, "_dataset", lambda *_: tmp_path)
+  store = Store(tmp_path / "cells")
+  runner.Experiment(made, store, Store(tmp_path / "data")).run()
+  assert any(
+    message in why for why in summary.summarise(made, store)["failed"].values()
+  )
+
+
+def test_a_version_of_another_process_does_not_mix(tmp_path, monkeypatch):
+  """It began at the same time, when there was nothing to check yet."""
+  made = plan.make_plan(fields())
+
+  def measure(trial):
+    if trial.path.parent.name == "a":
+      other = runner._digest(made, made.cells()[0])[::-1]
+      store.finish(made.cells()[0].name, {"digest": other})
+      raise ValueError("it was done by the other one meanwhile")
+    raise AssertionError("it would be measured with the other's cell")
+
+  monkeypatch.setattr(
+    runner, "MEASURES", measures.MEASURES | {"patients": measure}
+  )
+  monkeypatch.setattr(runner.Experiment, "_dataset", lambda *_: tmp_path)
+  store = Store(tmp_path / "cells")
+  with pytest.raises(UserError, match="another version of the plan"):
+    runner.Experiment(made, store, Store(tmp_path / "data")).run()
+
+
+def test_a_page_tells_what_was_overridden(whole):
+  made = plan.load_plan(str(DIMENSION), "tiny")
+  made = plan.override(made, ["epochs=1"])
+  result = summary.summarise(made, Store(whole / "cells"))
+  assert page.command(result).endswith(" --override=epochs=1")
 
 
 def test_a_dry_run_lists_cells_and_runs_none(whole):

@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 # (fold, seed) of a cell.
 Key = tuple[int | None, int]
 CALL = ("label", "probability", "threshold")
+# Metrics that say nothing of who is called right.
+UNCALLED = ("brier", "ece")
 # Begins the names of values that small studies would have reported.
 REPORTED = "reported_"
 # Below this a bootstrap is too narrow to decide anything.
@@ -39,7 +41,8 @@ class Line:
   @functools.cached_property
   def is_call(self) -> bool:
     """Whether the rows are calls, not values."""
-    first = next(row for rows in self.rows.values() for row in rows)
+    some = (row for rows in self.rows.values() for row in rows)
+    first = next(some, {})
     return all(key in first for key in CALL)
 
   def has(self, metric: str) -> bool:
@@ -48,10 +51,10 @@ class Line:
       return metric in metrics.METRICS
     return any(metric in row for rows in self.rows.values() for row in rows)
 
-  def patients(self) -> int:
-    """Returns the number of different patients."""
+  def patients(self, metric: str) -> int:
+    """Returns the number of different patients that the metric is known of."""
     return len(
-      {str(r["patient_id"]) for rows in self.rows.values() for r in rows}
+      set().union(*(_known(rows, metric) for rows in self.rows.values()))
     )
 
 
@@ -60,8 +63,8 @@ def estimate(line: Line, metric: str, *, draws: int = 2000) -> dict[str, Any]:
 
   The interval is the percentile bootstrap over patients, within folds and the
   same draw for every seed; of several seeds without folds, over the trainings,
-  too. Of one training a fold it tells how much the metric would vary with
-  other patients, not with another training.
+  too, which of two or three is narrow. Of one training a fold it tells how
+  much the metric would vary with other patients, not with another training.
 
   Returns:
     value, low, high, n_patients and cells, a list of fold, seed and value.
@@ -72,14 +75,14 @@ def estimate(line: Line, metric: str, *, draws: int = 2000) -> dict[str, Any]:
   }
   values = {key: value for key, (value, _) in measured.items()}
   drawn = [drawn for _, drawn in measured.values()]
-  if not _has_folds(measured):
+  if len(drawn) > 1 and not _has_folds(measured):
     drawn = _redrawn(drawn)
   low, high = _percentiles(drawn)
   return {
     "value": _mean(values.values()),
     "low": low,
     "high": high,
-    "n_patients": line.patients(),
+    "n_patients": line.patients(metric),
     "cells": [
       {"fold": fold, "seed": seed, "value": value}
       for (fold, seed), value in values.items()
@@ -115,9 +118,10 @@ def difference(
 
   With two folds or more, the interval is that of Nadeau and Bengio (Machine
   Learning 52 (2003) 239-281), a t interval over the cells whose variance is
-  corrected for training sets that overlap; else the paired bootstrap over
-  patients and, of several seeds, over the trainings. Of one seed it says
-  nothing of another training, and of two or three not much.
+  corrected for training sets that overlap. Of several seeds without folds, it
+  is a t interval over the trainings to whose variance that of the patients is
+  added, by the paired bootstrap. Of one training it is that bootstrap, and
+  says nothing of another training.
 
   Args:
     a: the one.
@@ -128,7 +132,7 @@ def difference(
 
   Returns:
     difference, low, high, p_value, method; bootstrap_low and bootstrap_high,
-    n_patients, n_cells, and for calls mcnemar.
+    n_patients, n_cells, and for calls mcnemar, which is of the first seed.
   """
   keys = [key for key in a.rows if key in b.rows]
   pairs = {key: _shared(a, b, key, metric) for key in keys}
@@ -156,14 +160,13 @@ def difference(
     shares = [sizes[key][1] / max(1, sizes[key][0]) for key in measured]
     result |= corrected_t(deltas, float(np.mean(shares)))
     result["method"] = f"Nadeau-Bengio over {len(deltas)} cells"
+  elif len(deltas) > 1:
+    result |= over_trainings(deltas, float(np.nanvar(np.mean(drawn, axis=0))))
+    result["method"] = f"t over {len(deltas)} trainings and the patients"
   else:
-    redrawn = _redrawn(drawn)
-    low, high = _percentiles(redrawn)
-    result |= {"low": low, "high": high, "p_value": _bootstrap_p(redrawn)}
-    result["method"] = "paired bootstrap over patients" + (
-      f" and {len(drawn)} trainings" if len(drawn) > 1 else ""
-    )
-  if a.is_call and _one_call_each(pairs):
+    result |= {"low": low, "high": high, "p_value": _bootstrap_p(drawn)}
+    result["method"] = "paired bootstrap over patients"
+  if a.is_call and metric not in UNCALLED and _one_call_each(pairs):
     result["mcnemar"] = _mcnemar(pairs)
   return result
 
@@ -179,11 +182,38 @@ def corrected_t(deltas: np.ndarray, share: float) -> dict[str, float]:
     low, high and p_value; NaN where the cells do not tell.
   """
   deltas = np.asarray(deltas, np.float64)
+  if deltas.size < 2:
+    return _student(deltas, 0.0)
+  return _student(deltas, (1 / deltas.size + share) * deltas.var(ddof=1))
+
+
+def over_trainings(
+  deltas: np.ndarray, patient_variance: float
+) -> dict[str, float]:
+  """Returns the t interval and test of a mean of 0 over trainings.
+
+  All are tested on the same patients. The degrees of freedom are those of the
+  trainings alone, so the test is never too bold and, where patients matter
+  more than trainings, too careful.
+
+  Args:
+    deltas: [J], one of each training, two or more.
+    patient_variance: of their mean, were other patients drawn.
+
+  Returns:
+    low, high and p_value; NaN where the trainings do not tell.
+  """
+  deltas = np.asarray(deltas, np.float64)
+  return _student(deltas, deltas.var(ddof=1) / deltas.size + patient_variance)
+
+
+def _student(deltas: np.ndarray, variance: float) -> dict[str, float]:
+  """Of a mean with that variance; NaN where nothing varies."""
   n = deltas.size
-  if n < 2 or not np.isfinite(deltas).all() or np.ptp(deltas) == 0:
+  if n < 2 or not np.isfinite(deltas).all() or not variance > 1e-24:
     return {"low": math.nan, "high": math.nan, "p_value": math.nan}
   mean = float(deltas.mean())
-  error = math.sqrt((1 / n + share) * deltas.var(ddof=1))
+  error = math.sqrt(variance)
   half = float(scipy.stats.t.ppf(0.975, n - 1)) * error
   p_value = 2 * float(scipy.stats.t.sf(abs(mean) / error, n - 1))
   return {"low": mean - half, "high": mean + half, "p_value": p_value}
@@ -261,20 +291,20 @@ def _number(row: Row, metric: str) -> float:
   return math.nan if value is None else float(value)
 
 
+def _known(rows: Sequence[Row], metric: str) -> set[str]:
+  """Returns the patients with a call, or with a value of the metric."""
+  return {
+    str(row["patient_id"])
+    for row in rows
+    if all(key in row for key in CALL) or math.isfinite(_number(row, metric))
+  }
+
+
 def _shared(
   a: Line, b: Line, key: Key, metric: str
 ) -> tuple[list[Row], list[Row]]:
   """Returns the rows of the patients that both lines have in a cell."""
-  kept = []
-  for line in (a, b):
-    kept.append(
-      {
-        str(row["patient_id"])
-        for row in line.rows[key]
-        if line.is_call or math.isfinite(_number(row, metric))
-      }
-    )
-  both = kept[0] & kept[1]
+  both = _known(a.rows[key], metric) & _known(b.rows[key], metric)
   return tuple(
     [row for row in line.rows[key] if str(row["patient_id"]) in both]
     for line in (a, b)
@@ -318,8 +348,6 @@ def _has_folds(cells: Iterable[Key]) -> bool:
 
 def _redrawn(drawn: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
   """Draws the cells, too, with replacement and anew for every draw."""
-  if len(drawn) < 2:
-    return drawn
   stacked = np.stack(drawn)
   picks = np.random.default_rng(0).integers(len(drawn), size=stacked.shape)
   return list(np.take_along_axis(stacked, picks, 0))

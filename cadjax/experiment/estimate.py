@@ -54,7 +54,8 @@ def table(plan: Plan, cells: Store) -> str:
     memory = peak.get(cell.arm)
     size = "unknown" if memory is None else f"{memory / 1e9:.1f} GB"
     lines.append(f"{cell.name:32}{state:10}{time:>10}{size:>12}")
-    left += 0 if state == "done" or cost is None else cost
+    if state not in ("done", "failed"):
+      left += cost or 0
   return "\n".join(
     [
       *lines,

@@ -2,6 +2,7 @@
 
 import base64
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ def command(result: Mapping[str, Any]) -> str:
     "python -m cadjax.experiment"
     f" --plan=configs/experiments/{result['plan']}.py"
     f" --scale={result['scale']} --workdir=experiments/{result['plan']}"
+    + "".join(f" --override={shlex.quote(x)}" for x in result["overrides"])
   )
 
 
@@ -142,10 +144,12 @@ def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   Raises:
     UserError: of `marked.replace`, or there are no results.
   """
-  files = sorted(root.glob("*/results.json"))
+  files = sorted(root.resolve().glob("*/results.json"))
   if not files:
     raise UserError(
       f"--workdir={root}: there is no */results.json; the README stays as it is"
     )
-  marked.replace(readme, "experiments", markdown(readme.parent, files))
+  marked.replace(
+    readme, "experiments", markdown(readme.resolve().parent, files)
+  )
   return len(files)

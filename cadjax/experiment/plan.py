@@ -21,6 +21,8 @@ from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
 SCALES = ("tiny", "small", "paper")
+# What an arm that trains may need of another one, see `run.cell_config`.
+ROLES = ("masks", "init_from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Arm:
     config: of `cadjax.train`; None for an arm that only measures what its
       needs have trained.
     data: the key in `Plan.data` that it is trained on or measured with.
-    needs: role -> the arm that plays it, at the same fold and seed.
+    needs: role -> the arm that plays it, at the same fold and seed; roles are
+      those of `ROLES` or, without a config, of the measure.
     measure: a key of `MEASURES`.
     options: of the measure.
     measured_on: further keys in `Plan.data` that the measure reads.
@@ -70,6 +73,7 @@ class Plan:
     limits: what this scale cannot answer.
     name: of the file.
     scale: one of `SCALES`.
+    overrides: FIELD=VALUE, what `override` changed.
   """
 
   question: str
@@ -85,6 +89,7 @@ class Plan:
   limits: str = ""
   name: str = ""
   scale: str = "small"
+  overrides: Sequence[str] = ()
 
   def cells(self) -> list["Cell"]:
     """Returns all cells; what is needed comes before what needs it."""
@@ -107,6 +112,13 @@ class Plan:
   def needed(self, cell: "Cell", arm: str) -> "Cell":
     """Returns the cell of another arm that a cell needs."""
     return self.cell(arm, cell.fold, cell.seed)
+
+  def expected(self, arm: str) -> list[tuple[str, str]]:
+    """Returns the (line, metric) of an arm that are compared."""
+    found = [(line, metric) for *pair, metric in self.pairs() for line in pair]
+    return [
+      (line, metric) for line, metric in found if line.split("/")[0] == arm
+    ]
 
   def pairs(self) -> list[tuple[str, str, str]]:
     """Returns (line, line, metric) of every comparison."""
@@ -202,7 +214,8 @@ def override(plan: Plan, settings: Sequence[str]) -> Plan:
     if not changed:
       raise names.ConfigError(f"--override={setting}: no arm has that field")
     arms |= changed
-  return dataclasses.replace(plan, arms=arms)
+  overrides = (*plan.overrides, *settings)
+  return dataclasses.replace(plan, arms=arms, overrides=overrides)
 
 
 def _has(config: ml_collections.ConfigDict, field: str) -> bool:
@@ -241,6 +254,8 @@ def make_plan(
     data = [arm.data, *arm.measured_on]
     names.check_known(data, plan.data, f"data of the arm {key!r}")
     names.check_known(arm.needs.values(), plan.arms, f"need of the arm {key!r}")
+    if arm.config is not None:
+      names.check_known(arm.needs, ROLES, f"role in the arm {key!r}")
   for a, b, _ in plan.pairs():
     lines = [line.partition("/")[0] for line in (a, b)]
     names.check_known(lines, plan.arms, "arm in a comparison")

@@ -16,7 +16,8 @@ import ml_collections
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import input_pipeline, train, workdir
+from cadjax import input_pipeline, names, train, workdir
+from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
 from cadjax.experiment.store import Store
@@ -60,6 +61,7 @@ class Experiment:
         over = sum(state in ("done", "failed") for state in states.values())
         bar.update(over - bar.n)
         if over == len(cells):
+          self.check(cells)  # Others may have worked beside this process.
           return
         if not self._run_one(states, bar):
           time.sleep(POLL_S)
@@ -90,6 +92,7 @@ class Experiment:
         return True
       if any(states[c] != "done" for c in needed.values()):
         continue
+      self.check(list(needed.values()))
       with self.cells.claim(cell.name) as mine:
         # Another process may have done it since the states were read.
         if mine and self.cells.state(cell.name) == "running":
@@ -99,9 +102,14 @@ class Experiment:
     return False
 
   def _work(self, cell: Cell, needed: Mapping[str, Cell], bar: tqdm) -> None:
-    start = time.monotonic()
+    arm = self.plan.arms[cell.arm]
     try:
-      entries, sizes = self._trained_and_measured(cell, needed)
+      data = {
+        name: self._dataset(name) for name in (arm.data, *arm.measured_on)
+      }
+      start = time.monotonic()
+      entries, sizes = self._trained_and_measured(cell, needed, data)
+      self._check_entries(cell.arm, entries)
     except Stopped:
       raise
     except Exception as error:
@@ -120,14 +128,32 @@ class Experiment:
           "peak_bytes": _peak_bytes(),
           "device": _device(),
           "devices": jax.device_count(),
+          "code": workdir.versions()["git"],
         },
       },
     )
 
-  def _trained_and_measured(self, cell: Cell, needed: Mapping[str, Cell]):
+  def _check_entries(self, arm: str, entries: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if what the plan compares was not measured."""
+    for name, metric in self.plan.expected(arm):
+      entry = name.partition("/")[2]
+      given = sorted(filter(None, entries))
+      if entry not in entries:
+        raise names.ConfigError(
+          f"the plan compares {name!r}, but of the arm {arm!r} there is only"
+          f" {', '.join(given) or 'its own line'}"
+        )
+      if not Line({(None, 0): entries[entry]}).has(metric):
+        raise names.ConfigError(f"{name!r}, which is compared, has no {metric}")
+
+  def _trained_and_measured(
+    self,
+    cell: Cell,
+    needed: Mapping[str, Cell],
+    data: Mapping[str, pathlib.Path],
+  ):
     arm = self.plan.arms[cell.arm]
     folder = self.cells.folder(cell.name)
-    data = {name: self._dataset(name) for name in (arm.data, *arm.measured_on)}
     needs = {role: self.cells.folder(c.name) for role, c in needed.items()}
     sizes = (0, 0)
     if arm.config is not None:
@@ -200,7 +226,7 @@ def make_data(given: Sequence[str], out: pathlib.Path) -> None:
 def _digest(plan: Plan, cell: Cell) -> str:
   """Returns what tells whether a cell's result is of this plan."""
   arm = plan.arms[cell.arm]
-  names = (arm.data, *arm.measured_on)
+  used = (arm.data, *arm.measured_on)
   needs = {
     role: _digest(plan, plan.needed(cell, other))
     for role, other in arm.needs.items()
@@ -208,7 +234,7 @@ def _digest(plan: Plan, cell: Cell) -> str:
   return _hash(
     {
       "config": arm.config and arm.config.to_json_best_effort(sort_keys=True),
-      "data": {name: list(plan.data[name]) for name in names},
+      "data": {name: list(plan.data[name]) for name in used},
       "measure": [arm.measure, dict(arm.options)],
       "cell": [cell.fold, cell.seed],
       "needs": needs,

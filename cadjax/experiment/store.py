@@ -12,7 +12,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cadjax import checkpoint, results, workdir
@@ -85,7 +85,7 @@ class Store:
     path = folder / "claim.json"
     if path.exists() and _stale(path):
       _remove_stale(path)
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    me = {"host": machine(), "pid": os.getpid(), "time": time.time()}
     try:
       with path.open("x") as file:
         json.dump(me, file)
@@ -93,21 +93,44 @@ class Store:
       yield False
       return
     done = threading.Event()
-    beat = threading.Thread(target=_renew, args=(path, done), daemon=True)
+    beat = threading.Thread(target=_renew, args=(path, me, done), daemon=True)
     beat.start()
     try:
       yield True
     finally:
       done.set()
       beat.join()
-      path.unlink(missing_ok=True)
+      if _is_mine(path, me):
+        path.unlink(missing_ok=True)
 
 
-def _renew(path: pathlib.Path, done: threading.Event) -> None:
+def _renew(
+  path: pathlib.Path, me: Mapping[str, Any], done: threading.Event
+) -> None:
   while not done.wait(HEARTBEAT_S):
-    # It is gone if this process was taken for dead, after a long sleep.
-    with contextlib.suppress(FileNotFoundError):
-      os.utime(path)
+    # A shared folder may be out of reach for a while.
+    with contextlib.suppress(OSError):
+      if _is_mine(path, me):
+        os.utime(path)
+
+
+def _is_mine(path: pathlib.Path, me: Mapping[str, Any]) -> bool:
+  """False if this process was taken for dead, after a long sleep."""
+  try:
+    return json.loads(path.read_text()) == me
+  except (OSError, json.JSONDecodeError):
+    return False
+
+
+def machine() -> str:
+  """Names where a process number means something: containers may share names.
+
+  On Linux the namespace of process numbers is added.
+  """
+  try:
+    return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+  except OSError:
+    return socket.gethostname()
 
 
 def _stale(path: pathlib.Path) -> bool:
@@ -120,7 +143,7 @@ def _stale(path: pathlib.Path) -> bool:
   except json.JSONDecodeError:
     # It is being written, or its writer was killed in the act.
     return age > HEARTBEAT_S
-  if owner["host"] == socket.gethostname() and not _alive(owner["pid"]):
+  if owner["host"] == machine() and not _alive(owner["pid"]):
     return True
   return age > STALE_S
 
@@ -146,7 +169,9 @@ def _remove_stale(path: pathlib.Path) -> None:
     path.rename(aside)
   except FileNotFoundError:
     return
-  if _stale(aside):
-    aside.unlink()
-  else:
-    aside.rename(path)
+  if not _stale(aside):
+    # Unless a third process was faster still, or the disk knows no links: then
+    # two may work on one cell, which ends alike.
+    with contextlib.suppress(OSError):
+      os.link(aside, path)
+  aside.unlink()

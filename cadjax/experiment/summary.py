@@ -57,8 +57,12 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
       continue
     found = compare.difference(lines[a], lines[b], metric, sizes=sizes)
     comparisons.append({"a": a, "b": b} | found)
-  adjusted = compare.holm([one["p_value"] for one in comparisons])
-  for one, p in zip(comparisons, adjusted, strict=True):
+  # What could not be compared stays one of the tests.
+  missing = len(plan.pairs()) - len(comparisons)
+  adjusted = compare.holm(
+    [one["p_value"] for one in comparisons] + [math.nan] * missing
+  )
+  for one, p in zip(comparisons, adjusted, strict=False):
     one["p_holm"] = p
     one["decided"] = compare.decided(one)
   titles = {row["line"]: row["title"] for row in table}
@@ -71,6 +75,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     "limits": plan.limits,
     "metric": plan.metric,
     "data": {name: " ".join(given) for name, given in plan.data.items()},
+    "overrides": list(plan.overrides),
     "disclaimer": _disclaimer(plan),
     "lines": table,
     "comparisons": comparisons,
@@ -108,6 +113,7 @@ def cost(plan: Plan, cells: Store) -> dict[str, Any]:
     "cells": len(every),
     "cell_seconds": round(sum(one["seconds"] for one in every), 1),
     "peak_bytes": max((one["peak_bytes"] for one in every), default=0),
+    "code": sorted({one.get("code") or "unknown" for one in every}),
     "devices": sorted({f"{o['devices']} x {o['device']}" for o in every}),
     "arms": {
       arm: {
@@ -178,9 +184,10 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   calls = one.get("mcnemar")
   if calls:
     about += (
-      f"; called right by the first alone {calls['only_a_correct']}, by the"
-      f" second alone {calls['only_b_correct']}, McNemar"
-      f" {p_text(calls['p_value'])}"
+      f"; called right{_of_first(one)} by the first alone"
+      f" {calls['only_a_correct']}, by the second alone"
+      f" {calls['only_b_correct']}, McNemar {p_text(calls['p_value'])}"
+      " (not adjusted)"
     )
   if one["decided"]:
     word = "higher" if one["difference"] > 0 else "lower"
@@ -189,6 +196,11 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   if one["n_patients"] < compare.LEAST_PATIENTS:
     verdict = f"too few patients to tell a difference in {name}"
   return f"{a} against {b}: {verdict} ({about})"
+
+
+def _of_first(one: Mapping[str, Any]) -> str:
+  """Which trainings McNemar's test is of, where there are several."""
+  return "" if "trainings" not in one["method"] else ", first training of each,"
 
 
 def _spread(row: Mapping[str, Any], metric: str) -> str:

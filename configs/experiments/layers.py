@@ -70,6 +70,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "limits": (
       "Lift is the map's energy in the structure over the structure's share of"
-      " the volume: 1 is chance."
+      " the volume: 1 is chance. A map without any energy has no lift, and"
+      " its patient leaves the line and the comparisons."
     ),
   }

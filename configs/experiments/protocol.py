@@ -2,7 +2,7 @@
 
 The paper had 88 subjects, 14 of them (by its rates) in the test set. Here the
 design is repeated 200 times: 20 trainings on 60 subjects each, every one
-tested on 10 separate groups of 14.
+tested on the same 10 separate groups of 14.
 
 Command:
 
@@ -48,6 +48,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     "comparisons": (),
     "limits": (
       "The interval is of the mean; the middle 95 % is what one study might"
-      " report. Validation is on 64 subjects, not 14."
+      " report. All trainings are tested on the same 10 groups and validated on"
+      " the same 64 subjects, where one study would have 14."
     ),
   }
