@@ -59,6 +59,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "limits": (
       "A lesion is hit within 5 mm, by one of at most 5 findings of a scan. One"
-      " training each: the intervals are over patients."
+      " training each: the intervals are over patients. Where the classifier"
+      " alone makes no error, no link can decide better."
     ),
   }

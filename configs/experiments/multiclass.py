@@ -68,6 +68,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "limits": (
       "One training each: the intervals are over patients. In two classes no"
-      " plaque is segmented, so only calibre tells of disease."
+      " plaque is segmented, so only calibre tells of disease. Where the"
+      " classifier alone makes no error, no link can decide better."
     ),
   }
