@@ -47,6 +47,12 @@ def forest(
   )
   means = "; thin: middle 95 %" if summary.is_spread(metric) else ""
   axes[0].set_xlabel(f"{name}, 95 % interval; dots: cells{means}")
+  if ratio := metric.startswith("lift"):
+    # From 1, which is chance, to a hundred.
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].xaxis.set_minor_formatter("")
+    axes[0].axvline(1, color=GREY, lw=1, ls=":")
   if differences:
     _rows(
       axes[1],
@@ -58,6 +64,9 @@ def forest(
       "difference",
     )
     axes[1].axvline(0, color=GREY, lw=1, ls=":")
+    if ratio:
+      axes[1].set_xscale("symlog", linthresh=1)
+      axes[1].xaxis.set_major_formatter("{x:g}")
     axes[1].set_xlabel(f"difference in {name}, 95 % interval")
   figure.supxlabel(result["disclaimer"], fontsize=7, color=GREY)
   return figure

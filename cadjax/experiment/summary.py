@@ -113,7 +113,7 @@ def cost(plan: Plan, cells: Store) -> dict[str, Any]:
     "cells": len(every),
     "cell_seconds": round(sum(one["seconds"] for one in every), 1),
     "peak_bytes": max((one["peak_bytes"] for one in every), default=0),
-    "code": sorted({one.get("code") or "unknown" for one in every}),
+    "code": sorted({one["code"] for one in every if one.get("code")}),
     "devices": sorted({f"{o['devices']} x {o['device']}" for o in every}),
     "arms": {
       arm: {
