@@ -114,6 +114,21 @@ def _abstract(tree: PyTree) -> PyTree:
   )
 
 
+def best_step(workdir: pathlib.Path) -> int:
+  """Returns the step of the best validation.
+
+  Raises:
+    UserError: if the workdir holds no best checkpoint.
+  """
+  steps = [p for p in (workdir / "best").glob("*") if p.name.isdigit()]
+  if not steps:
+    raise UserError(
+      f"{workdir} holds no trained model (no best/ checkpoint); train one with"
+      f" python -m cadjax.main --workdir={workdir}"
+    )
+  return max(int(p.name) for p in steps)
+
+
 def restore_best(workdir: pathlib.Path) -> tuple[int, PyTree]:
   """Reads the variables of the best validation, as numpy on the host.
 
@@ -123,14 +138,7 @@ def restore_best(workdir: pathlib.Path) -> tuple[int, PyTree]:
   Raises:
     UserError: if the workdir holds no readable best checkpoint.
   """
-  root = workdir / "best"
-  steps = [p for p in root.glob("*") if p.name.isdigit()]
-  if not steps:
-    raise UserError(
-      f"{workdir} holds no trained model (no best/ checkpoint); train one with"
-      f" python -m cadjax.main --workdir={workdir}"
-    )
-  step = max(int(p.name) for p in steps)
+  root, step = workdir / "best", best_step(workdir)
   try:
     with _best_manager(workdir) as manager:
       like = jax.tree.map(

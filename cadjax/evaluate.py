@@ -125,7 +125,8 @@ def evaluate(
     criterion=threshold,
     draws=bootstrap,
   )
-  result["notes"] += _data_notes(split, external, validation)
+  result["notes"] += evaluation.split_notes(trained, dataset, split, external)
+  result["notes"] += _setting_notes(split, external, validation)
   if other:
     other_rows, other_result = other
     result["against"] = results.compare(
@@ -135,10 +136,7 @@ def evaluate(
       other_result,
       names=(str(trained.path), str(against)),
     )
-    if other_result["data"]["fingerprint"] != dataset.fingerprint:
-      result["notes"].append(
-        f"{against} was evaluated on another build of the same patients"
-      )
+    result["notes"] += evaluation.build_notes(against, other_result, dataset)
   cases = {"validation_cases": validation, result["cases"]: rows}
   for name, some in cases.items():
     case_rows.write_rows(folder, name, results.with_probabilities(some, result))
@@ -329,20 +327,17 @@ def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
   return score_rows(dataset, ["validation"], trained.logits, batch_size)
 
 
-def _data_notes(
+def _setting_notes(
   split: str, external: bool, validation: Sequence[Row]
 ) -> list[str]:
-  notes = evaluation.split_notes(split, external)
   if external:
-    notes.append(
-      "temperature and threshold come from the workdir's own validation"
-    )
-  if not external and split in ("validation", "all") and validation:
-    notes.append(
+    return ["temperature and threshold come from the workdir's own validation"]
+  if split in ("validation", "all") and validation:
+    return [
       "temperature and threshold were chosen on these validation cases:"
       " optimistic"
-    )
-  return notes
+    ]
+  return []
 
 
 def define_flags() -> None:

@@ -13,6 +13,7 @@ segmentation, and all together; and the decision of each beside that of both.
 link.json, which is written to --out, goes into `cadjax.predict --decision`.
 """
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,13 @@ def read_scans(folder: str) -> list[sources.Case]:
     raise UserError(f"{folder}: {len(cases)} scans; {LEAST_SCANS} are needed")
   for case in cases:
     read_lesions(case)
+  scans = collections.Counter(case.patient_id for case in cases)
+  name, most = scans.most_common(1)[0]
+  if most > 1:
+    raise UserError(
+      f"{folder}: the patient {name} has {most} scans; the link is measured by"
+      " patient, so keep one of each in manifest.csv"
+    )
   labels = [case.label for case in cases]
   if min(labels.count(0), labels.count(1)) < 2:
     raise UserError(

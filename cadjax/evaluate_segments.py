@@ -91,13 +91,14 @@ def evaluate(
         for key in ("overlap", "mirror", "min_component_mm3")
       },
     },
-    "notes": evaluation.split_notes(split, external),
+    "notes": evaluation.split_notes(trained, dataset, split, external),
   }
   if other:
     result["against"] = {
       "workdir": str(against),
       "difference": compare(rows, other[0], draws=bootstrap),
     }
+    result["notes"] += evaluation.build_notes(against, other[1], dataset)
   result = results.strict(result)
   write_worst(folder, trained, dataset, rows)
   checkpoint.write_json(folder / "metrics.json", result)
@@ -218,11 +219,11 @@ def summarise(
   return result
 
 
-def by_scan(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
-  """Returns the rows of each scan, one a class, by (split, index)."""
-  scans: dict[tuple[str, int], list[Row]] = {}
+def by_scan(rows: Sequence[Row]) -> dict[str, list[Row]]:
+  """Returns the rows of each scan, one a class, by case id."""
+  scans: dict[str, list[Row]] = {}
   for row in rows:
-    scans.setdefault((row["split"], row["index"]), []).append(row)
+    scans.setdefault(row["case_id"], []).append(row)
   return scans
 
 
@@ -287,13 +288,13 @@ def write_worst(
   """
   dice = {key: mean_dice(some) for key, some in by_scan(rows).items()}
   judged = [key for key in dice if np.isfinite(dice[key])]
-  headings = {}
-  for split, index in sorted(judged, key=dice.get)[:WORST]:
-    case = next(
-      row for row in dataset.rows[split] if int(row["index"]) == index
-    )
-    heading = f"{case['case_id']}, Dice {dice[split, index]:.2f}"
-    headings[heading] = _panels(trained, dataset, case)
+  cases = {
+    row["case_id"]: row for some in dataset.rows.values() for row in some
+  }
+  headings = {
+    f"{name}, Dice {dice[name]:.2f}": _panels(trained, dataset, cases[name])
+    for name in sorted(judged, key=dice.get)[:WORST]
+  }
   if headings:
     png = planes.planes_png(
       headings,

@@ -2,12 +2,19 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from cadjax import input_pipeline, results, tasks, workdir
+from cadjax import (
+  checkpoint,
+  input_pipeline,
+  priors,
+  results,
+  tasks,
+  workdir,
+)
 from cadjax.results import Row
 from data_prep.errors import UserError
 
@@ -46,7 +53,8 @@ def open_data(
     the data set, and whether it is another one than the workdir's own.
 
   Raises:
-    UserError: the own data has changed, or the other grid differs.
+    UserError: the own data has changed, the other grid differs, or the model
+      sees predicted masks, which are of the own data.
   """
   config = ml_collections.ConfigDict(trained.config.to_dict())
   own = trained.dataset["fingerprint"]
@@ -55,22 +63,28 @@ def open_data(
     if dataset.fingerprint != own:
       raise UserError(
         f"{dataset.path} is not the data that {trained.path} was trained on"
-        f" (fingerprint {dataset.fingerprint}, not {own}); to evaluate on it"
-        f" as external data, add --data={dataset.path}"
+        f" (fingerprint {dataset.fingerprint}, not {own}); if no patient is in"
+        f" both, evaluate on it as external data with --data={dataset.path}"
       )
     return dataset, False
   config.data.path = data
-  fold = config.data.fold
-  config.data.fold = None
-  dataset = tasks.open_dataset(config)
+  # Fold and subset tell the own patients apart; of the others all are taken.
+  whole = config.to_dict()
+  whole["data"]["fold"] = None
+  whole["data"].pop("subset", None)
+  dataset = tasks.open_dataset(ml_collections.ConfigDict(whole))
   if dataset.fingerprint == own:
-    config.data.fold = fold
     return tasks.open_dataset(config), False
   if results.strict(dataset.grid) != trained.dataset["grid"]:
     raise UserError(
       f"{dataset.path} has the grid {results.strict(dataset.grid)}, but"
       f" {trained.path} was trained on {trained.dataset['grid']}; build the"
       " data on that grid"
+    )
+  if priors.used(config) and config.data.prior.masks:
+    raise UserError(
+      f"{trained.path} sees the masks in {config.data.prior.masks}, which were"
+      f" predicted on its own data; there are none of {dataset.path}"
     )
   return dataset, True
 
@@ -117,11 +131,32 @@ def describe(
   }
 
 
-def split_notes(split: str, external: bool) -> list[str]:
+def split_notes(
+  trained: workdir.Trained,
+  dataset: input_pipeline.Dataset,
+  split: str,
+  external: bool,
+) -> list[str]:
   """Returns what must be said of evaluating on a split."""
-  if external:
-    return ["external validation: other data than the workdir was trained on"]
   notes = []
+  if external:
+    notes.append(
+      "external validation: other data than the workdir was trained on"
+    )
+    # Workdirs of older versions do not know their patients.
+    seen = set().union(*trained.dataset.get("patient_ids", {}).values())
+    here = {
+      row["patient_id"]
+      for name in splits_of(split, dataset)
+      for row in dataset.rows[name]
+    }
+    if both := sorted(here & seen):
+      notes.append(
+        f"{len(both)} of {len(here)} patients have the id of one that the model"
+        f" was trained or chosen on, such as {both[0]}: if they are the same,"
+        " this is no external validation"
+      )
+    return notes
   if split in ("train", "all"):
     notes.append("these cases include those that the model was trained on")
   if split in ("validation", "all"):
@@ -138,6 +173,15 @@ def read_rows(path: pathlib.Path, keys: Sequence[str]) -> list[Row]:
   if not all(set(keys) <= row.keys() for row in rows):
     raise UserError(f"{path} is not what cadjax.evaluate writes; run it again")
   return rows
+
+
+def build_notes(
+  against: str, other: Mapping[str, Any], dataset: input_pipeline.Dataset
+) -> list[str]:
+  """Returns what must be said of a comparison with the result `other`."""
+  if other["data"]["fingerprint"] == dataset.fingerprint:
+    return []
+  return [f"{against} was evaluated on another build of the same patients"]
 
 
 def read_other(
@@ -158,7 +202,8 @@ def read_other(
     the rows and metrics.json.
 
   Raises:
-    UserError: there is none, or it is of a model of another task.
+    UserError: there is none, or it is of a model of another task or of an
+      older step.
   """
   there = pathlib.Path(against) / folder.relative_to(trained.path)
   if not (there / "metrics.json").exists():
@@ -171,5 +216,11 @@ def read_other(
     raise UserError(
       f"{trained.path} and {against} do not do the same: a classifier and a"
       " segmenter cannot be compared"
+    )
+  if result["step"] != checkpoint.best_step(pathlib.Path(against)):
+    raise UserError(
+      f"{there} is an evaluation of step {result['step']}, which is no longer"
+      f" the model of {against}; run python -m cadjax.evaluate"
+      f" --workdir={against} again"
     )
   return read_rows(there / f"{result['cases']}.jsonl", keys), result

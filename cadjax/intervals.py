@@ -15,6 +15,8 @@ import scipy.stats
 from cadjax import metrics
 
 PROPORTIONS = ("accuracy", "precision", "recall", "specificity")
+# Metrics of both recall and specificity.
+TWO_RATES = ("balanced_accuracy", "f1", "mcc")
 # Elements of the largest temporary array of one bootstrap chunk (32 MB).
 CHUNK = 4_000_000
 # 1 - 2 / 2^n, the coverage of the range of n values, is above 95 % from here.
@@ -38,7 +40,8 @@ def with_intervals(
   (slices of patients) all come from the bootstrap over groups, since slices
   of one patient are not independent. Where all draws agree, as after perfect
   separation, a bootstrap interval of width 0 would claim certainty: a score
-  or posterior interval takes its place, and `method` says which.
+  or posterior interval takes its place, and `method` says which. So it does
+  for metrics of recall and specificity where one of them is 0 or 1.
   """
   labels, probs = metrics.checked(labels, probs)
   values = metrics.binary_metrics(labels, probs, threshold)
@@ -46,6 +49,9 @@ def with_intervals(
     labels, probs, threshold, groups=groups, draws=draws, seed=seed
   )
   counts = metrics.confusion(labels, probs, threshold)
+  # Where one class is called without error, its rate never varies in a draw.
+  both = 0 < labels.sum() < labels.size
+  certain = both and groups is None and 0 in counts.values()
   result = {}
   for name, value in values.items():
     k, n = _proportion(name, counts)
@@ -54,7 +60,7 @@ def with_intervals(
     else:
       low, high = percentiles(draws_of[name], confidence)
       method = "bootstrap" if groups is None else "bootstrap over patients"
-      if high - low < 1e-12:
+      if high - low < 1e-12 or (certain and name in TWO_RATES):
         low, high, method = _without_spread(
           name, value, counts, confidence, independent=groups is None
         )
@@ -332,6 +338,7 @@ def paired_bootstrap(
 ) -> dict[str, Mapping[str, float]]:
   """Returns {metric: {"difference", "low", "high"}} of A minus B.
 
+  The bounds are NaN where the difference is undefined or no draw differs.
   Both are evaluated on the same resampled patients, so what they share
   cancels. Labels and probabilities are [n], one patient each, same order.
   """
@@ -343,7 +350,8 @@ def paired_bootstrap(
   for name in metrics.METRICS:
     difference = point_a[name] - point_b[name]
     low, high = percentiles(a[name] - b[name], confidence)
-    if math.isnan(difference):
+    # Where no draw differs, nothing is known, as in `with_intervals`.
+    if math.isnan(difference) or high - low < 1e-12:
       low, high = math.nan, math.nan
     result[name] = {"difference": difference, "low": low, "high": high}
   return result
@@ -367,7 +375,7 @@ def _without_spread(
   *,
   independent: bool,
 ) -> tuple[float, float, str]:
-  """Returns (low, high, method) where every bootstrap draw is the same."""
+  """Returns (low, high, method) where bootstrap draws do not vary enough."""
   positives = counts["tp"] + counts["fn"]
   negatives = counts["tn"] + counts["fp"]
   if not independent or not positives or not negatives:
@@ -378,7 +386,7 @@ def _without_spread(
     # Boyd, Eng and Page, ECML PKDD 2013: binomial in the positives.
     low, high = wilson(value * positives, positives, confidence)
     return low, high, "wilson over the positives"
-  if name not in ("balanced_accuracy", "f1", "mcc"):
+  if name not in TWO_RATES:
     return math.nan, math.nan, "undetermined"
   rng = np.random.default_rng(0)
   recall = rng.beta(counts["tp"] + 0.5, counts["fn"] + 0.5, 20_000)

@@ -71,16 +71,26 @@ def make_prior(
 
 
 def make_reader(
-  folder: str,
+  folder: str, use: str = "channels"
 ) -> Callable[[Mapping[str, str], Mapping[str, Any]], np.ndarray]:
   """Makes `read(row, record) -> mask`, the stored classes uint8 [D, H, W].
 
   Args:
     folder: of `write_mask`; "" for the masks of the records.
+    use: of `USES`, which says what those masks must tell of.
   """
+  needed = [CORONARIES] if use == "region" else [AORTA, CORONARIES]
 
   def read(row, record):
     if not folder:
+      known = classes.map_known(np.asarray(record["mask_classes"]), TASK)
+      if not known[needed].all():
+        raise UserError(
+          f"the mask of the case {row['case_id']} does not tell of all that"
+          f" config.data.prior.use = {use!r} needs, which may give the label"
+          " away; leave such cases out, or predict the masks of all into"
+          " config.data.prior.masks"
+        )
       return record["mask"]
     path = pathlib.Path(folder) / f"{row['case_id']}.npz"
     try:

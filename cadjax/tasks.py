@@ -120,7 +120,7 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
       f" {config.data.prior.use!r} needs some, or a folder of predicted ones in"
       " config.data.prior.masks"
     )
-  reader = priors.make_reader(config.data.prior.masks)
+  reader = priors.make_reader(config.data.prior.masks, config.data.prior.use)
   return dataclasses.replace(dataset, prior=reader)
 
 
@@ -234,12 +234,14 @@ def validation_metrics(
   n, s, k = logits.shape
   loss = np.asarray(loss_fn(logits.reshape(n * s, k), np.repeat(labels, s)))
   probs = np.asarray(jax.nn.softmax(logits, axis=-1))[..., 1].mean(axis=1)
-  _, first, patient = np.unique(
-    [row["patient_id"] for row in rows], return_index=True, return_inverse=True
+  ids, patient = np.unique(
+    [row["patient_id"] for row in rows], return_inverse=True
   )
-  # Several scans of one patient count as one: their mean.
+  # Several scans of one patient count as one: their mean, and CAD if any is.
   probs = np.bincount(patient, probs) / np.bincount(patient)
-  values = metrics.binary_metrics(labels[first], probs, 0.5)
+  sick = np.zeros(ids.size, labels.dtype)
+  np.maximum.at(sick, patient, labels)
+  values = metrics.binary_metrics(sick, probs, 0.5)
   return {"loss": float(loss.mean())} | {
     name: float(values[name]) for name in MONITORS["classify"] if name != "loss"
   }

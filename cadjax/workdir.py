@@ -176,7 +176,7 @@ def feature_ranges(dataset: Dataset) -> dict[str, list[float]]:
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
   """The contents of dataset.json."""
   patients = {
-    split: len({row["patient_id"] for row in rows})
+    split: sorted({row["patient_id"] for row in rows})
     for split, rows in dataset.rows.items()
   }
   return {
@@ -186,7 +186,11 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     "metadata": dict(dataset.metadata),
     "grid": dataset.grid,
     "cases": {split: len(rows) for split, rows in dataset.rows.items()},
-    "patients": patients,
+    "patients": {split: len(ids) for split, ids in patients.items()},
+    # Whom an external validation must not know.
+    "patient_ids": {
+      split: patients[split] for split in ("train", "validation")
+    },
     "reference": feature_ranges(dataset),
   }
 

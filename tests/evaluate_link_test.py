@@ -211,6 +211,13 @@ def test_scans_that_cannot_be_used_are_told(scans, tmp_path):
       evaluate_link.read_scans(str(scans))
   finally:
     hidden.rename(path)
+  manifest = scans / "manifest.csv"
+  table = manifest.read_text()
+  one, two = (cases[i].patient_id for i in (0, 1))
+  manifest.write_text(table.replace(f",{two},", f",{one},"))
+  with pytest.raises(UserError, match=f"patient {one} has 2 scans"):
+    evaluate_link.read_scans(str(scans))
+  manifest.write_text(table)
   text = path.read_text()
   assert json.loads(text)["label"] == cases[0].label
   for broken in ("{", "[]", '{"lesions": [{}]}', '{"lesions": 3}'):

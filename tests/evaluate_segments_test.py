@@ -182,6 +182,18 @@ def test_patients_count_alike_however_many_scans():
   assert summary["patient"]["aorta"]["iou"]["method"] == "undefined"
 
 
+def test_scans_of_a_fold_are_told_apart_by_their_ids():
+  """A fold gathers cases of several stored splits, whose indices collide."""
+  rows = [
+    row_of(0, "a", "aorta", dice=1.0),
+    row_of(0, "b", "aorta", dice=0.0) | {"case_id": "other"},
+    row_of(1, "c", "aorta", dice=0.9),
+  ]
+  summary = evaluate_segments.summarise(rows, [], draws=100)
+  assert summary["n_scans"] == summary["mean_dice"]["n"] == 3
+  assert summary["mean_dice"]["value"] == pytest.approx(1.9 / 3)
+
+
 def test_two_segmenters_are_compared_scan_by_scan():
   rng = np.random.default_rng(0)
   theirs = rng.uniform(0.3, 0.9, 20)

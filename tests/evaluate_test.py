@@ -2,6 +2,7 @@ import csv
 import functools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -202,6 +203,12 @@ def test_comparison_with_another_workdir(root, data, trained, result):
   with pytest.raises(UserError, match="holds no evaluation; run python -m"):
     evaluate.evaluate(trained, against=str(other))
   theirs = evaluate.evaluate(other, bootstrap=100)
+  metrics_json = other / "eval" / "metrics.json"
+  kept = metrics_json.read_text()
+  metrics_json.write_text(json.dumps(theirs | {"step": theirs["step"] + 1}))
+  with pytest.raises(UserError, match="no longer the model of"):
+    evaluate.evaluate(trained, against=str(other))
+  metrics_json.write_text(kept)
   ours = evaluate.evaluate(trained, against=str(other), bootstrap=100)
   difference = ours["against"]["difference"]["accuracy"]["difference"]
   assert difference == pytest.approx(
@@ -217,7 +224,7 @@ def test_own_data_that_changed_is_refused(root, data, trained):
   found = json.loads((moved / "dataset.json").read_text())
   found["fingerprint"] = "0123456789abcdef"
   (moved / "dataset.json").write_text(json.dumps(found))
-  with pytest.raises(UserError, match="is not the data that .* add --data="):
+  with pytest.raises(UserError, match="is not the data that .* with --data="):
     evaluate.evaluate(moved)
 
 
@@ -239,6 +246,43 @@ def test_external_data_keeps_the_settings_of_the_workdir(
     trained, data=str(other_data), split="all", bootstrap=100
   )
   assert every["n_patients"] == PATIENTS
+
+
+def test_patients_that_the_model_knows_are_told_of(
+  root, trained, data, other_data
+):
+  copy = root / "knows"
+  shutil.copytree(trained, copy)
+  path = copy / "dataset.json"
+  about = json.loads(path.read_text())
+  config = resnet3d.get_config().data
+  config.path = str(other_data)
+  here = input_pipeline.open_dataset(config).rows["test"][0]["patient_id"]
+  seen = about["patient_ids"]["train"]
+  about["patient_ids"] = {"train": [here], "validation": []}
+  path.write_text(json.dumps(about))
+  found = evaluate.evaluate(copy, data=str(other_data), bootstrap=100)
+  assert any(f"such as {here}: if" in note for note in found["notes"])
+  own = input_pipeline.open_dataset(workdir.load_trained(trained).config.data)
+  assert seen == sorted({row["patient_id"] for row in own.rows["train"]})
+
+
+def test_all_patients_of_other_data_are_scored(root, trained, other_data):
+  """Whatever part of its own the model was trained on."""
+  copy = root / "part"
+  shutil.copytree(trained, copy)
+  path = copy / "config.json"
+  config = json.loads(path.read_text())
+  config["data"]["subset"] |= {"patients": 4}
+  path.write_text(json.dumps(config))
+  found = evaluate.evaluate(
+    copy, data=str(other_data), split="all", bootstrap=100
+  )
+  assert found["n_patients"] == PATIENTS
+  config["data"]["prior"] |= {"use": "region", "masks": "masks"}
+  path.write_text(json.dumps(config))
+  with pytest.raises(UserError, match="sees the masks in masks, which were"):
+    evaluate.evaluate(copy, data=str(other_data), bootstrap=100)
 
 
 def test_data_at_another_place_is_the_same_data(root, trained, data, result):

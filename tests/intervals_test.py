@@ -160,11 +160,24 @@ def test_equal_probabilities_have_no_bootstrap_interval():
   assert np.isnan(result["ece"]["low"])
 
 
+def test_one_perfect_rate_leaves_no_false_certainty():
+  """The bootstrap of 5 of 5 never varies; Wilson's interval begins at 0.57."""
+  labels = [1] * 5 + [0] * 20
+  probs = [0.9] * 5 + [0.8] * 10 + [0.1] * 10
+  result = intervals.with_intervals(labels, probs)
+  one = result["balanced_accuracy"]
+  assert one["method"] == "jeffreys"
+  assert one["low"] < 0.6 < one["value"] < one["high"]
+  result = intervals.with_intervals(labels, [0.2, *probs[1:]])
+  assert result["balanced_accuracy"]["method"] == "bootstrap"
+
+
 def test_paired_bootstrap_cancels_what_two_models_share():
   labels, probs = binormal(np.random.default_rng(6), 30)
   same = intervals.paired_bootstrap(labels, probs, probs, draws=200)
   for name in metrics.METRICS:
-    assert tuple(same[name].values()) == (0, 0, 0), name
+    assert same[name]["difference"] == 0, name
+    assert np.isnan([same[name]["low"], same[name]["high"]]).all(), name
   worse = 1 - probs
   result = intervals.paired_bootstrap(labels, probs, worse, draws=200)
   auc = metrics.binary_metrics(labels, probs)["roc_auc"]

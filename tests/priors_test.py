@@ -81,6 +81,26 @@ def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
     workdir.load_trained(tmp_path / "w")
 
 
+@pytest.mark.parametrize(
+  ("use", "known", "enough"),
+  [
+    ("channels", [1, 1, 1, 0, 0], True),
+    ("channels", [1, 0, 1, 0, 0], False),
+    ("region", [1, 0, 1, 0, 0], True),
+    ("region", [1, 1, 0, 0, 0], False),
+  ],
+)
+def test_a_mask_that_does_not_know_the_vessels_is_refused(use, known, enough):
+  """Were only diseased hearts annotated, a mask would be the label."""
+  read = priors.make_reader("", use)
+  record = {"mask": np.zeros((2, 2, 2), np.uint8), "mask_classes": known}
+  if enough:
+    assert read({"case_id": "a"}, record) is record["mask"]
+    return
+  with pytest.raises(UserError, match="mask of the case a does not tell"):
+    read({"case_id": "a"}, record)
+
+
 def test_data_without_masks_are_refused(tiny_config, monkeypatch):
   config = tiny_config.copy_and_resolve_references()
   config.data.prior.use = "region"

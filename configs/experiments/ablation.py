@@ -18,7 +18,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     made = common.classifier(scale, ndim, monitor="roc_auc")
     with made.unlocked():
       if augment:
-        made.augment = external.AUGMENT
+        made.augment = external.augment(scale, ndim)
       if not focal:
         made.loss = {"name": "cross_entropy"}
     return made

@@ -19,12 +19,21 @@ OTHERS = {
   "dominance": ("--population=dominance=left",),
   "arrhythmia": ("--scanner=motion_mm=3",),
 }
-AUGMENT = {
-  "spatial": {"rotation_degrees": 8.0, "scale": 0.1, "translation": 0.05},
-  "blur": {"sigma": 0.8},
-  "noise": {"sigma": 0.05},
-  "intensity": {"shift": 0.1, "scale": 0.2},
-}
+
+
+def augment(scale: str, ndim: int = 3) -> dict[str, dict[str, Any]]:
+  """Returns `config.augment` at a scale, of volumes or of slices."""
+  spatial = {"rotation_degrees": 8.0, "scale": 0.1, "translation": 0.05}
+  if scale == "paper":
+    # About, as its grid takes in the whole field of view; elsewhere voxels are
+    # as long as they are wide.
+    spatial["spacing_mm"] = (0.55, 1.5, 1.5)[-ndim:]
+  return {
+    "spatial": spatial,
+    "blur": {"sigma": 0.8},
+    "noise": {"sigma": 0.05},
+    "intensity": {"shift": 0.1, "scale": 0.2},
+  }
 
 
 def get_plan(scale: str) -> dict[str, Any]:
@@ -32,7 +41,7 @@ def get_plan(scale: str) -> dict[str, Any]:
   others = {"tiny": ("noise",)}.get(scale, tuple(OTHERS))
   augmented = common.classifier(scale)
   with augmented.unlocked():
-    augmented.augment = AUGMENT
+    augmented.augment = augment(scale)
   shared = {
     "measure": "external",
     "measured_on": others,
