@@ -261,7 +261,8 @@ def segment_read(
 def _measure(
   labels: np.ndarray, scan: Volume, task: str
 ) -> list[dict[str, Any]]:
-  voxel_ml = float(np.prod(scan.spacing)) / 1000
+  # Not the product of the spacings: a tilted gantry shears the grid.
+  voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
   found = []
   for value, name in enumerate(classes.get_task(task).names[1:], 1):
     mask = labels == value

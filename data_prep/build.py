@@ -16,9 +16,16 @@ import tensorflow_datasets as tfds
 from absl import flags, logging
 
 from data_prep import case_flags, errors, phantom, splits
-from data_prep.ctca.ctca_dataset_builder import Ctca, CtcaConfig, config_name
+from data_prep.ctca.ctca_dataset_builder import (
+  NOTES,
+  Ctca,
+  CtcaConfig,
+  config_name,
+)
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
+
+_NOTES_SHOWN = 10
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -78,7 +85,8 @@ def build(
       whole.
 
   Returns:
-    The builder, ready to read; `skipped` tells what was left out.
+    The builder, ready to read; `skipped` tells what was left out, `notes`
+    what there is to say of the rest.
 
   Raises:
     UserError: the data set exists, another build is at it, or a case is bad.
@@ -210,7 +218,26 @@ def summary(builder: Ctca) -> str:
     ]
     lines.append(f"{split}: {', '.join(parts)}")
   lines += [f"left out {line}" for line in builder.skipped]
+  lines += _notes(builder)
   return "\n".join([*lines, str(builder.data_dir)])
+
+
+def _notes(builder: Ctca) -> list[str]:
+  """Returns a line for each of the commonest notes."""
+  cases_of = collections.defaultdict(list)
+  for case_id, note in builder.notes:
+    cases_of[note].append(case_id)
+  ranked = sorted(cases_of.items(), key=lambda item: -len(item[1]))
+  lines = []
+  for note, ids in ranked[:_NOTES_SHOWN]:
+    more = f" and {len(ids) - 1} more" if ids[1:] else ""
+    lines.append(f"note: {ids[0]}{more}: {note}")
+  if ranked[_NOTES_SHOWN:]:
+    lines.append(
+      f"{len(ranked) - _NOTES_SHOWN} more notes in"
+      f" {pathlib.Path(builder.data_dir) / NOTES}"
+    )
+  return lines
 
 
 def main(argv: Sequence[str]) -> None:

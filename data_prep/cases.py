@@ -48,7 +48,8 @@ class Case:
     aorta_mask: second file, which brings the aorta, or None.
     split: "train", "validation", "test" where the source says, or None.
     extra: "mask_classes", mask label -> index in `CLASS_NAMES`; "known",
-      indices that the source annotates; "seed" of a phantom.
+      indices that the source annotates; "notes", what the user has to know of
+      the source, if anything; "seed" of a phantom.
   """
 
   case_id: str

@@ -52,6 +52,7 @@ def check_case(case: sources.Case) -> dict[str, Any]:
     try:
       volume = read_volume(case.image)
       report |= _describe(volume)
+      report["notes"] += case.extra.get("notes", ())
       report |= _describe_mask(case, volume)
     except UserError as error:
       # A missing mask is told once, by `sources.problems`.
@@ -62,8 +63,7 @@ def check_case(case: sources.Case) -> dict[str, Any]:
 
 
 def _describe(volume: Volume) -> dict[str, Any]:
-  notes = list(volume.notes)
-  notes += plausibility.concerns(plausibility.describe(volume))
+  notes = plausibility.remarks(volume)
   try:
     geometry.find_heart(volume)
   except UserError as error:

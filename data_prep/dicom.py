@@ -15,6 +15,11 @@ _NOT_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION")
 # What tells the phases of a cardiac series apart when one series holds many:
 # temporal position, cardiac phase, trigger time, acquisition number.
 _PHASE_TAGS = ("0020|0100", "0020|9241", "0018|1060", "0020|0012")
+# Share of the whole range along the normal that phases have in common: they
+# may differ by a few slices at the ends, where slabs share a tenth or less.
+_SAME_RANGE = 0.9
+# Positions are written to some 0.01 mm; a table that moved is far beyond.
+_OFF_LINE_MM = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +83,11 @@ def read_series(
     (voxels [i, j, k], affine [4, 4] from index to RAS mm, notes).
 
   Raises:
-    UserError: no CT series, not the one asked for, or slices missing, doubled
-      or damaged.
+    UserError: no CT series, not the one asked for, a multi-frame file, or
+      slices missing, doubled, damaged or not in one straight stack.
   """
   with _quiet():
     chosen, notes = _choose(_headers(folder), series, folder)
-    if len(chosen) == 1 and len(chosen[0].size) == 3 and chosen[0].size[2] > 1:
-      image = _read_image(chosen[0].path)
-      return (
-        sitk.GetArrayFromImage(image).transpose(2, 1, 0),
-        ras_affine(image),
-        notes,
-      )
     chosen, step_mm = _sort(chosen, folder)
     voxels = _read_pixels(chosen)
   return voxels.transpose(2, 1, 0), _affine(chosen[0], step_mm), notes
@@ -226,6 +224,7 @@ def _choose(headers, series, folder) -> tuple[list[Slice], list[str]]:
     )
   chosen, said = _same_geometry(ranked[0])
   notes += said
+  _check_places(chosen)
   chosen, said = _one_phase(chosen)
   return chosen, notes + said
 
@@ -254,8 +253,32 @@ def _same_geometry(group: list[Slice]) -> tuple[list[Slice], list[str]]:
   ]
 
 
+def _check_places(group: list[Slice]) -> None:
+  """Refuses files that do not hold one plane whose place is known."""
+  for header in group:
+    # Their frames may be phases, unsorted, or of rescales of their own.
+    if _images([header]) > 1:
+      raise UserError(
+        f"{header.path}: is enhanced multi-frame DICOM, whose frames cadjax"
+        " does not sort; export it as single-frame slices or as NIfTI"
+      )
+    for what, values, count in (
+      ("pixel spacing", header.spacing, 2),
+      ("image position", header.position, 3),
+      ("image orientation", header.orientation, 6),
+    ):
+      if len(values) != count or not np.isfinite(values).all():
+        raise UserError(f"{header.path}: has no {what}")
+    if min(header.spacing) <= 0:
+      raise UserError(f"{header.path}: has no pixel spacing")
+
+
 def _one_phase(group: list[Slice]) -> tuple[list[Slice], list[str]]:
-  """Where positions repeat because a series holds phases, keeps one."""
+  """Where positions repeat because a series holds phases, keeps one.
+
+  Slabs of a step-and-shoot scan repeat positions, too, where they overlap, and
+  differ in the same tags; but each covers a range of its own.
+  """
   if len({h.position for h in group}) == len(group):
     return group, []
   for number in range(len(_PHASE_TAGS)):
@@ -269,6 +292,7 @@ def _one_phase(group: list[Slice]) -> tuple[list[Slice], list[str]]:
         len({h.position for h in phase}) == len(phase)
         for phase in phases.values()
       )
+      and _same_range(list(phases.values()))
     ):
       kept = max(phases.values(), key=len)
       return kept, [
@@ -278,27 +302,32 @@ def _one_phase(group: list[Slice]) -> tuple[list[Slice], list[str]]:
   return group, []
 
 
+def _same_range(groups: list[list[Slice]]) -> bool:
+  """Tells whether all groups cover about the same range along the normal."""
+  normal = _normal(groups[0][0])
+  along_mm = [np.array([h.position for h in g]) @ normal for g in groups]
+  starts, stops = ([f(mm) for mm in along_mm] for f in (np.min, np.max))
+  shared_mm = min(stops) - max(starts)
+  return shared_mm >= _SAME_RANGE * (max(stops) - min(starts))
+
+
+def _normal(header: Slice) -> np.ndarray:
+  """Returns the unit vector [3] in LPS at right angles to a slice."""
+  rows, columns = np.array(header.orientation).reshape(2, 3)
+  return np.cross(rows, columns)
+
+
 def _sort(group, folder) -> tuple[list[Slice], np.ndarray]:
   """Sorts by position along the normal; returns also the step in LPS mm."""
-  for header in group:
-    for what, values, count in (
-      ("pixel spacing", header.spacing, 2),
-      ("image position", header.position, 3),
-      ("image orientation", header.orientation, 6),
-    ):
-      if len(values) != count or not np.isfinite(values).all():
-        raise UserError(f"{header.path}: has no {what}")
-    if min(header.spacing) <= 0:
-      raise UserError(f"{header.path}: has no pixel spacing")
   if len(group) < 2:
     raise UserError(
       f"{group[0].path}: the only CT slice in {folder}: not a 3D scan"
     )
-  rows, columns = np.array(group[0].orientation).reshape(2, 3)
-  normal = np.cross(rows, columns)
+  normal = _normal(group[0])
   ordered = sorted(group, key=lambda h: float(np.dot(h.position, normal)))
   positions = np.array([header.position for header in ordered])
   _check_gaps(ordered, positions @ normal)
+  _check_straight(ordered, positions)
   step_mm = (positions[-1] - positions[0]) / (len(ordered) - 1)
   return ordered, step_mm
 
@@ -322,6 +351,20 @@ def _check_gaps(ordered: list[Slice], along_mm: np.ndarray) -> None:
           else "; the slices are unevenly spaced"
         )
       )
+
+
+def _check_straight(ordered: list[Slice], positions: np.ndarray) -> None:
+  """Refuses stacks that jump sideways; a steady slope is a tilted gantry."""
+  away_mm = positions - positions[0]
+  line = away_mm[-1] / np.linalg.norm(away_mm[-1])
+  off_mm = np.linalg.norm(away_mm - np.outer(away_mm @ line, line), axis=1)
+  worst = int(off_mm.argmax())
+  if off_mm[worst] > _OFF_LINE_MM:
+    raise UserError(
+      f"{ordered[worst].path}: lies {off_mm[worst]:.1f} mm beside the straight"
+      " line from the first slice to the last; the slices are not of one scan,"
+      " so remove those of the other, or choose a series"
+    )
 
 
 def _affine(first: Slice, step_mm: np.ndarray) -> np.ndarray:

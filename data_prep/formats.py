@@ -129,6 +129,21 @@ _SPACING_LINE = {
 }
 
 
+# Header lines without which ITK silently assumes the axes of LPS. It knows
+# three spaces of NRRD: RAS, LAS and LPS, also in full words.
+_NRRD_ORIENTATION = (
+  rb"(?im)^space\s*:\s*(RAS|LAS|LPS|(left|right)-)",
+  rb"(?im)^space directions\s*:(?!=)",
+)
+_META_ORIENTATION = (rb"(?im)^(TransformMatrix|Rotation|Orientation)\s*=",)
+_ORIENTATION_LINES = {
+  ".nrrd": _NRRD_ORIENTATION,
+  ".nhdr": _NRRD_ORIENTATION,
+  ".mha": _META_ORIENTATION,
+  ".mhd": _META_ORIENTATION,
+}
+
+
 def read_itk(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
   """Reads a .nrrd, .nhdr, .mha or .mhd file.
 
@@ -161,7 +176,11 @@ def read_itk(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
   while image.GetDimension() > 3:
     image = image[..., 0]
   array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-  return array, dicom.ras_affine(image), []
+  lines = _ORIENTATION_LINES[path.suffix.lower()]
+  notes = []
+  if not all(re.search(line, header) for line in lines):
+    notes.append("no orientation in the header; assumed to be stored as LPS")
+  return array, dicom.ras_affine(image), notes
 
 
 def _check_length(reader, path, head: bytes) -> None:

@@ -4,6 +4,7 @@ Files are matched by the role that their folder or the end of their name tells
 and by the rest of their name, since users rearrange the published layouts.
 """
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -20,7 +21,7 @@ from data_prep.cases import (
   parse_split,
 )
 from data_prep.errors import UserError
-from data_prep.tables import column_name, read_table
+from data_prep.tables import by_id, column_name, read_table
 
 
 def imagecas(root: pathlib.Path, *, split_column: str = "") -> list[Case]:
@@ -34,6 +35,7 @@ def imagecas(root: pathlib.Path, *, split_column: str = "") -> list[Case]:
   cases = [
     _case(k, roles, {1: LUMEN}) for k, roles in matching.pairs(root).items()
   ]
+  _check_numbers(cases)
   tables = matching.files(root, (".csv", ".xlsx"), "split")
   if not (tables and split_column):
     return cases
@@ -41,9 +43,10 @@ def imagecas(root: pathlib.Path, *, split_column: str = "") -> list[Case]:
   table = min(tables, key=lambda path: path.suffix)
   name = column_name(split_column)
   rows = read_table(table, ["filename", name])
-  split_of = {
-    _key(row["filename"]): parse_split(row[name], table) for row in rows
-  }
+  split_of = by_id(
+    ((_key(row["filename"]), parse_split(row[name], table)) for row in rows),
+    table,
+  )
   return _with_splits(cases, split_of, table)
 
 
@@ -58,14 +61,16 @@ def imagecas_x(root: pathlib.Path) -> list[Case]:
   ]
   for table in matching.files(root, (".csv", ".xlsx"), "descriptors")[:1]:
     rows = read_table(table, ["scan_id", "disease"])
-    label_of = {
-      _key(row["scan_id"]): parse_label(row["disease"], table) for row in rows
-    }
+    label_of = by_id(
+      ((_key(r["scan_id"]), parse_label(r["disease"], table)) for r in rows),
+      table,
+    )
     cases = [
       dataclasses.replace(c, label=label_of.get(c.case_id)) for c in cases
     ]
   lists = [p for p in matching.files(root, (".txt",)) if p.stem in SPLIT_WORDS]
   if not lists:
+    _check_numbers(cases)
     return cases
   split_of: dict[str, str] = {}
   for path in lists:
@@ -113,22 +118,31 @@ def asoca(root: pathlib.Path) -> list[Case]:
 
 
 def mmwhs(root: pathlib.Path) -> list[Case]:
-  """Finds MM-WHS CT: `ct_train_1001_image.nii.gz` and `_label.nii.gz`."""
+  """Finds MM-WHS CT: `ct_train_1001_image.nii.gz` and `_label.nii.gz`.
+
+  Its label 820 is the ascending aorta alone, from the valve up to the level of
+  the top of the atria: arch and descending aorta count as background.
+  """
   # 421 is a known slip for 420 in one of the published masks.
   others = dict.fromkeys((205, 420, 421, 500, 550, 600, 850), 0)
+  note = (
+    "the mask's aorta is the ascending aorta alone, up to the top of the atria"
+  )
   cases = []
   for key, roles in matching.pairs(root).items():
+    if not re.fullmatch(r"(ct|mr)_(train|test)_\d+", key.lower()):
+      raise _misnamed(roles, key, "of the kind ct_train_1001")
     if key.lower().startswith("mr"):
       continue
-    patient = re.findall(r"\d+", key)
-    cases.append(
-      _case(
-        key,
-        roles,
-        {820: AORTA} | others,
-        patient_id=patient[-1] if patient else key,
-      )
+    case = _case(
+      key,
+      roles,
+      {820: AORTA} | others,
+      patient_id=key.rpartition("_")[2],
     )
+    if case.mask:
+      case.extra["notes"] = (note,)
+    cases.append(case)
   return cases
 
 
@@ -190,6 +204,32 @@ def manifest(root: pathlib.Path) -> list[Case]:
       )
     )
   return cases
+
+
+def _check_numbers(cases: list[Case]) -> None:
+  """Refuses a file beside images and masks, such as `3.vessel.nii.gz`.
+
+  It would pass for the image of one more case, and of one more patient. Cases
+  of ImageCAS are numbers; users put the same words in front of all of them.
+  """
+  words = {case.case_id: case.case_id.rstrip("0123456789") for case in cases}
+  numbered = [text for key, text in words.items() if text != key]
+  usual = collections.Counter(numbered).most_common(1)
+  for case in cases:
+    text = words[case.case_id]
+    if text == case.case_id or text != usual[0][0]:
+      roles = {"image": case.image, "mask": case.mask}
+      raise _misnamed(roles, case.case_id, "a number as that of other cases")
+
+
+def _misnamed(
+  roles: dict[str, pathlib.Path | None], key: str, expected: str
+) -> UserError:
+  path = next(path for path in roles.values() if path)
+  return UserError(
+    f"{path}: what its name leaves for the case, {key!r}, is not {expected};"
+    " rename it, or move it elsewhere if it is neither image nor mask"
+  )
 
 
 def _key(text: str) -> str:

@@ -153,6 +153,18 @@ def concerns(
   return said
 
 
+def remarks(volume: Volume) -> list[str]:
+  """Returns what to tell the user of a scan, on the scanner's own grid.
+
+  Args:
+    volume: int16 HU, as read.
+
+  Returns:
+    The notes of the reader, and why it is unlike a CT angiogram.
+  """
+  return [*volume.notes, *concerns(describe(volume))]
+
+
 def _general(features: dict[str, float]) -> list[str]:
   said = []
   if features["hu_p01"] > -300:

@@ -15,7 +15,7 @@ from data_prep.cases import (
   problems,
 )
 from data_prep.errors import UserError
-from data_prep.tables import read_table
+from data_prep.tables import by_id, read_table
 
 __all__ = [
   "CLASS_NAMES",
@@ -52,8 +52,9 @@ def find_cases(
     The cases in natural order of their ids.
 
   Raises:
-    UserError: an unknown source, no case, a repeated id, a table with a
-      missing column or an unknown value, labels of one class only.
+    UserError: an unknown source, no case, a repeated id, a file that is not
+      named as the source names its files, a table with a missing column, an
+      unknown value or two values for an id, labels of one class only.
   """
   if source not in SOURCES or source == "phantom":
     raise UserError(
@@ -129,26 +130,31 @@ LAYOUTS = {
 
 def _with_table(cases: list[Case], table: pathlib.Path) -> list[Case]:
   """Takes labels, and patient ids and splits if given, from a table."""
-  rows = {
-    row["case_id"]: row for row in read_table(table, ["case_id", "label"])
-  }
-  if cases and not any(case.case_id in rows for case in cases):
+  rows = read_table(table, ["case_id", "label"])
+  known = {case.case_id for case in cases}
+  mine = [row for row in rows if row["case_id"] in known]
+  if cases and not mine:
+    first = rows[0]["case_id"] if rows else "none"
     raise UserError(
-      f"{table}: none of its case_id is that of a case; it has"
-      f" {next(iter(rows), 'none')}, the files have {cases[0].case_id}"
+      f"{table}: none of its case_id is that of a case; it has {first}, the"
+      f" files have {cases[0].case_id}"
     )
-  changed = []
-  for case in cases:
-    row = rows.get(case.case_id, {})
-    fields: dict[str, Any] = {}
-    if row.get("label"):
-      fields["label"] = parse_label(row["label"], table)
-    if row.get("patient_id"):
-      fields["patient_id"] = row["patient_id"]
-    if row.get("split"):
-      fields["split"] = parse_split(row["split"], table)
-    changed.append(dataclasses.replace(case, **fields))
-  return changed
+  fields = by_id(((row["case_id"], _fields(row, table)) for row in mine), table)
+  return [
+    dataclasses.replace(case, **fields.get(case.case_id, {})) for case in cases
+  ]
+
+
+def _fields(row: dict[str, str], table: pathlib.Path) -> dict[str, Any]:
+  """Returns what a row of a label table says of a `Case`."""
+  fields: dict[str, Any] = {}
+  if row.get("label"):
+    fields["label"] = parse_label(row["label"], table)
+  if row.get("patient_id"):
+    fields["patient_id"] = row["patient_id"]
+  if row.get("split"):
+    fields["split"] = parse_split(row["split"], table)
+  return fields
 
 
 def _with_aorta(cases: list[Case], folder: pathlib.Path) -> list[Case]:

@@ -6,9 +6,12 @@ import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from data_prep.errors import UserError
+
+T = TypeVar("T")
 
 _CELL = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
@@ -47,6 +50,26 @@ def read_table(
     for row in rows[1:]
     if any(row)
   ]
+
+
+def by_id(pairs: Iterable[tuple[str, T]], table: pathlib.Path) -> dict[str, T]:
+  """Returns id -> value of (id, value) pairs; equal pairs may repeat.
+
+  Args:
+    pairs: of the rows of a table.
+    table: for the message.
+
+  Raises:
+    UserError: one id with two values.
+  """
+  found: dict[str, T] = {}
+  for name, value in pairs:
+    if found.setdefault(name, value) != value:
+      raise UserError(
+        f"{table}: gives case {name} twice, with {found[name]} and with"
+        f" {value}; remove the wrong row"
+      )
+  return found
 
 
 def column_name(cell: str) -> str:

@@ -17,6 +17,9 @@ AIR_HU = -1024
 # Scanners pad outside the reconstructed circle with -2000, -3024 and the
 # like; no tissue and no noise reaches this low.
 PADDING_BELOW_HU = -1500
+# Metal reaches it in a few voxels; -1000 HU read as uint16 is 64536.
+_WRAPPED_ABOVE_HU = 20000
+_WRAPPED_SHARE = 0.01
 FORMATS = ".nii .nii.gz .nrrd .nhdr .mha .mhd, or a folder of DICOM slices"
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -393,6 +396,13 @@ def _to_hu(stored: np.ndarray, path) -> np.ndarray:
       f"{path}: values run from {low:g} to {high:g}: not HU of a CT scan"
       " (windowed, normalised or a mask?)"
     )
+  if high > _WRAPPED_ABOVE_HU:
+    share = np.count_nonzero(hu > _WRAPPED_ABOVE_HU) / hu.size
+    if share > _WRAPPED_SHARE:
+      raise UserError(
+        f"{path}: {share:.0%} of the voxels are above {_WRAPPED_ABOVE_HU}: not"
+        " HU (negative values saved as unsigned?); export the scan as int16"
+      )
   if low < PADDING_BELOW_HU:
     hu = np.where(hu < PADDING_BELOW_HU, np.int16(AIR_HU), hu)
   return hu

@@ -84,7 +84,8 @@ def built(scans, tmp_path_factory):
 
 def test_summary_and_folder(built):
   out, done = built
-  assert done.stdout.splitlines() == [
+  lines = done.stdout.splitlines()
+  assert [line for line in lines if not line.startswith("note: ")] == [
     "train: 4 normal, 4 cad",
     "validation: 1 normal, 1 cad",
     "test: 1 normal, 1 cad",
@@ -94,6 +95,26 @@ def test_summary_and_folder(built):
   found = {p.name for p in out.iterdir()}
   assert found == {"ctca"}
   assert {p.name for p in final(out).parent.iterdir()} == {"1.0.0", ".lock"}
+
+
+def test_what_is_odd_about_the_scans_is_said(built):
+  out, done = built
+  odd = "the scan covers only 15 mm from top to bottom"
+  (said,) = [line for line in done.stdout.splitlines() if odd in line]
+  assert f" and {COUNT - 1} more: {odd}" in said
+  told = (final(out) / "notes.txt").read_text().splitlines()
+  names = {line.partition(": ")[0] for line in told if odd in line}
+  assert names == {f"c{i}" for i in range(COUNT)}
+
+
+def test_only_the_commonest_notes_are_listed(scans, tmp_path):
+  builder = make(scans, tmp_path)
+  builder.notes = [(f"c{i}", f"number {i}") for i in range(12)]
+  builder.notes.append(("c12", "number 11"))
+  lines = build.summary(builder).splitlines()
+  assert lines[3] == "note: c11 and 1 more: number 11"
+  assert lines[4:-2] == [f"note: c{i}: number {i}" for i in range(9)]
+  assert lines[-2] == f"2 more notes in {final(tmp_path)}/notes.txt"
 
 
 def test_workers_do_not_change_the_records(built, scans, tmp_path):

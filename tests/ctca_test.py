@@ -8,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tensorflow_datasets as tfds
 
-from data_prep import geometry, phantom, plausibility, sources
+from data_prep import check, geometry, phantom, plausibility, sources
 from data_prep.ctca import records
 from data_prep.ctca.ctca_dataset_builder import Ctca, CtcaConfig, config_name
 from data_prep.errors import UserError
@@ -206,6 +207,25 @@ def test_same_seed_same_records(scans, built, tmp_path):
       first.as_data_source(split), second.as_data_source(split), strict=True
     ):
       np.testing.assert_equal(a, b)
+
+
+def test_notes_are_those_of_the_reader_the_scan_and_the_source(tmp_path):
+  path = tmp_path / "a.mha"
+  hu = np.random.default_rng(0).integers(-900, 900, SHAPE, np.int16)
+  sitk.WriteImage(sitk.GetImageFromArray(hu), str(path))
+  lines = path.read_bytes().split(b"\n")
+  kept = [line for line in lines if not line.startswith(b"TransformMatrix")]
+  path.write_bytes(b"\n".join(kept))
+  one = sources.Case("c", "p", path, extra={"notes": ("of the source",)})
+  recipe = records.Recipe(PAPER, "clinical", has_mask=False)
+  *_, notes = records.make_record(records.Job(one, "train", 0), recipe)
+  said = "; ".join(notes)
+  assert "no orientation in the header" in said
+  assert "covers only 10 mm" in said
+  assert notes[-1] == "of the source"
+  assert set(notes) <= set(check.check_case(one)["notes"])
+  drawn = records.Job(sources.phantom(2)[0], "train", 0)
+  assert records.make_record(drawn, recipe)[2] == []
 
 
 def test_phantom_records_carry_the_truth(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import inputs, report, scoring, segment, sliding, workdir
+from cadjax import inputs, report, scans, scoring, segment, sliding, workdir
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
 
@@ -115,6 +115,24 @@ def test_the_most_probable_class_wins_between_voxels():
   # Between the centres x = 0 and 8: 0.8 (1 - t) = 0.9 t at t = 0.47.
   x = -3.5 + np.arange(16)
   np.testing.assert_array_equal(labels, np.where(x < 0.8 / 1.7 * 8, 1, 2))
+
+
+def test_millilitres_of_a_tilted_gantry_are_those_of_its_sheared_voxels(
+  trained, drawn, monkeypatch
+):
+  straight = drawn.volume.grid
+  tilt = np.radians(20)
+  direction = straight.direction.copy()
+  direction[:, 0] = [0, np.sin(tilt), np.cos(tilt)]
+  grid = volume.Grid(
+    straight.shape, straight.spacing, straight.origin, direction
+  )
+  answers(monkeypatch, lambda hu: hu > 300)
+  given = scans.Scan("tilted", "tilted", volume.Volume(drawn.volume.hu, grid))
+  aorta = segment.segment_read(trained, given).classes[0]
+  voxel_ml = 4 * 4.5 * 4.2 * np.cos(tilt) / 1e3
+  assert aorta["voxels"] > 0
+  assert aorta["volume_ml"] == pytest.approx(aorta["voxels"] * voxel_ml)
 
 
 def test_an_empty_segmentation_is_said_in_words(

@@ -106,6 +106,43 @@ def test_imagecas_split_table_csv_beside_the_xlsx(tmp_path):
     sources.find_cases("imagecas", tmp_path, split_column="Split-9")
 
 
+def test_an_imagecas_case_in_two_splits_is_told(tmp_path):
+  tree(tmp_path, ["1-200/1.img.nii.gz", "1-200/1.label.nii.gz"])
+  rows = ["FileName,Split-1", "1,Training", "1,Train"]
+  table = write(tmp_path / "split.csv", *rows)
+  (case,) = sources.find_cases("imagecas", tmp_path)
+  assert case.split == "train"
+  write(table, *rows, "1,Testing")
+  with pytest.raises(UserError, match="split.csv: gives case 1 twice, .*test"):
+    sources.find_cases("imagecas", tmp_path)
+
+
+@pytest.mark.parametrize(
+  "stray",
+  ["1-200/3.denoised.nii.gz", "3.vessel.nii.gz", "denoised/denoised_3.nii.gz"],
+)
+@pytest.mark.parametrize("source", ["imagecas", "imagecas_x"])
+@pytest.mark.parametrize("before", ["", "ImageCAS_"])
+def test_a_file_of_another_kind_is_no_patient(tmp_path, source, stray, before):
+  names = [
+    f"1-200/{before}{number}.{role}.nii.gz"
+    for number in (3, 4)
+    for role in ("img", "label")
+  ]
+  tree(tmp_path, names)
+  cases = sources.find_cases(source, tmp_path)
+  assert [c.case_id for c in cases] == [f"{before}3", f"{before}4"]
+  tree(tmp_path, [stray])
+  with pytest.raises(UserError, match=f"{stray}: what its name leaves"):
+    sources.find_cases(source, tmp_path)
+
+
+def test_a_case_of_images_that_are_all_misnamed_is_told(tmp_path):
+  tree(tmp_path, ["3.denoised.nii.gz"])
+  with pytest.raises(UserError, match="'3.denoised', is not a number"):
+    sources.find_cases("imagecas", tmp_path)
+
+
 def test_imagecas_old_ids_of_the_xlsx_are_told(tmp_path):
   tree(tmp_path, ["1-200/1.img.nii.gz", "1-200/1.label.nii.gz"])
   write_xlsx(
@@ -160,6 +197,16 @@ def test_imagecas_x_patient_in_two_lists(tmp_path):
   with pytest.raises(
     UserError, match="patient 2 is in two splits, .*(train|test)"
   ):
+    sources.find_cases("imagecas_x", tmp_path)
+
+
+def test_imagecas_x_two_diseases_of_a_scan(tmp_path):
+  imagecas_x(tmp_path)
+  rows = ["Scan ID,Disease", "1,Normal", "1,0", "2,1"]
+  table = write(tmp_path / "Descriptors.csv", *rows)
+  assert sources.find_cases("imagecas_x", tmp_path)[0].label == 0
+  write(table, *rows, "1,Diseased")
+  with pytest.raises(UserError, match="gives case 1 twice, with 0 and with 1"):
     sources.find_cases("imagecas_x", tmp_path)
 
 
@@ -233,6 +280,35 @@ def test_asoca_challenge_takes_labels_from_a_table_alone(tmp_path):
   ]
 
 
+def test_repeated_rows_of_a_label_table_must_agree(tmp_path):
+  data = tree(tmp_path / "d", ["Train/0.nrrd", "Train/1.nrrd"])
+  # Other cases than those of the folder do not matter.
+  rows = ["case_id,label", "0,normal", "1,cad", "0,0", "9,cad", "9,perhaps"]
+  table = write(tmp_path / "labels.csv", *rows)
+  cases = sources.find_cases("asoca", data, labels=table)
+  assert [c.label for c in cases] == [0, 1]
+  write(table, *rows, "0,cad")
+  with pytest.raises(UserError, match="labels.csv: gives case 0 twice"):
+    sources.find_cases("asoca", data, labels=table)
+
+
+@pytest.mark.parametrize(
+  "stray",
+  [
+    "ct_train/ct_train_1001_denoised.nii.gz",
+    "ct_test_2001_label_encrypt_1mm.nii.gz",
+    "mr_scan.nii.gz",
+  ],
+)
+def test_a_file_that_is_not_of_mmwhs_is_told(tmp_path, stray):
+  tree(tmp_path, ["ct_train/CT_train_1001_image.nii.gz"])
+  (case,) = sources.find_cases("mmwhs", tmp_path)
+  assert case.patient_id == "1001"
+  tree(tmp_path, [stray])
+  with pytest.raises(UserError, match=f"{stray}: .*of the kind ct_train_1001"):
+    sources.find_cases("mmwhs", tmp_path)
+
+
 def test_mmwhs(tmp_path):
   tree(
     tmp_path,
@@ -257,6 +333,9 @@ def test_mmwhs(tmp_path):
   assert mapping[820] == sources.CLASS_NAMES.index("aorta")
   assert {v for k, v in mapping.items() if k != 820} == {0}
   assert cases[0].extra["known"] == (1,)
+  # The test scan has no mask, so there is nothing to say of its aorta.
+  assert "notes" not in cases[0].extra
+  assert "ascending aorta alone" in cases[1].extra["notes"][0]
 
 
 def test_cca_with_one_split_leaves_splits_open(tmp_path):

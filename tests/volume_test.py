@@ -13,6 +13,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
   CTImageStorage,
+  EnhancedCTImageStorage,
   ExplicitVRLittleEndian,
   JPEG2000Lossless,
   JPEGLosslessSV1,
@@ -233,6 +234,7 @@ def test_every_format_gives_the_same_volume(tmp_path, rotation):
     assert volume.hu.dtype == np.int16
     assert_grid(volume.grid, grid)
     assert volume.path == str(tmp_path / name)
+    assert not volume.notes
 
 
 def test_a_nrrd_in_ras_is_turned(tmp_path):
@@ -246,6 +248,7 @@ def test_a_nrrd_in_ras_is_turned(tmp_path):
   path = tmp_path / "a.nrrd"
   path.write_bytes(header.encode() + array.tobytes(order="F"))
   volume = read_volume(path)
+  assert not volume.notes
   array[3, 4, 5] = 2001
   path.write_bytes(header.encode() + array.tobytes(order="F"))
   found = np.unravel_index(read_volume(path).hu.argmax(), volume.shape)
@@ -443,6 +446,63 @@ def test_one_phase_of_many_is_taken_and_said(tmp_path):
   assert np.array_equal(volume.hu, first) or np.array_equal(volume.hu, second)
 
 
+def test_phases_may_differ_by_a_slice_at_the_ends(tmp_path):
+  grid = straight((30, 20, 30))
+  first, second = make_hu(1, grid.shape), make_hu(2, grid.shape)
+  folder = save_series(
+    tmp_path / "s", make_series(first, grid, AcquisitionNumber=1)
+  )
+  save_series(folder / "b", make_series(second, grid, AcquisitionNumber=2)[:-1])
+  volume = read_volume(folder)
+  np.testing.assert_array_equal(volume.hu, first)
+  assert "2 phases" in volume.notes[0]
+
+
+def test_overlapping_slabs_are_no_phases(tmp_path):
+  """Step and shoot: each acquisition covers a part, and shares its border."""
+  series = make_series(make_hu(shape=(21, 20, 30)), straight((21, 20, 30)))
+  folder = tmp_path / "s"
+  for number, slab in enumerate((series[:11], series[10:])):
+    for data in slab:
+      data.AcquisitionNumber = number
+    folder.mkdir(exist_ok=True)
+    save_series(folder / f"slab{number}", slab)
+  with pytest.raises(UserError, match="same position") as error:
+    read_volume(folder)
+  assert "slab0" in str(error.value)
+
+
+@pytest.mark.parametrize("storage", [CTImageStorage, EnhancedCTImageStorage])
+@pytest.mark.parametrize("files", [1, 2])
+def test_multi_frame_files_are_refused(tmp_path, storage, files):
+  hu = make_hu()
+  pixels = (hu.astype(int) + 1024).astype("<u2").tobytes()
+  series = []
+  for _ in range(files):
+    data = make_slice(
+      hu[0], (0, 0, 0), NumberOfFrames=len(hu), PixelData=pixels
+    )
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = storage
+    series.append(data)
+  folder = save_series(tmp_path / "s", series)
+  for path in (folder, folder / "I000"):
+    with pytest.raises(UserError, match="I000: is enhanced multi-frame DICOM"):
+      read_volume(path)
+
+
+def test_a_jump_sideways_is_an_error_that_names_the_slice(tmp_path):
+  series = make_series(make_hu())
+  for data in series[6:]:
+    data.ImagePositionPatient[1] += 3.0
+  folder = save_series(tmp_path / "s", series)
+  with pytest.raises(UserError, match="I005: lies 1.[0-9] mm beside"):
+    read_volume(folder)
+  # Positions are rounded, and no table is perfectly straight.
+  for number, data in enumerate(series):
+    data.ImagePositionPatient[1] = -222 + 0.4 * (number % 2)
+  read_volume(save_series(tmp_path / "t", series))
+
+
 def test_a_missing_slice_is_an_error_that_names_the_gap(tmp_path):
   folder = save_series(tmp_path / "s", make_series(make_hu()))
   (folder / "I004").unlink()
@@ -568,6 +628,7 @@ def bad_files(folder):
   save_nifti(folder / "unit.nii", (floats + 1000) / 2500, eye)
   floats[3, 4, 5] = np.nan
   save_nifti(folder / "nan.nii", floats, eye)
+  save_nifti(folder / "wrapped.nii", hu.astype(np.uint16), eye)
   save_nifti(folder / "grey.nii", (hu // 16 % 256).astype(np.uint8), eye)
   save_nifti(folder / "zero.nii", np.zeros_like(hu), eye)
   colour = np.zeros(hu.shape, [(c, "u1") for c in "RGB"])
@@ -606,6 +667,7 @@ def bad_files(folder):
     "scan.jpg": "unknown format", "frames.nii": "4D with 2 frames",
     "flat.nii": "not a 3D", "flat2.nii": "not a 3D",
     "nan.nii": "1 voxels are NaN", "unit.nii": "not HU",
+    "wrapped.nii": "40% of the voxels are above 20000",
     "grey.nii": "not HU", "zero.nii": "not HU", "colour.nii": "colour",
     "bare.nii": "no usable voxel spacing",
     "pixdim.nii": "no usable voxel spacing",
@@ -626,6 +688,38 @@ def test_bad_files_are_refused_in_one_line(tmp_path, capfd):
     assert "\n" not in message
     assert len(message) < 400
   assert not capfd.readouterr().err
+
+
+NO_ORIENTATION = {
+  "spacings.nrrd": "spacings: 0.9 0.7 2.5",
+  "no space.nrrd": (
+    "space dimension: 3\nspace directions: (0.9,0,0) (0,0.7,0) (0,0,2.5)"
+  ),
+  "spacing.mha": "ElementSpacing = 0.9 0.7 2.5",
+}
+
+
+@pytest.mark.parametrize("name", NO_ORIENTATION)
+def test_a_missing_orientation_is_said(tmp_path, name):
+  if name.endswith("nrrd"):
+    header = (
+      f"NRRD0004\ntype: short\ndimension: 3\n{NO_ORIENTATION[name]}\n"
+      "sizes: 30 20 10\nendian: little\nencoding: raw\n\n"
+    )
+  else:
+    header = (
+      "ObjectType = Image\nNDims = 3\nDimSize = 30 20 10\n"
+      f"{NO_ORIENTATION[name]}\nElementType = MET_SHORT\n"
+      "ElementDataFile = LOCAL\n"
+    )
+  hu = make_hu()
+  (tmp_path / name).write_bytes(header.encode() + hu.tobytes())
+  volume = read_volume(tmp_path / name)
+  assert volume.notes == (
+    "no orientation in the header; assumed to be stored as LPS",
+  )
+  np.testing.assert_array_equal(volume.hu, hu)
+  assert_grid(volume.grid, straight(origin=(0, 0, 0)))
 
 
 # Masks and writing.

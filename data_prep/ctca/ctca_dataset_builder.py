@@ -18,6 +18,8 @@ from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
 
 FORMAT = 1
+# What was noted of the scans, a line each; phantoms have none.
+NOTES = "notes.txt"
 # Bytes of voxels: large enough for fast sequential reads, small enough that
 # eight readers share a data set of a hundred paper-sized volumes.
 SHARD_BYTES = 256 << 20
@@ -96,9 +98,11 @@ class Ctca(tfds.core.ShardBasedBuilder):
     " and give the folder as manual_dir. The phantom needs no scans."
   )
 
-  # Of the last build: the rows of cases.csv, and a line per case left out.
+  # Of the last build: the rows of cases.csv, a line per case left out, and
+  # (case id, what there is to say of its scan).
   rows: Sequence[dict[str, Any]] = ()
   skipped: Sequence[str] = ()
+  notes: Sequence[tuple[str, str]] = ()
   _results: Generator | None = None
 
   def _create_builder_config(
@@ -192,7 +196,7 @@ class Ctca(tfds.core.ShardBasedBuilder):
     # TFDS runs the shards one after the other, in the order given here, so
     # that all can draw from one stream.
     stream = zip(jobs, self._results, strict=True)
-    self.rows, self.skipped = [], []
+    self.rows, self.skipped, self.notes = [], [], []
     per_shard = _cases_per_shard(config)
     shards: dict[str, list[Callable[[], Iterator]]] = {}
     for split, members in itertools.groupby(jobs, lambda job: job.split):
@@ -213,7 +217,8 @@ class Ctca(tfds.core.ShardBasedBuilder):
           raise result
         self.skipped.append(f"{job.case.case_id}: {result}")
         continue
-      example, row = result
+      example, row, notes = result
+      self.notes += [(job.case.case_id, note) for note in notes]
       index = sum(other["split"] == job.split for other in self.rows)
       self.rows.append({"split": job.split, "index": index, **row})
       yield index, example
@@ -231,7 +236,11 @@ class Ctca(tfds.core.ShardBasedBuilder):
       if not self.info.splits[split].num_examples:
         raise UserError(f"no usable case is left for the split {split}")
     # Here, because TFDS calls the folder finished right after.
-    _write_rows(pathlib.Path(self.data_dir, "cases.csv"), self.rows)
+    folder = pathlib.Path(self.data_dir)
+    _write_rows(folder / "cases.csv", self.rows)
+    if self.notes:
+      lines = [f"{case_id}: {note}\n" for case_id, note in self.notes]
+      (folder / NOTES).write_text("".join(lines))
 
 
 def _cases_per_shard(config: CtcaConfig) -> int:

@@ -162,7 +162,7 @@ def _add_aorta(classes: np.ndarray | None, aorta: Volume) -> np.ndarray:
 
 def make_record(
   job: Job, recipe: Recipe
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
   """Reads or draws one case and lays it on the target grid.
 
   Args:
@@ -170,8 +170,8 @@ def make_record(
     recipe: of the data set.
 
   Returns:
-    The example as the TFDS features want it, and its row of cases.csv
-    but for split and index.
+    The example as the TFDS features want it, its row of cases.csv but for
+    split and index, and what to tell the user of the scan.
 
   Raises:
     UserError: the case is unusable.
@@ -188,7 +188,7 @@ def make_record(
     )
     volume, mask, source = drawn.volume, drawn.mask, drawn.volume.grid
     known = np.ones(len(CLASS_NAMES), np.uint8)
-    lesions, cad_rads = drawn.lesions, drawn.cad_rads
+    lesions, cad_rads, notes = drawn.lesions, drawn.cad_rads, []
   else:
     if missing := problems(case):
       raise UserError(missing[0])
@@ -199,6 +199,7 @@ def make_record(
     if classes is not None:
       mask = geometry.mask_to_grid(classes, volume.grid, threads=1)
     lesions, cad_rads = [], ""
+    notes = [*plausibility.remarks(scan), *case.extra.get("notes", ())]
   label = -1 if case.label is None else case.label
   example = _example(volume, mask, source, recipe.has_mask) | {
     "label": label,
@@ -216,7 +217,7 @@ def make_record(
     "cad_rads": cad_rads,
   }
   # Described on the target grid: there alone do phantoms and scans compare.
-  return example, row | plausibility.describe(volume)
+  return example, row | plausibility.describe(volume), notes
 
 
 def _example(
