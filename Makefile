@@ -27,21 +27,27 @@ $(READY): setup.py pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-$(DEMO)/data: | $(READY)
+# Stamps: a folder is there before it is whole, and --overwrite mends it.
+$(DEMO)/data/.ready: | $(READY)
 	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=400 \
-	  --grid=heart --shape=64,64,64 --box_mm=128,128,128 --out=$@
+	  --grid=heart --shape=64,64,64 --box_mm=128,128,128 --overwrite --out=$(@D)
+	touch $@
 
-$(DEMO)/masks: | $(READY)
+$(DEMO)/masks/.ready: | $(READY)
 	$(PY) -m data_prep.build --source=phantom --severity=overt --cases=80 \
-	  --grid=heart --shape=96,96,96 --box_mm=128,128,128 --out=$@
+	  --grid=heart --shape=96,96,96 --box_mm=128,128,128 --overwrite --out=$(@D)
+	touch $@
 
-demo: $(READY) | $(DEMO)/data $(DEMO)/masks
+$(DEMO)/scans/.ready: | $(READY)
+	$(PY) -m data_prep.export --out=$(@D) --cases=2 --severity=overt \
+	  --spacing_mm=1
+	touch $@
+
+demo: $(READY) | $(DEMO)/data/.ready $(DEMO)/masks/.ready $(DEMO)/scans/.ready
 	$(PY) -m cadjax.main --config=configs/demo.py --workdir=$(DEMO)/classifier
 	$(PY) -m cadjax.evaluate --workdir=$(DEMO)/classifier
 	$(PY) -m cadjax.main --config=configs/demo_segmenter.py \
 	  --workdir=$(DEMO)/segmenter
-	test -d $(DEMO)/scans || $(PY) -m data_prep.export --out=$(DEMO)/scans \
-	  --cases=2 --severity=overt --spacing_mm=1
 	$(PY) -m cadjax.predict --classifier=$(DEMO)/classifier \
 	  --segmenter=$(DEMO)/segmenter --overwrite \
 	  --input=$(DEMO)/scans/phantom_1000001.nii.gz --out=$(DEMO)/case

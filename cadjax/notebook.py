@@ -3,6 +3,7 @@
 Only notebooks import this: it needs IPython, which they bring.
 """
 
+import collections
 import csv
 import html
 import os
@@ -14,12 +15,14 @@ import sys
 import IPython
 from IPython.display import HTML, Image, display
 
-from cadjax import inputs
-from data_prep import splits
+from cadjax import inputs, workdir
+from data_prep import dicom, matching, splits
 from data_prep.errors import UserError
 
 DRIVE = pathlib.Path("/content/drive")
 LABELS = tuple(splits.label_name(label) for label in (0, 1))
+# Not manifest.csv, which is the user's: this one is written anew each time.
+OWN_MANIFEST = "manifest_of_folders.csv"
 
 
 def setup() -> None:
@@ -48,20 +51,62 @@ def folder(name: str, *, drive: bool) -> pathlib.Path:
   """Makes a folder that outlives the runtime where it can.
 
   Args:
-    name: below your Drive, or below the current folder outside of Colab.
-    drive: mount Drive in Colab; asks for permission the first time.
+    name: below your Drive, or below the current folder outside of Colab; a path
+      below /content/drive is on Drive in any case.
+    drive: keep it on Drive in Colab; asks for permission the first time.
 
   Returns:
     Its absolute path.
   """
   path = pathlib.Path(name)
   if drive and "google.colab" in sys.modules:
-    from google.colab import drive as google_drive
-
-    google_drive.mount(str(DRIVE))
     path = DRIVE / "MyDrive" / name
+  _mount(path)
   path.mkdir(parents=True, exist_ok=True)
   return path.absolute()
+
+
+def given(path: str) -> pathlib.Path | None:
+  """Returns the file or folder that a parameter names, None for "".
+
+  Mounts Drive for a path that lies there.
+
+  Raises:
+    UserError: it is not there.
+  """
+  if not path:
+    return None
+  found = pathlib.Path(path)
+  _mount(found)
+  if not found.exists():
+    raise UserError(
+      f"{path}: no such file or folder; in Colab, paths on Drive begin with"
+      f" {DRIVE / 'MyDrive'}"
+    )
+  return found
+
+
+def _mount(path: pathlib.Path) -> None:
+  """Mounts Drive in Colab if the path lies there."""
+  if "google.colab" in sys.modules and path.is_relative_to(DRIVE):
+    from google.colab import drive
+
+    drive.mount(str(DRIVE))
+
+
+def is_trained(path: str | os.PathLike) -> bool:
+  """Tells whether a workdir was trained to its end, and says so if it was.
+
+  Another device asks for other flags, which cadjax.main refuses of a workdir
+  that was begun: what is finished need not meet them.
+  """
+  trained = workdir.is_finished(pathlib.Path(path))
+  if trained:
+    print(
+      f"{path}: trained already, with the parameters of that time; give another"
+      " FOLDER to train anew"
+    )
+  return trained
 
 
 def show(*paths: str | os.PathLike, width: int | None = None) -> None:
@@ -91,7 +136,7 @@ def upload(path: str | os.PathLike) -> pathlib.Path:
   """Asks for files, in Colab, and unpacks those that are .zip.
 
   Args:
-    path: the folder that gets them.
+    path: the folder that gets them; what was in it before goes.
 
   Returns:
     the folder, or the only one in it if all came in one.
@@ -104,6 +149,8 @@ def upload(path: str | os.PathLike) -> pathlib.Path:
   from google.colab import files
 
   path = pathlib.Path(path)
+  if path.exists():
+    shutil.rmtree(path)
   files.upload(os.fspath(path))
   for archive in path.glob("*.zip"):
     shutil.unpack_archive(archive, path)
@@ -113,8 +160,8 @@ def upload(path: str | os.PathLike) -> pathlib.Path:
   return found[0] if alone else path
 
 
-def write_manifest(path: str | os.PathLike) -> None:
-  """Writes the manifest.csv of a folder where it has none.
+def manifest(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the manifest of a folder of scans; writes it where it has none.
 
   For scans sorted into the folders `normal` and `cad`, each a file or a folder
   of DICOM slices. Every scan counts as a patient of its own.
@@ -123,24 +170,46 @@ def write_manifest(path: str | os.PathLike) -> None:
     path: the folder.
 
   Raises:
-    UserError: there is no such scan.
+    UserError: there is no such folder, no scan, or DICOM slices without a
+      folder of their own.
   """
   path = pathlib.Path(path)
-  table = path / "manifest.csv"
-  if table.exists():
-    return
-  rows = [("case_id", "patient_id", "image", "label")]
-  for label in LABELS:
-    for scan in _visible(path / label):
-      case = inputs.case_name(scan)
-      rows.append((case, case, f"{label}/{scan.name}", label))
-  if len(rows) == 1:
+  if not path.is_dir():
+    raise UserError(f"{path}: no such folder")
+  if (path / "manifest.csv").exists():
+    return path / "manifest.csv"
+  scans = [(label, scan) for label in LABELS for scan in _scans(path / label)]
+  if not scans:
     raise UserError(
       f"{path}: has neither manifest.csv nor scans in the folders"
       f" {' and '.join(LABELS)}"
     )
+  names = collections.Counter(inputs.case_name(scan) for _, scan in scans)
+  rows = [("case_id", "patient_id", "image", "label")]
+  for label, scan in scans:
+    case = inputs.case_name(scan)
+    if names[case] > 1:
+      case = f"{label}_{case}"
+    rows.append((case, case, f"{label}/{scan.name}", label))
+  table = path / OWN_MANIFEST
   with table.open("w", newline="") as file:
     csv.writer(file).writerows(rows)
+  return table
+
+
+def _scans(path: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the scans of a folder: files of a known format, and folders."""
+  found = []
+  for scan in _visible(path):
+    if scan.is_dir() or scan.name.lower().endswith(matching.EXTENSIONS):
+      found.append(scan)
+    elif scan.suffix.lower() == ".dcm" or dicom.is_dicom(scan):
+      # A slice stands for all of its folder: each would become a patient.
+      raise UserError(
+        f"{scan}: a DICOM file outside of a scan's folder; put the slices of"
+        f" each scan in a folder of its own in {path}"
+      )
+  return found
 
 
 def _visible(path: pathlib.Path) -> list[pathlib.Path]:

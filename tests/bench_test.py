@@ -428,7 +428,7 @@ def test_torch_is_asked_for_by_name(monkeypatch, tmp_path):
     pytest.skip("PyTorch and MONAI are installed")
   done = bench("--against=torch", f"--out={tmp_path}")
   assert done.returncode == 2
-  assert "pip install cadjax[bench]" in done.stderr
+  assert "pip install -e '.[bench]'" in done.stderr
 
 
 def test_torch_does_the_same_work(tmp_path):

@@ -56,6 +56,30 @@ def test_all_begin_alike():
   assert len(set(first)) == 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_cell_changes_a_parameter(name):
+  # Else the cell of the parameters, run again alone, undoes what others made.
+  cells = code_cells(name)
+  given = re.findall("^([A-Z_]+) = ", cells.pop("parameters"), re.MULTILINE)
+  assert "FOLDER" in given
+  for source in cells.values():
+    assigned = re.findall(r"^\s*([A-Z_]+) = ", source, re.MULTILINE)
+    assert not set(assigned) & set(given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_finished_is_not_trained_again(name):
+  # Another device has other flags, which a workdir that is there refuses.
+  for source in code_cells(name).values():
+    trains = re.findall(r"^.*-m cadjax\.main.*$", source, re.MULTILINE)
+    asked = re.findall(
+      r"^( *)if not notebook\.is_trained\(.*\):\n\1  !python -m cadjax\.main",
+      source,
+      re.MULTILINE,
+    )
+    assert len(asked) == len(trains)
+
+
 def test_the_readme_opens_each():
   readme = (ROOT / "README.md").read_text()
   opened = re.findall(rf"\({re.escape(COLAB)}(\w+)\.ipynb\)", readme)
@@ -151,15 +175,19 @@ def test_benchmark(monkeypatch, tmp_path):
     SHAPE=(16, 24, 32),
     BATCH=1,
     REPEATS=1,
-    MORE=TINY,
+    MORE=f"{TINY} --config.model.dtype=bfloat16",
   )
   table = book.cells[-1].outputs[0]["data"]["text/markdown"]
-  assert "| **cpu, here** | infer: cadjax | 16x24x32 | float32 | 1 |" in table
+  assert "| **cpu, here** | infer: cadjax | 16x24x32 | bfloat16 | 1 |" in table
 
 
 def test_your_own_scans(monkeypatch, tmp_path):
   scans = tmp_path / "my scans"
   export.export(sources.phantom(24), scans, spacing_mm=6.0)
+  # As some spreadsheets write it.
+  table = scans / "manifest.csv"
+  head, _, rows = table.read_text().replace(",", ";").partition("\n")
+  table.write_text(f"{head.replace('image', 'Image')}\n{rows}")
   book = execute(
     monkeypatch,
     tmp_path,

@@ -69,7 +69,7 @@ def define_flags() -> None:
     "aot",
     None,
     "Compile the train step for a TPU that is not there, tpu:v5e:2x2, in place"
-    " of --what; needs cadjax[tpu-aot].",
+    " of --what; needs the extra tpu-aot.",
   )
   flags.DEFINE_enum("sweep", None, SWEEPS, "Measure at several --values.")
   flags.DEFINE_list(
@@ -95,7 +95,7 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     if missing:
       raise UserError(
         f"--against=torch needs {' and '.join(missing)}: pip install"
-        " cadjax[bench]"
+        " -e '.[bench]'"
       )
   shape, scan_shape = (
     case_flags.three(name, args[name].value, int)

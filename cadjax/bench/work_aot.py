@@ -1,6 +1,6 @@
 """The train step, compiled ahead of time for a TPU that is not there.
 
-Needs libtpu (`pip install cadjax[tpu-aot]`), the compiler, and no device.
+Needs libtpu (`pip install -e '.[tpu-aot]'`), the compiler, and no device.
 Memory is what the compiler will reserve; cycles are its own estimates, no
 measurement, and leave out waiting and collectives.
 """
@@ -138,7 +138,7 @@ def _devices(spec, config) -> parallel.Parallel:
   except Exception as error:  # jax and libtpu raise many kinds.
     raise UserError(
       f"--aot={spec['aot']}: {error}; libtpu comes with pip install"
-      " cadjax[tpu-aot]"
+      " -e '.[tpu-aot]'"
     ) from error
   found, wanted = topology.devices, spec["devices"]
   if wanted > len(found):
