@@ -25,7 +25,7 @@ from data_prep.errors import UserError
 FEATURES = {
   "log_odds": "classifier's log odds of CAD, uncalibrated",
   "log_plaque": "log(1 + plaque in mm³)",
-  "stenosis": "largest share of a diameter lost",
+  "stenosis": "largest share of a diameter lost (0 where none is measurable)",
 }
 
 

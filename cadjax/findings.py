@@ -34,6 +34,8 @@ RANKED_BY = {
 }
 # Why a stenosis is not measured, after "calcium" or "plaque".
 FILLS = "fills the calibre"
+# Ends the note of a stenosis that a widened vessel may hide.
+MERGED = "which does not tell plaque from lumen"
 # The radius is not to be trusted nearer to where it begins or ends.
 _EDGE_MM = 2.5
 # Of a plaque's voxels; what is less does not make it mixed.
@@ -346,6 +348,11 @@ class _Measure:
       what = "plaque" if kind == "unstable" else "calcium"
       return None, f"{what} {FILLS}"
     lost = float(np.clip(one.stenosis[worst], 0, 1))
+    if not self.plaques:
+      return (
+        lost,
+        f"against a taper fitted to the branch, by the mask, {MERGED}",
+      )
     return lost, "from the mask's lumen against a taper fitted to the branch"
 
 

@@ -68,7 +68,8 @@ class Structures:
   def volumes_ml(self) -> dict[str, float]:
     """Returns the volume of every class but the background."""
     counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
-    voxel_ml = float(np.prod(self.volume.spacing)) / 1000
+    # Not the product of the spacings: a tilted gantry shears the grid.
+    voxel_ml = abs(float(np.linalg.det(self.volume.affine[:3, :3]))) / 1000
     return {
       name: float(count * voxel_ml)
       for name, count in zip(self.names[1:], counts[1:], strict=True)

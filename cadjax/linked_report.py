@@ -45,7 +45,7 @@ from cadjax import (
   vessel_figure,
   viewer,
 )
-from cadjax.findings import FILLS, Finding
+from cadjax.findings import FILLS, MERGED, Finding
 from cadjax.pair import PairResult
 from data_prep.volume import Volume, write_nifti
 
@@ -146,6 +146,12 @@ def summary(result: PairResult) -> list[str]:
     f"{count} located abnormalit{'ies' if count > 1 else 'y'}; the first:"
     f" {describe(first)}."
   )
+  bare = sum(not finding.plaque for finding in linked.findings)
+  if bare and p["label"] != "cad":
+    said.append(
+      f"{bare} of them without plaque: every heat map is relative to its own"
+      " maximum, so that it marks places in a normal scan, too."
+    )
   return said
 
 
@@ -160,6 +166,8 @@ def describe(finding: Finding) -> str:
     text += f", {finding.plaque_mm3:.0f} mm³"
   if finding.stenosis is not None and finding.stenosis > NO_LUMEN:
     text += ", no lumen seen"
+  elif finding.stenosis_note.endswith(MERGED):
+    text += f", stenosis not measurable by a mask {MERGED}"
   elif finding.stenosis is not None:
     text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
   elif finding.stenosis_note.endswith(FILLS):

@@ -25,7 +25,6 @@ DEFAULTS = {
   "eps": 1e-8,
   "momentum": 0.9,
   "nesterov": False,
-  "ema_decay": 0.0,  # read by train, which keeps the averaged parameters
 }
 
 

@@ -97,10 +97,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     names.ConfigError: a field of the config cannot be used.
   """
   task = task_of(config)
-  if not config.epochs > 0 or not config.patience > 0:
-    raise names.ConfigError(
-      "config.epochs and config.patience must be at least 1"
-    )
+  for field in ("epochs", "patience", "log_every", "checkpoint_every"):
+    if config[field] < 1:
+      raise names.ConfigError(
+        f"config.{field} is {config[field]}; it must be at least 1"
+      )
   if config.monitor not in MONITORS[task]:
     raise names.ConfigError(
       f"config.monitor is {config.monitor!r}; for config.task = {task!r} it is"
@@ -265,6 +266,7 @@ def _classification(config, dataset, devices) -> Task:
     )
   slices = slices if ndim == 2 else None
   devices.check_batch(batch_size, slices or shape[0])
+  devices.check_batch(config.data.eval_batch_size, shape[0])
   window_hu = tuple(config.data.window_hu)
   loss_fn = make_loss(config)
   prior = priors.make_prior(config)

@@ -34,7 +34,7 @@ NOTHING_JUDGED = {
 
 
 class NonFiniteLossError(UserError):
-  """The loss became NaN or infinite."""
+  """The loss or its gradients became NaN or infinite."""
 
 
 @contextmanager
@@ -130,12 +130,14 @@ def train_and_evaluate(
   def check(step: int, values: dict[str, Any], rows) -> dict[str, float]:
     """Reads the metrics of a step from the device; stops if not finite."""
     values = {name: float(value) for name, value in values.items()}
-    if not np.isfinite(values["loss"]):
-      raise NonFiniteLossError(
-        f"the loss is {values['loss']} at step {step}, on the cases"
-        f" {', '.join(row['case_id'] for row in rows)}; try a lower"
-        " config.optimizer.learning_rate, or config.optimizer.clip_norm"
-      )
+    # The loss is of the parameters before the step, which gradients spoil.
+    for name, what in (("loss", "loss"), ("grad_norm", "gradients' norm")):
+      if not np.isfinite(values[name]):
+        raise NonFiniteLossError(
+          f"the {what} is {values[name]} at step {step}, on the cases"
+          f" {', '.join(row['case_id'] for row in rows)}; try a lower"
+          " config.optimizer.learning_rate, or config.optimizer.clip_norm"
+        )
     if step % config.log_every == 0 or step == 1:
       log.scalars(step, "train", values)
     return values
@@ -150,10 +152,10 @@ def train_and_evaluate(
   pending = None
   interrupted = False
   with (
+    _sigterm_as_flag() as sigterm,  # Until the last checkpoint is written.
     closing(checkpoints),
     closing(log),
     progress,
-    _sigterm_as_flag() as sigterm,
   ):
     for step, (batch, rows) in enumerate(batches, start + 1):
       if step == 1:

@@ -1,8 +1,8 @@
 """Starts a training from what another one has learned.
 
 `--config.init_from=WORKDIR` takes the best parameters and norm statistics of
-a workdir wherever the new model has one of the same name and shape: all of
-them for fine-tuning on other data, the encoder's where a classifier starts
+a workdir wherever the new model has a module of the same name and shapes: all
+of them for fine-tuning on other data, the encoder's where a classifier starts
 from a segmenter that was trained on masks (`configs/resunet3d.py`).
 """
 
@@ -37,7 +37,7 @@ def read(
     the arrays that both have, and the modules that begin anew.
 
   Raises:
-    UserError: there is no model in the workdir, or none of its parameters
+    UserError: there is no model in the workdir, or none of its convolutions
       fits.
   """
   folder = pathlib.Path(path)
@@ -53,20 +53,22 @@ def read(
       lambda x: model.init(jax.random.key(0), x, train=False), image
     )
   )
-  found = {
-    key: given[key]
+  # By module, all or nothing: a bias of one head does not fit another's kernel.
+  new = {
+    key[1]
     for key, like in wanted.items()
-    if key in given and given[key].shape == like.shape
+    if key not in given or given[key].shape != like.shape
   }
-  if not any(key[0] == "params" for key in found):
+  found = {key: given[key] for key in wanted if key[1] not in new}
+  # Norms alone, as a 2D network shares with a 3D one, are nothing learned.
+  if not any(value.ndim > 3 for value in found.values()):
     source = workdir.read_json(folder / "config.json")["model"]
     raise UserError(
-      f"config.init_from = {str(path)!r}: none of its parameters"
+      f"config.init_from = {str(path)!r}: none of its convolutions"
       f" (config.model = {source}) has the name and shape of one of the model"
       " that is to be trained"
     )
-  new = sorted({key[1] for key in wanted if key not in found})
-  return found, new
+  return found, sorted(new)
 
 
 def begin(state: steps.TrainState, found: Found) -> steps.TrainState:

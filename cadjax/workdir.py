@@ -219,7 +219,8 @@ def versions() -> dict[str, Any]:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(tree, dict):
+  # An augmentation with nothing but its defaults is an empty field of a field.
+  if not isinstance(tree, dict) or (not tree and "." in prefix):
     return {prefix: tree}
   flat = {}
   for key, value in tree.items():

@@ -189,7 +189,7 @@ def test_the_update_is_jitted():
 
 def test_a_config_dict_works():
   config = ml_collections.ConfigDict(
-    {"name": "adam", "learning_rate": 1e-2, "ema_decay": 0.99}
+    {"name": "adam", "learning_rate": 1e-2, "eps": 1e-7}
   )
   _, schedule = optimizer.get_optimizer(config.lock(), total_steps=10)
   np.testing.assert_allclose(schedule(0), 1e-2, rtol=1e-6)

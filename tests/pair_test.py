@@ -11,7 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cadjax import decision, linked_report, names, pair, planes, sliding, viewer
+from cadjax import (
+  decision,
+  findings,
+  linked_report,
+  names,
+  pair,
+  planes,
+  sliding,
+  viewer,
+)
 from cadjax.workdir import Trained
 from data_prep import export, sources, volume
 from data_prep.errors import UserError
@@ -263,6 +272,12 @@ def test_a_finding_in_words(drawn_finding):
   assert linked_report.describe(filled).endswith(
     ", stenosis not measurable: calcium fills the calibre"
   )
+  merged = drawn_finding(
+    stenosis=0.0, stenosis_note=f"by it, {findings.MERGED}"
+  )
+  said = linked_report.describe(merged)
+  assert "of the diameter lost" not in said
+  assert said.endswith("by a mask which does not tell plaque from lumen")
   bare = drawn_finding(
     vessel="", from_ostium_mm=float("nan"), plaque="", plaque_mm3=0.0
   )

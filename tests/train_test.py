@@ -146,6 +146,11 @@ def test_another_config_is_refused_with_the_difference(
   config.optimizer.learning_rate = 0.5
   with pytest.raises(UserError, match="learning_rate: 0.0001 there, 0.5 now"):
     train.train_and_evaluate(config, tiny_workdir)
+  config = tiny_config.copy_and_resolve_references()
+  with config.unlocked():
+    config.augment = {"noise": {}}
+  with pytest.raises(UserError, match="augment.noise"):
+    train.train_and_evaluate(config, tiny_workdir)
 
 
 def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
@@ -158,6 +163,27 @@ def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
     train.train_and_evaluate(config, tmp_path / "run")
   with pytest.raises(UserError, match="no trained model"):
     workdir.load_trained(tmp_path / "run")
+
+
+def test_gradients_that_are_not_finite_are_not_saved(
+  tiny_config, tmp_path, monkeypatch
+):
+  """The loss was finite, but what the step made of the parameters is not."""
+  original = steps.make_train_step
+
+  def spoiling(*args, **kwargs):
+    made = original(*args, **kwargs)
+
+    def step(state, batch):
+      state, values = made(state, batch)
+      return state, values | {"grad_norm": values["grad_norm"] * np.inf}
+
+    return step
+
+  monkeypatch.setattr(steps, "make_train_step", spoiling)
+  with pytest.raises(train.NonFiniteLossError, match="gradients' norm is inf"):
+    train.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_early_stopping_counts_epochs_without_improvement():
@@ -223,7 +249,7 @@ def run_main(*args, **kwargs):
     (["--config.data.path=nowhere"], "data_prep.build"),
     (["--config.optimizer.name=adma"], "adam"),
     (["--config.monitor=aux"], "roc_auc"),
-    (["--config.epochs=0"], "at least 1"),
+    (["--config.log_every=0"], "config.log_every is 0; it must be at least 1"),
     (["--config=configs/nope.py"], "configs/nope.py"),
   ],
 )

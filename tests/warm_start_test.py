@@ -40,6 +40,10 @@ def test_what_does_not_fit_begins_anew(tiny_config, tiny_workdir):
   found, new = warm_start.read(tiny_workdir, model, (16, 24, 32, 1))
   assert new == ["head"]
   assert ("params", "conv_stem", "kernel") in found
+  # A head's bias of the same size does not come without its kernel.
+  config.model.num_classes, config.model.width = 2, 8
+  with pytest.raises(UserError, match="none of its convolutions"):
+    warm_start.read(tiny_workdir, tasks.make_model(config), (16, 24, 32, 1))
 
 
 def test_a_classifier_begins_with_a_segmenters_encoder(
@@ -76,18 +80,22 @@ def test_a_classifier_begins_with_a_segmenters_encoder(
   assert workdir.load_trained(tmp_path / "run").config.init_from
 
 
-@pytest.mark.parametrize("kind", ["missing", "other"])
+@pytest.mark.parametrize("kind", ["missing", "other", "2d"])
 def test_nothing_to_take_is_one_line_and_leaves_nothing(
-  kind, tiny_config, tiny_segmenter, tmp_path
+  kind, tiny_config, tiny_segmenter, tiny_workdir, tmp_path
 ):
   config = tiny_config.copy_and_resolve_references()
   config.init_from = {
     "missing": str(tmp_path / "nowhere"),
     "other": str(tiny_segmenter),
+    "2d": str(tiny_workdir),
   }[kind]
+  if kind == "2d":
+    config.model.ndim, config.data.slices_per_volume = 2, 2
   message = {
     "missing": "is not a workdir of cadjax.main",
-    "other": "none of its parameters",
+    "other": "none of its convolutions",
+    "2d": "none of its convolutions",
   }[kind]
   with pytest.raises(UserError, match=message):
     train.train_and_evaluate(config, tmp_path / "run")
