@@ -140,6 +140,7 @@ class Dataset:
     """
     rows = self.rows["train"]
     per_epoch = self.steps_per_epoch(batch_size)
+    depth = None if slices_per_volume is None else self.shape[0]
 
     def load(i: int) -> tuple[Batch, Sequence[Row]]:
       epoch, position = divmod(start + i, per_epoch)
@@ -147,8 +148,7 @@ class Dataset:
       picked = order[position * batch_size : (position + 1) * batch_size]
       chosen = [rows[k] for k in picked]
       slices = None
-      if slices_per_volume is not None:
-        depth = self.shape[0]
+      if depth is not None:
         slices = [
           np.sort(
             np.random.default_rng((seed, epoch, k)).choice(
