@@ -349,10 +349,7 @@ class _Measure:
       return None, f"{what} {FILLS}"
     lost = float(np.clip(one.stenosis[worst], 0, 1))
     if not self.plaques:
-      return (
-        lost,
-        f"against a taper fitted to the branch, by the mask, {MERGED}",
-      )
+      return lost, f"from a taper fitted to the branch and a mask {MERGED}"
     return lost, "from the mask's lumen against a taper fitted to the branch"
 
 

@@ -71,7 +71,7 @@ def make_prior(
 
 
 def make_reader(
-  folder: str, use: str = "channels"
+  folder: str, use: str
 ) -> Callable[[Mapping[str, str], Mapping[str, Any]], np.ndarray]:
   """Makes `read(row, record) -> mask`, the stored classes uint8 [D, H, W].
 

@@ -58,7 +58,7 @@ def test_without_a_prior_there_is_none():
 def test_predicted_masks_come_back(tmp_path):
   mask = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 5
   priors.write_mask(tmp_path, "one", mask)
-  read = priors.make_reader(str(tmp_path))
+  read = priors.make_reader(str(tmp_path), "channels")
   record = {"image": np.zeros((2, 3, 4), np.int16)}
   np.testing.assert_array_equal(read({"case_id": "one"}, record), mask)
   with pytest.raises(UserError, match=r"two\.npz: no predicted mask"):

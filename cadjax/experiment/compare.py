@@ -193,7 +193,7 @@ def over_trainings(
   """Returns the t interval and test of a mean of 0 over trainings.
 
   All are tested on the same patients. The degrees of freedom are those of the
-  trainings alone, so the test is never too bold and, where patients matter
+  trainings alone, so the test is not too bold and, where patients matter
   more than trainings, too careful.
 
   Args:

@@ -170,8 +170,8 @@ def _remove_stale(path: pathlib.Path) -> None:
   except FileNotFoundError:
     return
   if not _stale(aside):
-    # Unless a third process was faster still, or the disk knows no links: then
-    # two may work on one cell, which ends alike.
+    # Unless a third process was faster still, or the disk knows no links: the
+    # owner of the claim then works without one.
     with contextlib.suppress(OSError):
       os.link(aside, path)
   aside.unlink()
