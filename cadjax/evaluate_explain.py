@@ -285,17 +285,21 @@ def _locate(
   if not structures:
     return []
   where = image > BODY_HU if region == "body" else None
-  rows = []
-  for layer, method in _keys(maps):
-    heat = maps.heat(cells[method][layer], layer, image.shape)
-    found = explain_metrics.location_metrics(
-      heat, structures, region=where, rolls=rolls, seed=seed
-    )
-    rows += [
-      {"layer": layer, "method": method, "structure": name} | row
-      for name, row in found.items()
+  keys = _keys(maps)
+  heats = np.stack(
+    [
+      maps.heat(cells[method][layer], layer, image.shape)
+      for layer, method in keys
     ]
-  return rows
+  )
+  found = explain_metrics.location_metrics(
+    heats, structures, region=where, rolls=rolls, seed=seed
+  )
+  return [
+    {"layer": layer, "method": method, "structure": name} | row
+    for (layer, method), rows in zip(keys, found, strict=True)
+    for name, row in rows.items()
+  ]
 
 
 def _faithful(

@@ -16,13 +16,13 @@ a map that merely prefers the middle can pass them. A region narrows that gap.
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 import scipy.ndimage
-import scipy.spatial
+import scipy.sparse
 import scipy.stats
-import sklearn.metrics
 
 from cadjax import intervals
 
@@ -116,8 +116,17 @@ def pointing(
   return {"pointing": float(near[heat == heat.max()].mean()), "chance": chance}
 
 
+def ascending(heat: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
+  """Returns the order [n] of a map's voxels in the region, the least first."""
+  heat, _ = _in_region(_checked(heat), np.zeros(heat.shape, bool), region)
+  return np.argsort(heat)
+
+
 def auprc(
-  heat: np.ndarray, inside: np.ndarray, region: np.ndarray | None = None
+  heat: np.ndarray,
+  inside: np.ndarray,
+  region: np.ndarray | None = None,
+  order: np.ndarray | None = None,
 ) -> dict[str, float]:
   """Returns the average precision of the map as a detector of the mask.
 
@@ -125,36 +134,50 @@ def auprc(
     heat: map [D, H, W].
     inside: bool [D, H, W].
     region: bool [D, H, W]; all voxels if left out.
+    order: of `ascending`, where several masks share a map: sorting is slow.
 
   Returns:
-    auprc in [0, 1], scikit-learn's average precision over voxels, and chance,
-    the mask's prevalence, which is what a uniform map gets.
+    auprc in [0, 1], the average precision over voxels as scikit-learn defines
+    it (the mean over the mask's voxels of the precision at each, where voxels
+    of equal heat have one precision), and chance, the mask's prevalence, which
+    is what a uniform map gets.
   """
+  order = ascending(heat, region) if order is None else order
   heat, inside = _in_region(_checked(heat), inside, region)
   chance = float(inside.mean()) if inside.size else 0.0
   if not heat.sum() > 0 or not 0 < chance < 1:
     return {"auprc": math.nan, "chance": chance}
-  value = sklearn.metrics.average_precision_score(inside, heat)
+  order = order[::-1]
+  heat = heat[order]
+  last = np.flatnonzero(np.append(heat[1:] != heat[:-1], True))  # Of a tie.
+  hits = np.cumsum(inside[order])[last]
+  new = np.diff(hits, prepend=0)
+  value = (new * (hits / (last + 1))).sum() / hits[-1]
   return {"auprc": float(value), "chance": chance}
 
 
-def gini(heat: np.ndarray, region: np.ndarray | None = None) -> float:
+def gini(
+  heat: np.ndarray,
+  region: np.ndarray | None = None,
+  order: np.ndarray | None = None,
+) -> float:
   """Returns the Gini index of a map [D, H, W], its sparseness.
 
   0 for a uniform map, 1 - 1/n for a single voxel of n: Hurley and Rickard,
   IEEE Trans. Inf. Theory 55 (2009) 4723-4741, used for explanations by
-  Chalasani et al., ICML 2020.
+  Chalasani et al., ICML 2020. For region and order see `auprc`.
   """
+  order = ascending(heat, region) if order is None else order
   heat, _ = _in_region(_checked(heat), np.zeros(heat.shape, bool), region)
   total, n = heat.sum(dtype=np.float64), heat.size
   if not total > 0:
     return math.nan
   weight = 2 * np.arange(1, n + 1) - n - 1
-  return float(np.sort(heat) @ weight / (n * total))
+  return float(heat[order] @ weight / (n * total))
 
 
 def rolled_null(
-  heat: np.ndarray,
+  heats: np.ndarray,
   distances: Mapping[str, np.ndarray],
   *,
   region: np.ndarray | None = None,
@@ -163,14 +186,15 @@ def rolled_null(
   rolls: int = ROLLS,
   seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Measures a map against structures rolled away, many times.
+  """Measures maps against structures rolled away, many times.
 
   Each roll shifts the structures by a random number of voxels along D, H and
-  W; what leaves the volume comes in at the other side. The region and the map
+  W; what leaves the volume comes in at the other side. The region and the maps
   stay. Over all shifts without a region the mean lift is exactly 1.
 
   Args:
-    heat: map [D, H, W].
+    heats: maps [n, D, H, W]; all meet the same rolls, so many together take
+      less time than one by one.
     distances: of the structures, see `distance_mm`.
     region: bool [D, H, W]; all voxels if left out.
     radii_mm: of the dilations whose lift is measured.
@@ -179,63 +203,88 @@ def rolled_null(
     seed: of the shifts: equal ones for maps of one shape.
 
   Returns:
-    for each structure "lift" [rolls, radii] and "pointing" [rolls], NaN where
-    it is undefined, as where a roll leaves no structure in the region.
+    for each structure "lift" [n, rolls, radii] and "pointing" [n, rolls], NaN
+    where it is undefined, as where a roll leaves no structure in the region.
   """
-  heat = _checked(heat)
-  shape = heat.shape
-  if region is not None:
-    heat = np.where(region, heat, 0)
-  total = heat.sum(dtype=np.float64)
-  size = heat.size if region is None else int(region.sum())
-  order = np.argsort(radii_mm)
-  lookups = {
-    name: _lookup(distance, np.asarray(radii_mm)[order], peak_mm)
-    for name, distance in distances.items()
-  }
-  null = {
-    name: {
-      "lift": np.full((rolls, len(order)), np.nan),
-      "pointing": np.full(rolls, np.nan),
+  shape = heats.shape[1:]
+  where = np.ones(shape, bool) if region is None else region
+  # The region counts as one more map, whose sums are the structures' sizes.
+  columns = np.empty((where.size, len(heats) + 1))
+  columns[:, -1] = where.ravel()
+  peaks = []
+  for column, heat in zip(columns.T, heats, strict=False):
+    heat = np.where(where, _checked(heat), 0)
+    column[:] = heat.ravel()
+    # Above 0, so within the region; none for a map without energy there.
+    peaks.append(np.argwhere((heat == heat.max()) & (heat > 0)))
+  totals = columns.sum(0)
+  totals[totals == 0] = np.nan
+  shifts = np.random.default_rng(seed).integers(shape, size=(rolls, len(shape)))
+  null = {}
+  for name, distance in distances.items():
+    within = np.array([*radii_mm, peak_mm])
+    sums = _rolled_sums(columns, distance, within, shifts)
+    share = sums[..., -1:] / max(1, where.sum())
+    share[(share <= 0) | (share >= 1)] = np.nan
+    lift = sums[..., :-1] / totals[:-1] / share
+    near = distance <= peak_mm
+    hits = [_rolled_hits(some, near, shifts) for some in peaks]
+    null[name] = {
+      "lift": np.moveaxis(lift[:, :-1], -1, 0),
+      "pointing": np.where(np.isnan(lift[:, -1].T), np.nan, hits),
     }
-    for name in distances
-  }
-  if not total > 0:
-    return null
-  # Above 0, so within the region.
-  peaks = np.argwhere(heat == heat.max())
-  rng = np.random.default_rng(seed)
-  here = None
-  for i in range(rolls):
-    shift = rng.integers(shape)
-    # To roll the map back is to roll the structures forth.
-    back = np.roll(heat, -shift, (0, 1, 2)).ravel()
-    if region is not None:
-      here = np.roll(region, -shift, (0, 1, 2)).ravel()
-    for name, (voxels, ring, near) in lookups.items():
-      weight = None if here is None else here[voxels]
-      share = np.bincount(ring, weight, len(order)).cumsum() / size
-      energy = np.bincount(ring, back[voxels], len(order)).cumsum() / total
-      defined = (share > 0) & (share < 1)
-      lift = energy[defined] / share[defined]
-      null[name]["lift"][i, order[defined]] = lift
-      if 0 < (near.sum() if here is None else here[near.ravel()].sum()) < size:
-        hit = near[tuple(((peaks - shift) % shape).T)].mean()
-        null[name]["pointing"][i] = hit
   return null
 
 
-def _lookup(
-  distance: np.ndarray, radii_mm: np.ndarray, peak_mm: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the voxels within the largest radius, their rings, and `near`.
+def _rolled_sums(
+  columns: np.ndarray,
+  distance: np.ndarray,
+  within: np.ndarray,
+  shifts: np.ndarray,
+) -> np.ndarray:
+  """Sums maps over a structure's dilations, rolled.
 
-  A ring lies between one radius and the next, so that all dilations together
-  look up each voxel once.
+  Args:
+    columns: maps as columns [voxels, n].
+    distance: of the structure [D, H, W].
+    within: distances [k] that bound the dilations, in any order.
+    shifts: [rolls, 3].
+
+  Returns:
+    [rolls, k, n].
   """
-  ring = np.searchsorted(radii_mm, distance).ravel()
-  (voxels,) = np.nonzero(ring < len(radii_mm))
-  return voxels, ring[voxels], distance <= peak_mm
+  order = np.argsort(within)
+  # A ring lies between one distance and the next, so that all dilations
+  # together look up each voxel once.
+  ring = np.searchsorted(within[order], distance)
+  voxels = np.nonzero(ring < len(within))
+  ring = ring[voxels]
+  by_ring = np.argsort(ring, kind="stable")
+  voxels = [along[by_ring] for along in voxels]
+  ends = np.searchsorted(ring[by_ring], np.arange(len(within) + 1))
+  ones = np.ones(ring.size)
+  found = np.empty((len(shifts), len(within), columns.shape[1]))
+  for sums, shift in zip(found, shifts, strict=True):
+    at = np.zeros(ring.size, np.int64)
+    for along, by, length in zip(voxels, shift, distance.shape, strict=True):
+      at = at * length + ((np.arange(length) + by) % length)[along]
+    rings = scipy.sparse.csr_array(
+      (ones, at, ends), shape=(len(within), len(columns))
+    )
+    sums[order] = (rings @ columns).cumsum(0)
+  return found
+
+
+def _rolled_hits(
+  peaks: np.ndarray, near: np.ndarray, shifts: np.ndarray
+) -> list[float]:
+  """Returns for each shift the share of the peaks [n, 3] on the rolled mask."""
+  if not len(peaks):
+    return [math.nan] * len(shifts)
+  # To roll the peaks back is to roll the structure forth.
+  return [
+    near[tuple(((peaks - shift) % near.shape).T)].mean() for shift in shifts
+  ]
 
 
 def p_value(observed: float, null: np.ndarray) -> float:
@@ -253,7 +302,7 @@ def p_value(observed: float, null: np.ndarray) -> float:
 
 
 def location_metrics(
-  heat: np.ndarray,
+  heats: np.ndarray,
   distances: Mapping[str, np.ndarray],
   *,
   region: np.ndarray | None = None,
@@ -261,11 +310,11 @@ def location_metrics(
   peak_mm: float = PEAK_MM,
   rolls: int = ROLLS,
   seed: int = 0,
-) -> dict[str, dict[str, float]]:
-  """Returns every measure of one map against each structure.
+) -> list[dict[str, dict[str, float]]]:
+  """Returns every measure of maps of one volume against each structure.
 
   Args:
-    heat: map [D, H, W].
+    heats: maps [n, D, H, W].
     distances: of the structures, see `distance_mm`.
     region: bool [D, H, W]; all voxels if left out.
     radii_mm: of the dilations.
@@ -274,17 +323,17 @@ def location_metrics(
     seed: of the rolls.
 
   Returns:
-    for each structure, and there for each radius, as in "lift_2mm": energy_,
-    share_, lift_, lift_null_ (the mean over the rolls) and lift_p_; then
-    pointing, pointing_chance, pointing_null, pointing_p, auprc, auprc_chance
-    (of the structure itself) and gini.
+    for each map, each structure, and there for each radius, as in "lift_2mm":
+    energy_, share_, lift_, lift_null_ (the mean over the rolls) and lift_p_;
+    then pointing, pointing_chance, pointing_null, pointing_p, auprc,
+    auprc_chance (of the structure itself) and gini.
 
   Raises:
-    ValueError: the map is not 3D, has a negative or infinite value or NaN, or
+    ValueError: a map is not 3D, has a negative or infinite value or NaN, or
       differs in shape.
   """
   null = rolled_null(
-    heat,
+    heats,
     distances,
     region=region,
     radii_mm=radii_mm,
@@ -292,21 +341,29 @@ def location_metrics(
     rolls=rolls,
     seed=seed,
   )
-  sparseness = gini(heat, region)
-  rows = {}
-  for name, distance in distances.items():
-    row = rows[name] = {}
-    for i, radius in enumerate(radii_mm):
-      found = energy_in(heat, distance <= radius, region)
-      found |= _against(found["lift"], null[name]["lift"][:, i], "lift")
-      row |= {f"{key}_{radius:g}mm": value for key, value in found.items()}
-    found = pointing(heat, distance <= peak_mm, region)
-    row |= {"pointing": found["pointing"], "pointing_chance": found["chance"]}
-    row |= _against(found["pointing"], null[name]["pointing"], "pointing")
-    found = auprc(heat, distance <= 0, region)
-    row |= {"auprc": found["auprc"], "auprc_chance": found["chance"]}
-    row["gini"] = sparseness
-  return rows
+
+  def measure(n: int) -> dict[str, dict[str, float]]:
+    heat, rows = heats[n], {}
+    order = ascending(heat, region)
+    sparseness = gini(heat, region, order)
+    for name, distance in distances.items():
+      row: dict[str, float] = {}
+      for i, radius in enumerate(radii_mm):
+        found = energy_in(heat, distance <= radius, region)
+        drawn = null[name]["lift"][n, :, i]
+        found |= _against(found["lift"], drawn, "lift")
+        row |= {f"{key}_{radius:g}mm": x for key, x in found.items()}
+      found = pointing(heat, distance <= peak_mm, region)
+      row |= {"pointing": found["pointing"], "pointing_chance": found["chance"]}
+      row |= _against(found["pointing"], null[name]["pointing"][n], "pointing")
+      found = auprc(heat, distance <= 0, region, order)
+      row |= {"auprc": found["auprc"], "auprc_chance": found["chance"]}
+      rows[name] = row | {"gini": sparseness}
+    return rows
+
+  # Sorting, most of the work, leaves the other threads running.
+  with futures.ThreadPoolExecutor() as pool:
+    return list(pool.map(measure, range(len(heats))))
 
 
 def _against(value: float, null: np.ndarray, name: str) -> dict[str, float]:

@@ -130,8 +130,8 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
       record["image"].shape,
       (maker.strides[layer]),
     )[0]
-    expected = explain_metrics.location_metrics(
-      np.asarray(heat), evaluate_explain.read_structures(record), rolls=5
+    (expected,) = explain_metrics.location_metrics(
+      np.asarray(heat)[None], evaluate_explain.read_structures(record), rolls=5
     )
     for name, values in expected.items():
       (row,) = (

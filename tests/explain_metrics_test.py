@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.metrics
 
 from cadjax import explain_metrics
 
@@ -100,6 +101,14 @@ def test_location_equals_loops(with_region):
   )
 
 
+@pytest.mark.parametrize("levels", [2, 7, 1000])
+def test_average_precision_of_ties_is_scikit_learns(levels):
+  heat, mask = np.floor(levels * heat_of(1)), mask_of(2, 0.1)
+  expected = sklearn.metrics.average_precision_score(mask.ravel(), heat.ravel())
+  ours = explain_metrics.auprc(heat, mask)["auprc"]
+  assert ours == pytest.approx(expected, rel=1e-12)
+
+
 def test_gini_of_one_voxel():
   heat = np.zeros(SHAPE)
   heat[1, 2, 3] = 5
@@ -119,8 +128,10 @@ def test_no_measure_depends_on_the_scale_of_the_map():
   heat = heat_of(1)
   distance = explain_metrics.distance_mm(mask_of(2, 0.01), SPACING)
   a, b, other = (
-    explain_metrics.location_metrics(x, {"a": distance}, rolls=9)["a"]
-    for x in (heat, 1000 * heat, heat**2)
+    row["a"]
+    for row in explain_metrics.location_metrics(
+      np.stack([heat, 1000 * heat, heat**2]), {"a": distance}, rolls=9
+    )
   )
   assert a == pytest.approx(b, nan_ok=True)
   assert a != pytest.approx(other, nan_ok=True)
@@ -131,8 +142,13 @@ def test_a_row_holds_every_measure_at_its_distance():
   distance = explain_metrics.distance_mm(mask, SPACING)
   region = mask_of(3, 0.6)
   row = explain_metrics.location_metrics(
-    heat, {"a": distance}, region=region, radii_mm=(0, 1.5), peak_mm=2, rolls=3
-  )["a"]
+    heat[None],
+    {"a": distance},
+    region=region,
+    radii_mm=(0, 1.5),
+    peak_mm=2,
+    rolls=3,
+  )[0]["a"]
   for name, radius in (("0mm", 0), ("1.5mm", 1.5)):
     found = explain_metrics.energy_in(heat, distance <= radius, region)
     for key, value in found.items():
@@ -155,7 +171,7 @@ def test_rolls_equal_measures_of_the_rolled_structure(with_region):
   distance = explain_metrics.distance_mm(mask_of(2, 0.004), SPACING)
   radii = (2.0, 0.0, 1.0)  # In any order.
   both = explain_metrics.rolled_null(
-    heat,
+    np.stack([heat_of(5), heat]),
     {"one": distance, "other": distance.max() - distance},
     region=region,
     radii_mm=radii,
@@ -163,10 +179,10 @@ def test_rolls_equal_measures_of_the_rolled_structure(with_region):
     rolls=6,
     seed=8,
   )
-  ours = both["one"]
-  rng = np.random.default_rng(8)
-  for i in range(6):
-    rolled = np.roll(distance, rng.integers(SHAPE), (0, 1, 2))
+  ours = {key: values[1] for key, values in both["one"].items()}
+  shifts = np.random.default_rng(8).integers(SHAPE, size=(6, 3))
+  for i, shift in enumerate(shifts):
+    rolled = np.roll(distance, shift, (0, 1, 2))
     for k, radius in enumerate(radii):
       expected = explain_metrics.energy_in(heat, rolled <= radius, region)
       assert ours["lift"][i, k] == pytest.approx(expected["lift"], nan_ok=True)
@@ -174,7 +190,8 @@ def test_rolls_equal_measures_of_the_rolled_structure(with_region):
     assert ours["pointing"][i] == pytest.approx(expected["pointing"])
   assert np.nanstd(ours["lift"][:, 0]) > 0
   assert np.std(ours["pointing"]) > 0
-  assert (both["other"]["lift"] != ours["lift"]).any()
+  assert (both["other"]["lift"][1] != ours["lift"]).any()
+  assert (both["one"]["lift"][0] != ours["lift"]).any()
 
 
 def test_over_all_shifts_the_mean_lift_is_1_and_pointing_is_chance():
@@ -191,8 +208,8 @@ def test_over_all_shifts_the_mean_lift_is_1_and_pointing_is_chance():
 
 def test_the_null_of_an_unrelated_map_and_of_a_right_one():
   distance = explain_metrics.distance_mm(mask_of(2, 0.004), SPACING)
-  unrelated = explain_metrics.location_metrics(
-    heat_of(7), {"a": distance}, rolls=400
+  (unrelated,) = explain_metrics.location_metrics(
+    heat_of(7)[None], {"a": distance}, rolls=400
   )
   ours = unrelated["a"]
   for radius in ("0mm", "2mm"):
@@ -201,7 +218,9 @@ def test_the_null_of_an_unrelated_map_and_of_a_right_one():
     ours["pointing_chance"], abs=0.08
   )
   right = np.exp(-distance)
-  ours = explain_metrics.location_metrics(right, {"a": distance}, rolls=199)
+  (ours,) = explain_metrics.location_metrics(
+    right[None], {"a": distance}, rolls=199
+  )
   ours = ours["a"]
   assert ours["lift_p_0mm"] == 1 / 200
   assert ours["lift_0mm"] > 3 * ours["lift_null_0mm"]
@@ -214,10 +233,10 @@ def test_p_values_of_unrelated_maps_are_uniform():
   for i in range(200):
     heat = heat_of(100 + i)
     null = explain_metrics.rolled_null(
-      heat, {"a": distance}, radii_mm=(0.0,), rolls=19, seed=i
+      heat[None], {"a": distance}, radii_mm=(0.0,), rolls=19, seed=i
     )["a"]
     lift = explain_metrics.energy_in(heat, distance <= 0)["lift"]
-    p.append(explain_metrics.p_value(lift, null["lift"][:, 0]))
+    p.append(explain_metrics.p_value(lift, null["lift"][0, :, 0]))
   counts = np.bincount(np.rint(np.array(p) * 20).astype(int), minlength=21)
   assert counts[0] == 0
   assert scipy.stats.chisquare(counts[1:]).pvalue > 0.001
@@ -241,9 +260,15 @@ def test_what_is_undefined_is_nan():
   for a, mask, where in cases:
     where = full if where is None else where
     distance = explain_metrics.distance_mm(mask, SPACING)
-    ours = explain_metrics.location_metrics(
-      a, {"x": distance}, region=where, radii_mm=(0.0,), peak_mm=0.0, rolls=3
-    )["x"]
+    (ours,) = explain_metrics.location_metrics(
+      a[None],
+      {"x": distance},
+      region=where,
+      radii_mm=(0.0,),
+      peak_mm=0.0,
+      rolls=3,
+    )
+    ours = ours["x"]
     for name in ("energy_0mm", "lift_0mm", "lift_null_0mm", "lift_p_0mm"):
       assert math.isnan(ours[name]), name
     for name in ("pointing", "pointing_null", "pointing_p", "auprc"):
@@ -258,7 +283,7 @@ def test_a_map_that_is_none_is_refused():
     heat = heat_of(0)
     heat[0, 0, 0] = bad
     with pytest.raises(ValueError, match="finite and at least 0"):
-      explain_metrics.location_metrics(heat, {"a": distance})
+      explain_metrics.location_metrics(heat[None], {"a": distance})
   with pytest.raises(ValueError, match="do not match"):
     explain_metrics.energy_in(heat_of(0), mask_of(1)[1:])
   with pytest.raises(ValueError, match="do not match"):
