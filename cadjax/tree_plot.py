@@ -7,7 +7,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from scipy import ndimage
+from scipy.spatial import distance
 
 from cadjax.findings import Finding
 from cadjax.vessel_tree import Branch, VesselTree
@@ -17,6 +19,7 @@ VIEWS = {"from the front": (0, "R", "L"), "from the left": (1, "A", "P")}
 CMAP = "YlOrRd"
 GREY = "#9aa5b1"
 MARGIN_MM = 12.0
+ROOM_MM = 8.0  # Between a name and a number or another name.
 SHORT = {
   "diagonal or septal of LAD": "D/S",
   "marginal of LCx": "OM",
@@ -56,6 +59,7 @@ def tree_figure(
       _shadow(ax, tree, aorta, axis)
     for branch, along in zip(tree.branches, values, strict=True):
       _draw(ax, branch, along, axis, norm)
+    _names(ax, tree.branches, findings, axis)
     _numbers(ax, findings, axis)
     if not tree.branches:
       ax.text(
@@ -82,8 +86,7 @@ def _along(branch: Branch, tree: VesselTree, heat: np.ndarray) -> np.ndarray:
 
 
 def _draw(ax, branch: Branch, along: np.ndarray, axis: int, norm) -> None:
-  own = slice(max(branch.free - 1, 0), None)
-  flat = branch.course_mm[own][:, [axis, 2]]
+  flat = _own(branch, axis)
   if len(flat) < 2:
     return
   known = branch.radius_mm[np.isfinite(branch.radius_mm)]
@@ -92,24 +95,46 @@ def _draw(ax, branch: Branch, along: np.ndarray, axis: int, norm) -> None:
   ax.plot(*flat.T, color=GREY, lw=width + 1.2, solid_capstyle="round")
   lines = LineCollection(
     np.stack([flat[:-1], flat[1:]], 1),
-    array=along[own][1:],
+    array=along[1 - len(flat) :],
     cmap=CMAP,
     norm=norm,
     linewidths=width,
   )
   ax.add_collection(lines)
-  name = branch.name
-  for long, short in SHORT.items():
-    name = name.replace(long, short)
-  ax.annotate(
-    name,
+
+
+def _names(
+  ax, branches: Sequence[Branch], findings: Sequence[Finding], axis: int
+) -> None:
+  """Writes the vessels' names, away from the numbers and from each other."""
+  taken = [np.take(finding.position_mm, [axis, 2]) for finding in findings]
+  for branch in branches:
+    flat = _own(branch, axis)
+    if len(flat) < 2:
+      continue
+    name = branch.name
+    for long, short in SHORT.items():
+      name = name.replace(long, short)
     # Side branches end apart from each other, the main vessels do not.
-    flat[-1] if name != branch.name else flat[len(flat) // 2],
-    xytext=(3, -3),
-    textcoords="offset points",
-    fontsize=7,
-    color="#1b2430",
-  )
+    at = len(flat) - 1 if name != branch.name else len(flat) // 2
+    if taken:
+      room = distance.cdist(flat, taken).min(1)
+      at = at if room[at] >= ROOM_MM else room.argmax()
+    taken.append(flat[at])
+    ax.annotate(
+      name,
+      flat[at],
+      xytext=(4, -6),
+      textcoords="offset points",
+      fontsize=7,
+      color="#1b2430",
+      path_effects=[withStroke(linewidth=2, foreground="white")],
+    )
+
+
+def _own(branch: Branch, axis: int) -> np.ndarray:
+  """Returns a branch's course on the page [n, 2], from where it parts."""
+  return branch.course_mm[max(branch.free - 1, 0) :][:, [axis, 2]]
 
 
 def _numbers(ax, findings: Sequence[Finding], axis: int) -> None:

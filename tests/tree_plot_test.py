@@ -33,6 +33,9 @@ def test_branches_and_findings_lie_inside(tree, drawn_finding):
       x, y = finding.position_mm[axis], finding.position_mm[2]
       assert ax.get_xlim()[0] < x < ax.get_xlim()[1]
       assert ax.get_ylim()[0] < y < ax.get_ylim()[1]
+      for text in ax.texts:
+        if text.get_text() in vessels.names:
+          assert np.hypot(*(text.xy - np.array([x, y]))) >= 8
     (line,) = ax.collections[-1:]
     np.testing.assert_allclose(line.get_array(), 0.2)
 
