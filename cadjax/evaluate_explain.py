@@ -44,6 +44,8 @@ STRUCTURES = {
 REGIONS = ("volume", "body")
 # Air and lung are below; fat and all that is denser is above.
 BODY_HU = -500
+# Of the maps of a case that are measured together.
+MAPS_BYTES = 2**31
 # Patients whose maps make the pairs of unrelated ones.
 BASELINE_PATIENTS = 12
 # What is measured, and what its rows are told apart by.
@@ -285,21 +287,29 @@ def _locate(
   if not structures:
     return []
   where = image > BODY_HU if region == "body" else None
-  keys = _keys(maps)
-  heats = np.stack(
-    [
-      maps.heat(cells[method][layer], layer, image.shape)
-      for layer, method in keys
+  keys, rows = _keys(maps), []
+  # A map is float32, and float64 once more among the columns of its null.
+  together = max(1, MAPS_BYTES // (12 * image.size))
+  for start in range(0, len(keys), together):
+    some = keys[start : start + together]
+    found = explain_metrics.location_metrics(
+      np.stack(
+        [
+          maps.heat(cells[method][layer], layer, image.shape)
+          for layer, method in some
+        ]
+      ),
+      structures,
+      region=where,
+      rolls=rolls,
+      seed=seed,
+    )
+    rows += [
+      {"layer": layer, "method": method, "structure": name} | row
+      for (layer, method), by_structure in zip(some, found, strict=True)
+      for name, row in by_structure.items()
     ]
-  )
-  found = explain_metrics.location_metrics(
-    heats, structures, region=where, rolls=rolls, seed=seed
-  )
-  return [
-    {"layer": layer, "method": method, "structure": name} | row
-    for (layer, method), rows in zip(keys, found, strict=True)
-    for name, row in rows.items()
-  ]
+  return rows
 
 
 def _faithful(

@@ -68,16 +68,20 @@ def other(root, tiny_config, dataset):
 
 
 @pytest.fixture(scope="module")
-def result(trained, other):
-  return evaluate.evaluate_maps(
-    trained,
-    against=str(other),
-    cases=4,
-    sanity=SANITY,
-    rolls=5,
-    bootstrap=100,
-    batch_size=16,
-  )
+def result(trained, other, dataset):
+  with pytest.MonkeyPatch.context() as patch:
+    # 7 of the 25 maps at a time.
+    size = 7 * 12 * np.prod(dataset.shape)
+    patch.setattr(evaluate_explain, "MAPS_BYTES", size)
+    return evaluate.evaluate_maps(
+      trained,
+      against=str(other),
+      cases=4,
+      sanity=SANITY,
+      rolls=5,
+      bootstrap=100,
+      batch_size=16,
+    )
 
 
 def read_rows(trained, name):
