@@ -29,6 +29,7 @@ from cadjax import intervals
 RADII_MM = (0.0, 2.0, 5.0, 10.0)
 PEAK_MM = 5.0
 ROLLS = 99
+THREADS = 4  # Each takes the memory of sorting a map.
 
 
 def distance_mm(
@@ -118,8 +119,7 @@ def pointing(
 
 def ascending(heat: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
   """Returns the order [n] of a map's voxels in the region, the least first."""
-  heat, _ = _in_region(_checked(heat), np.zeros(heat.shape, bool), region)
-  return np.argsort(heat)
+  return np.argsort(_inside(_checked(heat), region))
 
 
 def auprc(
@@ -168,7 +168,7 @@ def gini(
   Chalasani et al., ICML 2020. For region and order see `auprc`.
   """
   order = ascending(heat, region) if order is None else order
-  heat, _ = _in_region(_checked(heat), np.zeros(heat.shape, bool), region)
+  heat = _inside(_checked(heat), region)
   total, n = heat.sum(dtype=np.float64), heat.size
   if not total > 0:
     return math.nan
@@ -220,9 +220,9 @@ def rolled_null(
   totals = columns.sum(0)
   totals[totals == 0] = np.nan
   shifts = np.random.default_rng(seed).integers(shape, size=(rolls, len(shape)))
+  within = np.array([*radii_mm, peak_mm])
   null = {}
   for name, distance in distances.items():
-    within = np.array([*radii_mm, peak_mm])
     sums = _rolled_sums(columns, distance, within, shifts)
     share = sums[..., -1:] / max(1, where.sum())
     share[(share <= 0) | (share >= 1)] = np.nan
@@ -362,7 +362,7 @@ def location_metrics(
     return rows
 
   # Sorting, most of the work, leaves the other threads running.
-  with futures.ThreadPoolExecutor() as pool:
+  with futures.ThreadPoolExecutor(THREADS) as pool:
     return list(pool.map(measure, range(len(heats))))
 
 
@@ -450,8 +450,13 @@ def _in_region(
   mask = np.asarray(mask, bool)
   if mask.shape != heat.shape:
     raise ValueError(f"a map {heat.shape} and a mask {mask.shape} do not match")
+  return _inside(heat, region), _inside(mask, region)
+
+
+def _inside(x: np.ndarray, region: np.ndarray | None) -> np.ndarray:
+  """Returns the values [n] of the region's voxels."""
   if region is None:
-    return heat.ravel(), mask.ravel()
-  if region.shape != heat.shape:
-    raise ValueError(f"map {heat.shape} and region {region.shape} do not match")
-  return heat[region], mask[region]
+    return x.ravel()
+  if region.shape != x.shape:
+    raise ValueError(f"map {x.shape} and region {region.shape} do not match")
+  return x[region]
