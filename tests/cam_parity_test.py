@@ -13,8 +13,11 @@ from cadjax import cam, models
 
 torch = pytest.importorskip("torch")
 
-import parity_test  # noqa: E402 (it imports torch)
-from parity_test import monai_nets  # noqa: E402, F401 (a fixture)
+from monai_nets import (  # noqa: E402 (it imports torch)
+  make_torch,
+  monai_nets,  # noqa: F401 (a fixture)
+  to_flax,
+)
 
 SPACE = {2: (70, 57), 3: (34, 40, 49)}
 LAYERS = {f"stage{i}": f"layer{i}" for i in (1, 2, 3, 4)}
@@ -32,7 +35,7 @@ def visualize(monai_nets):  # noqa: F811
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_maps_are_monais(monai_nets, visualize, ndim):  # noqa: F811
   """On the cells: MONAI upsamples with half-pixel centres, which moves maps."""
-  net = parity_test.make_torch(monai_nets, ndim, 10).eval().double()
+  net = make_torch(monai_nets, ndim, 10).eval().double()
   x = np.random.default_rng(1).random((1, *SPACE[ndim], 1))
   given = torch.tensor(np.moveaxis(x, -1, 1).copy())
   with jax.enable_x64(True):
@@ -41,8 +44,7 @@ def test_maps_are_monais(monai_nets, visualize, ndim):  # noqa: F811
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     variables = {
-      name: parity_test.to_flax(tensors, like[name])
-      for name in ("params", "batch_stats")
+      name: to_flax(tensors, like[name]) for name in ("params", "batch_stats")
     }
     explain = jax.jit(cam.make_explain(model, methods=("gradcam",)))
     _, maps = explain(variables, jnp.asarray(x), 1)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from PIL import Image
-from predict_test import write_workdir
 from tiny_models import Fcn, draw_variables
+from tiny_runs import write_workdir
 
 from cadjax import (
   checkpoint,

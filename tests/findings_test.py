@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from candidates_test import FORK, LINES, VOXEL, ball, blobs, on, scene
+from tiny_tree import FORK, LINES, VOXEL, ball, blobs, on, scene
 
 from cadjax import findings, names
 from cadjax.findings import Options, find_abnormalities, match_lesions

@@ -10,19 +10,16 @@ from cadjax.models import resnet
 
 torch = pytest.importorskip("torch")
 
+from monai_nets import (  # noqa: E402 (it imports torch)
+  make_torch,
+  monai_nets,  # noqa: F401 (a fixture)
+  shake_norms,
+  to_flax,
+  torch_unet_name,
+)
+
 # Neither powers of two nor cubes: even and odd sizes at the strided layers.
 SPACE = {2: (70, 57), 3: (18, 33, 40)}
-CLASSES = 2
-
-
-@pytest.fixture(scope="module")
-def monai_nets():
-  import warnings
-
-  with warnings.catch_warnings():
-    # MONAI's own imports warn of deprecated names in other packages.
-    warnings.simplefilter("ignore")
-    return pytest.importorskip("monai.networks.nets")
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -36,78 +33,6 @@ def dtype(request):
 
 # Largest relative differences allowed of logits, and of the whole gradient.
 TOLERANCES = {"float32": (1e-3, 0.1), "float64": (1e-9, 1e-7)}
-
-
-def make_torch(nets, ndim, depth):
-  """MONAI's network with norms and statistics away from 0 and 1."""
-  torch.manual_seed(0)
-  net = getattr(nets, f"resnet{depth}")(
-    spatial_dims=ndim,
-    n_input_channels=1,
-    num_classes=CLASSES,
-    conv1_t_stride=2,
-    bias_downsample=False,
-  )
-  shake_norms(net)
-  return net
-
-
-@torch.no_grad()
-def shake_norms(net):
-  """Draws the parameters and statistics of all norms in place."""
-  for module in net.modules():
-    if getattr(module, "affine", False):
-      module.weight.uniform_(0.5, 1.0)
-      module.bias.uniform_(-0.2, 0.2)
-    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-      module.running_mean.uniform_(-0.2, 0.2)
-      module.running_var.uniform_(0.5, 1.5)
-
-
-TORCH_LEAVES = {
-  "kernel": "weight",
-  "scale": "weight",
-  "mean": "running_mean",
-  "var": "running_var",
-}
-
-
-def torch_name(path):
-  """The name in MONAI of a parameter in cadjax: ("conv_stem", "kernel")."""
-  *block, layer, leaf = path
-  if layer == "head":
-    prefix = "fc"
-  elif layer.endswith("_stem"):
-    prefix = {"conv_stem": "conv1", "norm_stem": "bn1"}[layer]
-  else:
-    stage, number = block[0].removeprefix("stage").split("_block")
-    names = {"conv_skip": "downsample.0", "norm_skip": "downsample.1"}
-    inner = names.get(layer, layer.replace("norm", "bn"))
-    prefix = f"layer{stage}.{int(number) - 1}.{inner}"
-  return f"{prefix}.{TORCH_LEAVES.get(leaf, leaf)}"
-
-
-def torch_unet_name(path):
-  """The name in `bench.unet_torch` of a parameter of a U-Net in cadjax."""
-  *parts, leaf = path
-  return ".".join(["parts", *parts, TORCH_LEAVES.get(leaf, leaf)])
-
-
-def to_flax(tensors, like, name=torch_name):
-  """Torch tensors by name -> a tree of the shapes of `like`."""
-
-  def convert(path, leaf):
-    keys = [each.key for each in path]
-    # A copy: torch updates its running statistics in place.
-    value = tensors[name(keys)].detach().numpy().copy()
-    if keys[-1] == "kernel":  # [out, in, *size] -> [*size, in, out]
-      value = np.moveaxis(value, (0, 1), (-1, -2))
-      # What is a dense layer here is a convolution of size 1 there.
-      value = value.squeeze(tuple(range(value.ndim - leaf.ndim)))
-    assert value.shape == leaf.shape, keys
-    return value
-
-  return jax.tree_util.tree_map_with_path(convert, like)
 
 
 def relative(a, b):
@@ -129,7 +54,7 @@ def flat(tree):
   [(2, 18), (2, 50), (3, 10), pytest.param(3, 50, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("train", [False, True])
-def test_logits_and_gradients_are_monais(monai_nets, ndim, depth, train, dtype):
+def test_logits_and_gradients_are_monais(monai_nets, ndim, depth, train, dtype):  # noqa: F811
   net = make_torch(monai_nets, ndim, depth).train(train)
   net = net.to(getattr(torch, dtype))
   model = models.get_model({"ndim": ndim, "depth": depth})
@@ -184,7 +109,7 @@ def test_logits_and_gradients_are_monais(monai_nets, ndim, depth, train, dtype):
       assert relative(ours[name], mean) < 10 * TOLERANCES[dtype][0], name
 
 
-def test_widths_and_depths_have_monais_counts(monai_nets):
+def test_widths_and_depths_have_monais_counts(monai_nets):  # noqa: F811
   for depth in resnet.DEPTHS:
     net = make_torch(monai_nets, 3, depth)
     model = models.get_model({"depth": depth})

@@ -7,81 +7,24 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from tiny_runs import STEP, write_workdir
 
 from cadjax import (
   checkpoint,
   inputs,
-  models,
   predict,
   report,
   scoring,
   workdir,
 )
-from configs import resnet3d
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
-
-GRID = {"kind": "paper", "shape": [24, 16, 20]}
-STEP = 7
-
-
-def random_variables(model, image_shape: tuple[int, ...]) -> dict:
-  """Draws variables without compiling the model's own initialisation."""
-  shapes = jax.eval_shape(
-    functools.partial(model.init, train=False),
-    jax.random.key(0),
-    jnp.zeros((1, *image_shape, 1)),
-  )
-  rng = np.random.default_rng(3)
-
-  def draw(path, leaf):
-    if path[-1].key != "kernel":
-      return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
-    fan_in = np.prod(leaf.shape[:-1])
-    # An untrained head answers 0.5 to everything; this one has opinions.
-    gain = 5.0 if path[-2].key == "head" else 1.4
-    values = rng.normal(0, gain / fan_in**0.5, leaf.shape)
-    return values.astype(np.float32)
-
-  variables = {k: shapes[k] for k in ("params", "batch_stats")}
-  return jax.tree.map_with_path(draw, variables)
-
-
-def write_workdir(
-  path: pathlib.Path, *, ndim: int = 3, source: str = "phantom"
-) -> pathlib.Path:
-  """Writes a workdir as cadjax.main leaves it, with random weights."""
-  config = resnet3d.get_config().copy_and_resolve_references()
-  with config.unlocked():
-    config.model.update(ndim=ndim, depth=10, width=4)
-  model = models.get_model(config.model)
-  shape = GRID["shape"] if ndim == 3 else GRID["shape"][1:]
-  variables = random_variables(model, shape)
-  path.mkdir(parents=True)
-  saved = checkpoint.Checkpoints(path)
-  saved.save_best(STEP, variables)
-  saved.close()
-  counts = {"train": 60, "validation": 14, "test": 14}
-  dataset = {
-    "path": "data/ctca",
-    "fingerprint": "0123456789abcdef",
-    "source": source,
-    "grid": geometry.GridSpec.from_dict(GRID).to_dict(),
-    "cases": counts,
-    "patients": counts,
-    "reference": {},
-  }
-  checkpoint.write_json(path / "config.json", config.to_dict())
-  checkpoint.write_json(path / "dataset.json", dataset)
-  checkpoint.write_json(path / "versions.json", workdir.versions())
-  return path
 
 
 @pytest.fixture(scope="module")

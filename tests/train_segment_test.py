@@ -8,7 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from train_test import assert_same, best, lines
+from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import (
   checkpoint,
@@ -88,7 +88,7 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
   assert 39 <= int(stopped.step) < 64
   resumed = train.train_and_evaluate(tiny_segment_config, tmp_path / "run")
   assert int(resumed.step) == 64
-  assert_same(best(tmp_path / "run"), best(tiny_segmenter))
+  assert_same(best_variables(tmp_path / "run"), best_variables(tiny_segmenter))
   assert lines(tmp_path / "run") == lines(tiny_segmenter)
 
 

@@ -13,28 +13,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import checkpoint, input_pipeline, steps, tasks, train, workdir
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def best(path):
-  return checkpoint.restore_best(path)[1]
-
-
-def assert_same(a, b):
-  flat_a, tree_a = jax.tree.flatten(jax.device_get(a))
-  flat_b, tree_b = jax.tree.flatten(jax.device_get(b))
-  assert tree_a == tree_b
-  for x, y in zip(flat_a, flat_b, strict=True):
-    np.testing.assert_array_equal(x, y)
-
-
-def lines(path):
-  text = (path / "metrics.jsonl").read_text()
-  return [json.loads(line) for line in text.splitlines()]
 
 
 def test_a_run_leaves_what_the_other_programs_read(tiny_workdir):
@@ -96,7 +80,7 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
   assert 5 <= int(stopped.step) < 8
   resumed = train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert int(resumed.step) == 8
-  assert_same(best(tmp_path / "run"), best(tiny_workdir))
+  assert_same(best_variables(tmp_path / "run"), best_variables(tiny_workdir))
   assert lines(tmp_path / "run") == lines(tiny_workdir)
   again = train.train_and_evaluate(tiny_config, tmp_path / "run")
   assert_same(again, resumed)
@@ -114,7 +98,7 @@ def test_truncated_newest_checkpoint_falls_back(
   with caplog.at_level("WARNING", logger="absl"):
     train.train_and_evaluate(tiny_config, copy)
   assert "trying the one before" in caplog.text
-  assert_same(best(copy), best(tiny_workdir))
+  assert_same(best_variables(copy), best_variables(tiny_workdir))
   assert lines(copy) == lines(tiny_workdir)
 
 
@@ -136,7 +120,7 @@ def test_a_run_of_before_losses_were_kept_goes_on(
 
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", older)
   train.train_and_evaluate(tiny_config, copy)
-  assert_same(best(copy), best(tiny_workdir))
+  assert_same(best_variables(copy), best_variables(tiny_workdir))
 
 
 def test_another_config_is_refused_with_the_difference(
@@ -298,5 +282,7 @@ def test_twenty_kills_end_bit_identical(tiny_data, tmp_path):
   assert kills >= 5
   assert list((tmp_path / "jax_cache").iterdir())
   print(f"{kills} kills")
-  assert_same(best(tmp_path / "killed"), best(tmp_path / "whole"))
+  assert_same(
+    best_variables(tmp_path / "killed"), best_variables(tmp_path / "whole")
+  )
   assert lines(tmp_path / "killed") == lines(tmp_path / "whole")

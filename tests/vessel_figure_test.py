@@ -2,8 +2,8 @@ import io
 
 import numpy as np
 import pytest
-from candidates_test import LINES, ball, blobs, on, scene
 from PIL import Image
+from tiny_tree import LINES, ball, blobs, on, scene
 
 from cadjax import stenosis, vessel_figure
 from cadjax.findings import find_abnormalities
