@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 
-from cadjax import names
+from cadjax.core import lookup
 
 Example = tuple[jax.Array, jax.Array | None]
 PerAxis = float | Sequence[float]
@@ -293,7 +293,7 @@ def augment(
     The image and the mask, of the same shapes and types.
 
   Raises:
-    names.UnknownName: for an unknown augmentation or option.
+    lookup.UnknownName: for an unknown augmentation or option.
   """
   _check(options)
   for i, (name, fn) in enumerate(AUGMENTATIONS.items()):
@@ -304,17 +304,17 @@ def augment(
 
 
 def _check(options: Mapping[str, Mapping[str, Any]]) -> None:
-  names.check_known(options, AUGMENTATIONS, "augmentation")
+  lookup.check_known(options, AUGMENTATIONS, "augmentation")
   for name, chosen in options.items():
     known = AUGMENTATIONS[name].__kwdefaults__
-    names.check_known(chosen, known, f"option of the augmentation {name!r}")
+    lookup.check_known(chosen, known, f"option of the augmentation {name!r}")
 
 
 def _per_axis(value: PerAxis, count: int) -> tuple[float, ...]:
   if isinstance(value, int | float):
     return (float(value),) * count
   if len(value) != count:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"{tuple(value)} has {len(value)} values; one per axis are {count}"
     )
   return tuple(float(each) for each in value)

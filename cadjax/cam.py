@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cadjax import names
+from cadjax.core import lookup
 
 Variables = Mapping[str, Any]
 Maps = dict[str, dict[str, jax.Array]]  # method -> layer -> map.
@@ -138,12 +138,12 @@ def combine(
     [B, *space], float32 or better, not normalised.
 
   Raises:
-    names.UnknownName: there is no such method.
-    names.ConfigError: a window below 1.
+    lookup.UnknownName: there is no such method.
+    lookup.ConfigError: a window below 1.
   """
-  weights_of = names.look_up(METHODS, method, "explanation method")
+  weights_of = lookup.look_up(METHODS, method, "explanation method")
   if window < 1:
-    raise names.ConfigError(f"the window of xrescam is {window}; it is >= 1")
+    raise lookup.ConfigError(f"the window of xrescam is {window}; it is >= 1")
   wide = jnp.promote_types(activations.dtype, jnp.float32)
   a, g = activations.astype(wide), gradients.astype(wide)
   total = _weigh(weights_of(a, g, window), a)
@@ -202,10 +202,10 @@ def scores(
       2002.11434).
 
   Raises:
-    names.UnknownName: there is no such score.
+    lookup.UnknownName: there is no such score.
     ValueError: a segmenter without a region, or a classifier with one.
   """
-  score_of = names.look_up(SCORES, name, "score")
+  score_of = lookup.look_up(SCORES, name, "score")
   target = jnp.broadcast_to(jnp.asarray(target), logits.shape[:1])
   values = score_of(logits, target)
   if (region is None) != (values.ndim == 1):
@@ -258,7 +258,7 @@ def make_gradients(
     _, like = jax.eval_shape(lambda: apply(None))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     chosen = tuple(zeros) if layers is None else tuple(layers)
-    names.check_known(chosen, zeros, "layer")
+    lookup.check_known(chosen, zeros, "layer")
 
     def value(perturbations):
       logits, features = apply({**zeros, **perturbations})
@@ -306,10 +306,10 @@ def make_explain(
     [B, D, *cells]) from `combine`.
 
   Raises:
-    names.UnknownName: an unknown method, score or layer.
+    lookup.UnknownName: an unknown method, score or layer.
   """
-  names.check_known(methods, METHODS, "explanation method")
-  names.check_known([score], SCORES, "score")
+  lookup.check_known(methods, METHODS, "explanation method")
+  lookup.check_known([score], SCORES, "score")
   run = make_gradients(model, layers=layers, score=score)
 
   def one_pass(variables, image, target, region):
@@ -362,7 +362,7 @@ def make_score(
   Arguments as in `make_explain`; of a 2D model's volume it is the mean over
   slices.
   """
-  names.check_known([score], SCORES, "score")
+  lookup.check_known([score], SCORES, "score")
   model = in_float32(model)
 
   # Only one chunk's activations are kept for the gradient.

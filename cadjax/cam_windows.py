@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from cadjax import cam, names
+from cadjax import cam
+from cadjax.core import lookup
 
 METHODS = ("gradcam", "hirescam", "xrescam", "layercam")
 # Standard deviation of a window's weights as a share of its edge (nnU-Net,
@@ -43,7 +44,7 @@ class WindowExplainer:
     window: see `cam.combine`.
 
   Raises:
-    names.ConfigError: an unknown name, or a window too small for the strides
+    lookup.ConfigError: an unknown name, or a window too small for the strides
       of its layers.
   """
 
@@ -58,9 +59,9 @@ class WindowExplainer:
     score: str = "logit",
     window: int = cam.XRES_WINDOW,
   ):
-    names.check_known(methods, METHODS, "patch-wise explanation method")
+    lookup.check_known(methods, METHODS, "patch-wise explanation method")
     strides = cam.layer_strides(model)
-    names.check_known(layers or (), strides, "layer")
+    lookup.check_known(layers or (), strides, "layer")
     self.strides = {name: strides[name] for name in layers or strides}
     self._methods, self._size = tuple(methods), tuple(size)
     # Windows begin on cells of every map, and on the blocks of XRes-CAM.
@@ -71,7 +72,7 @@ class WindowExplainer:
       for axis in range(3)
     )
     if any(n % s for n, s in zip(self._size, self._step, strict=True)):
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"the window {self._size} must be multiples of {self._step}"
       )
     self._overlap = overlap

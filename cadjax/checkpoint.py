@@ -1,6 +1,5 @@
 """State to disk and back, by orbax: the latest checkpoints, and the best."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -157,10 +156,3 @@ def restore_best(workdir: pathlib.Path) -> tuple[int, PyTree]:
 
 def _host() -> jax.sharding.Sharding:
   return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON to a temporary name and renames it."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(value, indent=2) + "\n")
-  temporary.replace(path)

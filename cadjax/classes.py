@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import names
+from cadjax.core import lookup
 
 # Those of the records, in their order.
 CLASS_NAMES = (
@@ -60,8 +60,8 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-  """Returns a task of `TASKS`; raises `names.UnknownName` for another name."""
-  return names.look_up(TASKS, name, "task")
+  """Returns a task of `TASKS`; raises `lookup.UnknownName` for another name."""
+  return lookup.look_up(TASKS, name, "task")
 
 
 def map_mask(mask: Array, task: str) -> Array:

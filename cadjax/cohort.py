@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadjax import case_rows, evaluation, linked_report, report, workdir
+from cadjax import linked_report, report
+from cadjax.core import files
 from data_prep.errors import UserError
 
 PAGE = "index.html"
@@ -41,10 +42,10 @@ def write(
   Raises:
     UserError: `cases` is no folder.
   """
-  result = workdir.read_json(folder / "metrics.json")
+  result = files.read_json(folder / "metrics.json")
   classifies = result["task"] == "classify"
   pages = _pages(cases, folder)
-  rows = evaluation.read_rows(
+  rows = files.read_rows(
     folder / f"{result['cases']}.jsonl", ("case_id", "patient_id")
   )
   named = {name: folder / f"{name}.png" for name in PICTURES}
@@ -68,7 +69,7 @@ def write(
       cell=_cell,
     )
   )
-  case_rows.write_text(folder / PAGE, text)
+  files.write_text(folder / PAGE, text)
   return folder / PAGE
 
 
@@ -170,7 +171,7 @@ def _pages(
 def _explained(folder: pathlib.Path, result: Mapping[str, Any]) -> bool:
   """Whether the maps measured there are those of this checkpoint."""
   path = folder / LIFT.parent / "metrics.json"
-  return path.exists() and workdir.read_json(path)["step"] == result["step"]
+  return path.exists() and files.read_json(path)["step"] == result["step"]
 
 
 def _embedded(path: pathlib.Path) -> str | None:

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cadjax import calibration, findings, link, workdir
+from cadjax.core import files
 from data_prep.errors import UserError
 
 FEATURES = {
@@ -152,7 +153,7 @@ def read(
   path = pathlib.Path(path)
   if not path.is_file():
     raise UserError(f"--decision={path}: no such file")
-  document = workdir.read_json(path)
+  document = files.read_json(path)
   try:
     fitted_with = document["models"]
     one = document["decision"]["both"]

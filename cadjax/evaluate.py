@@ -21,8 +21,6 @@ from tqdm import tqdm
 
 from cadjax import (
   calibration,
-  case_rows,
-  checkpoint,
   cohort,
   evaluate_explain,
   evaluate_segments,
@@ -33,7 +31,8 @@ from cadjax import (
   results,
   workdir,
 )
-from cadjax.results import Row
+from cadjax.core import files
+from cadjax.core.files import Row
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -108,12 +107,12 @@ def evaluate(
     validation = _own_validation(trained, batch_size)
   else:
     validation = score_rows(dataset, ["validation"], trained.logits, batch_size)
-  case_rows.write_rows(folder, "validation_cases", validation)
+  files.write_rows(folder, "validation_cases", validation)
   rows = validation
   if external or split != "validation":
     rows = score_rows(dataset, names, trained.logits, batch_size)
     # For external data, "validation" may name both of two sets.
-    case_rows.write_rows(folder, evaluation.cases_name(split, external), rows)
+    files.write_rows(folder, evaluation.cases_name(split, external), rows)
 
   result = evaluation.describe(
     trained, dataset, split, external
@@ -139,12 +138,12 @@ def evaluate(
     result["notes"] += evaluation.build_notes(against, other_result, dataset)
   cases = {"validation_cases": validation, result["cases"]: rows}
   for name, some in cases.items():
-    case_rows.write_rows(folder, name, results.with_probabilities(some, result))
+    files.write_rows(folder, name, results.with_probabilities(some, result))
   patients = result["cases"].replace("cases", "patients")
-  case_rows.write_rows(folder, patients, results.patient_rows(rows, result))
+  files.write_rows(folder, patients, results.patient_rows(rows, result))
   write_figures(folder, rows, result)
-  result = results.strict(result)
-  checkpoint.write_json(folder / "metrics.json", result)
+  result = files.strict(result)
+  files.write_json(folder / "metrics.json", result)
   return result
 
 
@@ -317,9 +316,9 @@ def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
     stored = trained.path / "eval" / "validation_cases.jsonl"
     report = trained.path / "eval" / "metrics.json"
     if stored.exists() and report.exists():
-      step = workdir.read_json(report).get("step")
+      step = files.read_json(report).get("step")
       if step == trained.step:
-        return evaluation.read_rows(stored, CASE_KEYS)
+        return files.read_rows(stored, CASE_KEYS)
     raise UserError(
       "the temperature and the threshold of an external evaluation come from"
       f" the validation cases of the workdir's own data, but {error}"

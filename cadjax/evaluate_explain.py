@@ -18,20 +18,18 @@ from tqdm import tqdm
 
 from cadjax import (
   cam,
-  case_rows,
-  checkpoint,
   explain_checks,
   explain_metrics,
   explain_table,
   input_pipeline,
   models,
   plots,
-  results,
   segment_metrics,
   workdir,
 )
 from cadjax.cad_maps import CadMaps, Cells
-from cadjax.results import Row
+from cadjax.core import files
+from cadjax.core.files import Row
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 
@@ -144,7 +142,7 @@ def measure(
   folder.mkdir(parents=True, exist_ok=True)
   for name, some in rows.items():
     if some:
-      case_rows.write_rows(folder, f"{name}_cases", some)
+      files.write_rows(folder, f"{name}_cases", some)
   options = {"draws": bootstrap, "seed": seed}
   result = dict(about) | {
     "explained_class": "CAD",
@@ -166,14 +164,14 @@ def measure(
       "kind": kind_of_agreement(trained, other),
     }
   result["notes"] = _notes(cases, rows)
-  case_rows.write_text(folder / "table.txt", explain_table.text(result))
+  files.write_text(folder / "table.txt", explain_table.text(result))
   figure = explain_table.heat_table(
     result["location"],
     title=f"Mean lift of the maps for CAD, {result['n_patients']} patients",
     footer=result.get("disclaimer", ""),
   )
   plots.save(figure, folder / "lift.png")
-  checkpoint.write_json(folder / "metrics.json", results.strict(result))
+  files.write_json(folder / "metrics.json", files.strict(result))
   return result
 
 

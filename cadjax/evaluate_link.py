@@ -23,16 +23,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import (
-  case_rows,
-  checkpoint,
-  decision,
-  findings,
-  intervals,
-  link,
-  results,
-  workdir,
-)
+from cadjax import decision, findings, intervals, link, workdir
+from cadjax.core import files
 from cadjax.pair import Pair, load_pair, predict_pair
 from data_prep import errors, sources
 from data_prep.errors import UserError
@@ -92,8 +84,8 @@ def evaluate_link(
     rows.append(row)
     lesions += [one | {"half": row["half"]} for one in found]
   # What was computed is on disk before anything is averaged.
-  case_rows.write_rows(folder, "scans", rows)
-  case_rows.write_rows(folder, "lesions", lesions)
+  files.write_rows(folder, "scans", rows)
+  files.write_rows(folder, "lesions", lesions)
   result = summarise(rows, lesions, seed=seed) | {
     "disclaimer": DISCLAIMER,
     "classifier": str(classifier),
@@ -107,8 +99,8 @@ def evaluate_link(
     "findings_per_scan": most,
     "versions": workdir.versions(),
   }
-  result = results.strict(result)
-  checkpoint.write_json(folder / "link.json", result)
+  result = files.strict(result)
+  files.write_json(folder / "link.json", result)
   return result
 
 
@@ -151,7 +143,7 @@ def read_lesions(case: sources.Case) -> list[dict[str, Any]]:
       f"{path}: no such file; the lesions of every scan must be known, as"
       " data_prep.export writes them"
     )
-  document = workdir.read_json(path)
+  document = files.read_json(path)
   try:
     lesions = document["lesions"]
     for lesion in lesions:

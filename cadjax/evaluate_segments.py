@@ -16,8 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax import (
-  case_rows,
-  checkpoint,
   classes,
   components,
   evaluation,
@@ -28,7 +26,8 @@ from cadjax import (
   segment_metrics,
   workdir,
 )
-from cadjax.results import Row
+from cadjax.core import files
+from cadjax.core.files import Row
 from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
@@ -77,9 +76,9 @@ def evaluate(
     )
   folder.mkdir(parents=True, exist_ok=True)
   name = evaluation.cases_name(split, external)
-  case_rows.write_rows(folder, name, rows)
+  files.write_rows(folder, name, rows)
   if lesions:
-    case_rows.write_rows(folder, name.replace("cases", "lesions"), lesions)
+    files.write_rows(folder, name.replace("cases", "lesions"), lesions)
 
   result = evaluation.describe(trained, dataset, split, external)
   result |= summarise(rows, lesions, draws=bootstrap)
@@ -99,9 +98,9 @@ def evaluate(
       "difference": compare(rows, other[0], draws=bootstrap),
     }
     result["notes"] += evaluation.build_notes(against, other[1], dataset)
-  result = results.strict(result)
+  result = files.strict(result)
   write_worst(folder, trained, dataset, rows)
-  checkpoint.write_json(folder / "metrics.json", result)
+  files.write_json(folder / "metrics.json", result)
   return result
 
 

@@ -1,21 +1,14 @@
 """What evaluations of classifiers and of segmenters share: data and files."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from cadjax import (
-  checkpoint,
-  input_pipeline,
-  priors,
-  results,
-  tasks,
-  workdir,
-)
-from cadjax.results import Row
+from cadjax import checkpoint, input_pipeline, priors, tasks, workdir
+from cadjax.core import files
+from cadjax.core.files import Row, read_rows
 from data_prep.errors import UserError
 
 DISCLAIMER = "Research software, not a medical device."
@@ -75,9 +68,9 @@ def open_data(
   dataset = tasks.open_dataset(ml_collections.ConfigDict(whole))
   if dataset.fingerprint == own:
     return tasks.open_dataset(config), False
-  if results.strict(dataset.grid) != trained.dataset["grid"]:
+  if files.strict(dataset.grid) != trained.dataset["grid"]:
     raise UserError(
-      f"{dataset.path} has the grid {results.strict(dataset.grid)}, but"
+      f"{dataset.path} has the grid {files.strict(dataset.grid)}, but"
       f" {trained.path} was trained on {trained.dataset['grid']}; build the"
       " data on that grid"
     )
@@ -164,17 +157,6 @@ def split_notes(
   return notes
 
 
-def read_rows(path: pathlib.Path, keys: Sequence[str]) -> list[Row]:
-  """Reads a .jsonl of rows; UserError if it cannot be or lacks a key."""
-  try:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-  except (OSError, json.JSONDecodeError) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
-  if not all(set(keys) <= row.keys() for row in rows):
-    raise UserError(f"{path} is not what cadjax.evaluate writes; run it again")
-  return rows
-
-
 def build_notes(
   against: str, other: Mapping[str, Any], dataset: input_pipeline.Dataset
 ) -> list[str]:
@@ -211,7 +193,7 @@ def read_other(
       f"{there} holds no evaluation; run python -m cadjax.evaluate"
       f" --workdir={against} on the same split and data first"
     )
-  result = workdir.read_json(there / "metrics.json")
+  result = files.read_json(there / "metrics.json")
   if result.get("task", "classify") != trained.task:
     raise UserError(
       f"{trained.path} and {against} do not do the same: a classifier and a"

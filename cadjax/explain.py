@@ -6,7 +6,7 @@
 --input and --out as in cadjax.predict. Of each scan it writes a NIfTI file for
 each method and layer, float32 in [0, 1] with exactly the scan's shape and
 affine, for each method a sheet of pictures of all layers, and explain.json
-(see `cadjax.explain_maps`). All layers and all of gradcam, hirescam, xrescam,
+(see `report.explained`). All layers and all of gradcam, hirescam, xrescam,
 layercam and gradcam++ cost one pass forward and one back; the references
 occlusion, integrated_gradients and smoothgrad cost many.
 
@@ -36,12 +36,12 @@ from cadjax import (
   explain_target,
   explainer,
   inputs,
-  names,
   report,
   scans,
   scoring,
   workdir,
 )
+from cadjax.core import lookup
 from cadjax.explainer import Explainer
 from data_prep import errors, geometry
 from data_prep.errors import UserError
@@ -78,7 +78,7 @@ def explain_scan(
 
   Raises:
     UserError: the scan or a mask cannot be used, or the region is empty.
-    names.UnknownName: there is no such target or region.
+    lookup.UnknownName: there is no such target or region.
   """
   scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
   prepared = scans.prepare(trained, scan)
@@ -404,4 +404,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main, expected=(names.ConfigError,))
+  errors.run(main, expected=(lookup.ConfigError,))

@@ -20,7 +20,7 @@ import scipy.ndimage
 import scipy.stats
 import skimage.metrics
 
-from cadjax import names
+from cadjax.core import lookup
 
 Score = Callable[[np.ndarray], np.ndarray]
 
@@ -168,14 +168,14 @@ def randomise(
     fresh ones, all others the trained ones. Nothing is copied or changed.
 
   Raises:
-    names.UnknownName: `upto` is not in the order, or a layer has no module.
+    lookup.UnknownName: `upto` is not in the order, or a layer has no module.
   """
-  names.check_known([upto], layer_order, "layer")
+  lookup.check_known([upto], layer_order, "layer")
   chosen: set[str] = set()
   for layer in layer_order[: list(layer_order).index(upto) + 1]:
     modules = layer_modules(variables["params"], layer)
     if not modules:
-      names.check_known([layer], variables["params"], "layer")
+      lookup.check_known([layer], variables["params"], "layer")
     chosen.update(modules)
   return {
     kind: {

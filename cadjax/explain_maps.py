@@ -45,13 +45,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import cam, folders, planes, report, results
+from cadjax import cam, planes, report
+from cadjax.core import files
 from cadjax.scans import Prepared
 from data_prep import geometry, resampling
 from data_prep.volume import Grid, Volume, write_nifti
 
 SCHEMA = "cadjax.explain/1"
-KIND = folders.Kind("explain.json", "cadjax.explain/")
+KIND = files.ResultFolder("explain.json", "cadjax.explain/")
 PHANTOM_WARNING = (
   "The model was trained on phantoms: its maps are not evidence about patients."
 )
@@ -191,7 +192,7 @@ def to_json(result: Explanation, grid: str) -> dict[str, Any]:
     }
     for heat in result.maps
   ]
-  return results.strict(
+  return files.strict(
     {
       "schema": SCHEMA,
       "notice": report.NOTICE,

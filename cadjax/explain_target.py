@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cadjax import classes, names, regions, scans, workdir
+from cadjax import classes, regions, scans, workdir
+from cadjax.core import lookup
 from cadjax.explainer import Explainer
 from data_prep import geometry, volume
 from data_prep.errors import UserError
@@ -22,11 +23,11 @@ def find_target(name: str, known: Sequence[str]) -> int:
   """Returns the number of a class, given by its name or its number.
 
   Raises:
-    names.UnknownName: there is no such class.
+    lookup.UnknownName: there is no such class.
   """
   if name.isdigit() and int(name) < len(known):
     return int(name)
-  names.check_known([name], known, "target")
+  lookup.check_known([name], known, "target")
   return list(known).index(name)
 
 
@@ -37,7 +38,7 @@ def parse_region(text: str) -> tuple[str, np.ndarray | None]:
     UserError: there is no such region, or its numbers are not that many.
   """
   kind, colon, numbers = text.partition(":")
-  names.check_known([kind], (*regions.OF_A_CLASS, *PLACES), "region")
+  lookup.check_known([kind], (*regions.OF_A_CLASS, *PLACES), "region")
   if kind not in PLACES:
     if colon:
       raise UserError(f"--region={text}: {kind!r} takes no numbers")

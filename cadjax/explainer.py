@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import attribution, cam, cam_windows, names, steps, tasks, workdir
+from cadjax import attribution, cam, cam_windows, steps, tasks, workdir
+from cadjax.core import lookup
 from cadjax.explain_maps import HeatMap
 from data_prep.errors import UserError
 
@@ -68,7 +69,7 @@ class Explainer:
     options: see `Options`.
 
   Raises:
-    names.ConfigError: an unknown name, or options that do not fit.
+    lookup.ConfigError: an unknown name, or options that do not fit.
   """
 
   def __init__(self, trained: workdir.Trained, options: Options):
@@ -79,9 +80,9 @@ class Explainer:
     self.is_segmenter = cam.is_segmenter(self._model)
     self.num_classes = cam.num_classes(self._model)
     strides = cam.layer_strides(self._model)
-    names.check_known(options.methods, METHODS, "explanation method")
-    names.check_known(options.layers or (), strides, "layer")
-    names.check_known([options.score], cam.SCORES, "score")
+    lookup.check_known(options.methods, METHODS, "explanation method")
+    lookup.check_known(options.layers or (), strides, "layer")
+    lookup.check_known([options.score], cam.SCORES, "score")
     # The slices of a 2D model are planes of the volume.
     flat = (1,) * (3 - self._ndim)
     self.strides = {

@@ -18,8 +18,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from cadjax import candidates, names, stenosis
+from cadjax import candidates, stenosis
 from cadjax.candidates import Candidate
+from cadjax.core import lookup
 from cadjax.vessel_tree import STEP_MM, VesselTree
 
 MODES = ("map", "vessel_map", "plaque", "combined")
@@ -157,11 +158,11 @@ def find_abnormalities(
     Findings, the highest score first.
 
   Raises:
-    names.UnknownName: there is no such mode or type of plaque.
+    lookup.UnknownName: there is no such mode or type of plaque.
     ValueError: the mode needs a map or plaques and there are none.
   """
-  names.check_known([mode], MODES, "mode")
-  names.check_known(plaques or (), ("stable", "unstable"), "type of plaque")
+  lookup.check_known([mode], MODES, "mode")
+  lookup.check_known(plaques or (), ("stable", "unstable"), "type of plaque")
   if mode in ("map", "vessel_map") and heat is None:
     raise ValueError(f"mode {mode!r} needs a heat map")
   if mode == "plaque" and plaques is None:

@@ -39,12 +39,12 @@ from cadjax import (
   link,
   planes,
   report,
-  results,
   segment,
   tree_plot,
   vessel_figure,
   viewer,
 )
+from cadjax.core import files
 from cadjax.findings import FILLS, MERGED, Finding
 from cadjax.pair import PairResult
 from data_prep.volume import Volume, write_nifti
@@ -108,7 +108,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
     "files": file_names(result),
   }
   document["warnings"] = result.warnings
-  return results.strict(document)
+  return files.strict(document)
 
 
 def _shares(by_layer) -> dict[str, dict[str, dict[str, float]]]:

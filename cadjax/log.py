@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import tensorboardX
 
-from cadjax.parallel import Parallel
+from cadjax.core.parallel import Parallel
 
 
 class RunLog:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cadjax import names
+from cadjax.core import lookup
 
 
 def focal(
@@ -110,13 +110,13 @@ def get_loss(
     The loss with its options: `fn(logits [..., K], target [...]) -> [...]`.
 
   Raises:
-    names.UnknownName: for an unknown name or option.
+    lookup.UnknownName: for an unknown name or option.
   """
   options = {key: value for key, value in config.items() if value is not None}
   name = options.pop("name")
-  loss = names.look_up(table, name, "loss")
+  loss = lookup.look_up(table, name, "loss")
   known = loss.__kwdefaults__
-  names.check_known(options, known, f"option of the loss {name!r}")
+  lookup.check_known(options, known, f"option of the loss {name!r}")
   return functools.partial(loss, **options)
 
 
@@ -131,18 +131,18 @@ def class_weights(
     num_classes: K.
 
   Raises:
-    names.ConfigError: for other numbers.
+    lookup.ConfigError: for other numbers.
   """
   if isinstance(alpha, int | float):
     if num_classes != 2:
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"one alpha is for two classes; give {num_classes}, one per class"
       )
     if not 0 <= alpha <= 1:
-      raise names.ConfigError(f"alpha is {alpha}; it must be in [0, 1]")
+      raise lookup.ConfigError(f"alpha is {alpha}; it must be in [0, 1]")
     return (1 - alpha, alpha)
   if len(alpha) != num_classes:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"{len(alpha)} class weights for {num_classes} classes"
     )
   return tuple(alpha)
@@ -169,8 +169,8 @@ def _check(
   if logits.shape[-1] < 2:
     raise ValueError("two classes take two logits, not one")
   if gamma < 0:
-    raise names.ConfigError(f"gamma is {gamma}; it must be >= 0")
+    raise lookup.ConfigError(f"gamma is {gamma}; it must be >= 0")
   if not 0 <= label_smoothing < 1:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"label_smoothing is {label_smoothing}; it must be in [0, 1)"
     )

@@ -12,7 +12,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cadjax import names, train
+from cadjax import train
+from cadjax.core import lookup
 from data_prep import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -51,4 +52,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main, expected=(names.ConfigError,))
+  errors.run(main, expected=(lookup.ConfigError,))

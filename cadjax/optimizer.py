@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from cadjax import names
+from cadjax.core import lookup
 
 Schedule = Callable[[Any], Any]
 
@@ -47,13 +47,13 @@ def get_optimizer(
     The transformation, and the learning rate by train step (for logs).
 
   Raises:
-    names.ConfigError: for an unknown name or field or an impossible value.
+    lookup.ConfigError: for an unknown name or field or an impossible value.
   """
-  names.check_known(config, DEFAULTS, "field of config.optimizer")
+  lookup.check_known(config, DEFAULTS, "field of config.optimizer")
   options = DEFAULTS | dict(config)
   _check(options, total_steps)
   schedule = get_schedule(options, total_steps=total_steps)
-  make = names.look_up(OPTIMIZERS, options["name"], "optimizer")
+  make = lookup.look_up(OPTIMIZERS, options["name"], "optimizer")
   every = options["accumulate"]
   parts = []
   if options["clip_norm"]:
@@ -84,9 +84,9 @@ def get_schedule(options: Mapping[str, Any], *, total_steps: int) -> Schedule:
     `fn(step) -> learning rate`.
 
   Raises:
-    names.UnknownName: for an unknown schedule.
+    lookup.UnknownName: for an unknown schedule.
   """
-  make = names.look_up(SCHEDULES, options["schedule"], "schedule")
+  make = lookup.look_up(SCHEDULES, options["schedule"], "schedule")
   warmup = options["warmup_steps"]
   schedule = make(options, max(total_steps - warmup, 1))
   if not warmup:
@@ -148,13 +148,13 @@ def _scale_by_adam(options: Mapping[str, Any]) -> optax.GradientTransformation:
 def _check(options: Mapping[str, Any], total_steps: int) -> None:
   for field, low in (("warmup_steps", 0), ("accumulate", 1), ("clip_norm", 0)):
     if options[field] < low:
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"config.optimizer.{field} is {options[field]}; it must be >= {low}"
       )
   if options["schedule"] != "constant" and (
     options["warmup_steps"] >= total_steps
   ):
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.optimizer.warmup_steps is {options['warmup_steps']}; it must be"
       f" below the {total_steps} steps of the training"
     )

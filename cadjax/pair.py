@@ -15,13 +15,13 @@ from cadjax import (
   explain_maps,
   findings,
   link,
-  names,
   report,
   scans,
   scoring,
   segment,
   workdir,
 )
+from cadjax.core import lookup
 from cadjax.explainer import Explainer, Options
 
 CAD = 1
@@ -112,7 +112,7 @@ def load_pair(
   Raises:
     UserError: a workdir is missing or of the other task, or the decision is
       of other models.
-    names.ConfigError: an unknown method or layer.
+    lookup.ConfigError: an unknown method or layer.
   """
   pair = Pair(
     workdir.load_trained(classifier, "classify"),
@@ -120,9 +120,9 @@ def load_pair(
     method,
     layer,
   )
-  names.check_known([method], cam.METHODS, "--method")
+  lookup.check_known([method], cam.METHODS, "--method")
   if layer is not None:
-    names.check_known([layer], pair.explainer.strides, "--layer")
+    lookup.check_known([layer], pair.explainer.strides, "--layer")
   scoring.read_calibration(pair.classifier)
   if decision_file is None:
     return pair

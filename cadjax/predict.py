@@ -19,16 +19,8 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import (
-  cam,
-  inputs,
-  linked_report,
-  names,
-  report,
-  scans,
-  scoring,
-  workdir,
-)
+from cadjax import cam, inputs, linked_report, report, scans, scoring, workdir
+from cadjax.core import lookup
 from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
 from data_prep import errors
 from data_prep.errors import UserError
@@ -169,4 +161,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main, expected=(names.ConfigError,))
+  errors.run(main, expected=(lookup.ConfigError,))

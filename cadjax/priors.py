@@ -15,7 +15,8 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from cadjax import classes, names
+from cadjax import classes
+from cadjax.core import lookup
 from data_prep.errors import UserError
 
 USES = ("none", "channels", "region")
@@ -28,13 +29,13 @@ def used(config: ml_collections.ConfigDict) -> bool:
   """Returns whether the model of a config sees masks.
 
   Raises:
-    names.ConfigError: `config.data.prior.use` is unknown.
+    lookup.ConfigError: `config.data.prior.use` is unknown.
   """
   # Segmenters, and classifiers from before there were priors, have no field.
   prior = config.data.get("prior")
   if not prior:
     return False
-  names.check_known([prior.use], USES, "config.data.prior.use")
+  lookup.check_known([prior.use], USES, "config.data.prior.use")
   return prior.use != "none"
 
 

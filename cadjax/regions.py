@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.ndimage
 
-from cadjax import names
+from cadjax.core import lookup
 from data_prep.errors import UserError
 
 # Of a class, from its labels; the last three want the true ones, too.
@@ -40,11 +40,11 @@ def of_class(
     bool [D, H, W].
 
   Raises:
-    names.UnknownName: there is no such kind.
+    lookup.UnknownName: there is no such kind.
     UserError: the region needs true labels and there are none, they have
       another shape, or the region selects nothing.
   """
-  names.check_known([kind], OF_A_CLASS, "region")
+  lookup.check_known([kind], OF_A_CLASS, "region")
   if kind in _TRUTH:
     if truth is None:
       raise UserError(f"the region {kind!r} needs true labels; give a mask")

@@ -39,11 +39,12 @@ from typing import Any
 import jinja2
 import matplotlib.figure
 
-from cadjax import folders, planes, results
+from cadjax import planes
+from cadjax.core import files
 from data_prep.volume import Volume, write_nifti
 
 SCHEMA = "cadjax.case/1"
-KIND = folders.Kind("result.json", "cadjax.case/")
+KIND = files.ResultFolder("result.json", "cadjax.case/")
 NOTICE = (
   "Research software. Not a medical device: not for diagnosis, triage or any"
   " decision about a patient."
@@ -114,7 +115,7 @@ def to_json(result: CaseResult) -> dict[str, Any]:
   """Returns the contents of result.json: strict JSON, NaN as None."""
   # The grid's own notes follow those of the reader.
   notes = result.model_input.notes or result.scan.notes
-  return results.strict(
+  return files.strict(
     {
       "schema": SCHEMA,
       "notice": NOTICE,

@@ -12,9 +12,8 @@ import numpy as np
 import scipy.special
 
 from cadjax import calibration, intervals, metrics
+from cadjax.core.files import Row
 from data_prep.errors import UserError
-
-Row = dict[str, Any]
 
 
 def scan_probs(
@@ -380,19 +379,6 @@ def _cell(entry: Mapping[str, Any]) -> str:
   if entry.get("k") is not None:
     text += f" ({entry['k']}/{entry['n']})"
   return text
-
-
-def strict(value: Any) -> Any:
-  """Returns `value` as strict JSON: NaN and infinity become None."""
-  if isinstance(value, Mapping):
-    return {str(key): strict(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [strict(item) for item in value]
-  if isinstance(value, np.generic):
-    value = value.item()
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import folders, inputs, workdir
+from cadjax import inputs, workdir
+from cadjax.core import files
 from data_prep import errors, geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
@@ -176,7 +177,7 @@ def describe_model(trained: workdir.Trained) -> dict[str, Any]:
     },
     "grid": dataset["grid"],
     "window_hu": list(trained.config.data.window_hu),
-    "versions": workdir.read_json(trained.path / "versions.json"),
+    "versions": files.read_json(trained.path / "versions.json"),
   }
 
 
@@ -196,7 +197,7 @@ def memory_told(doing: str, shape: Sequence[int]) -> Iterator[None]:
 
 def handle_all(
   jobs: Sequence[inputs.Job],
-  kind: folders.Kind,
+  kind: files.ResultFolder,
   read: Callable[..., Any],
   write: Callable[..., Any],
   tell: Callable[[inputs.Job, Any], str],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cadjax import calibration, report, scans, workdir
+from cadjax.core import files
 from data_prep.errors import UserError
 
 
@@ -41,7 +42,7 @@ def read_calibration(trained: workdir.Trained) -> Calibration:
   missing = "cadjax.evaluate has not been run on this classifier"
   if not path.exists():
     return Calibration(None, missing, 0.5, f"the default: {missing}", pooling)
-  found = workdir.read_json(path)
+  found = files.read_json(path)
   try:
     if found["step"] != trained.step:
       stale = (

@@ -48,21 +48,19 @@ from absl import flags
 from cadjax import (
   classes,
   components,
-  folders,
   inputs,
-  names,
   planes,
   report,
-  results,
   scans,
   segment_metrics,
   workdir,
 )
+from cadjax.core import files, lookup
 from data_prep import errors, geometry
 from data_prep.volume import Grid, Volume, write_nifti
 
 SCHEMA = "cadjax.segments/1"
-KIND = folders.Kind("segments.json", "cadjax.segments/")
+KIND = files.ResultFolder("segments.json", "cadjax.segments/")
 FILES = {
   "result": "segments.json",
   "mask": "segments.nii.gz",
@@ -282,7 +280,7 @@ def _measure(
 def to_json(result: SegmentResult) -> dict[str, Any]:
   """Returns the contents of segments.json: strict JSON, NaN as None."""
   prepared = result.prepared
-  return results.strict(
+  return files.strict(
     {
       "schema": SCHEMA,
       "notice": report.NOTICE,
@@ -433,4 +431,4 @@ def main(_: Sequence[str]) -> int:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main, expected=(names.ConfigError,))
+  errors.run(main, expected=(lookup.ConfigError,))

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cadjax import losses, names
+from cadjax import losses
+from cadjax.core import lookup
 
 # Logit of what cannot be. Finite, so that 0 times its logarithm is 0.
 NEVER = -1e9
@@ -124,7 +125,7 @@ def tversky(
   """
   for name, value in (("alpha", alpha), ("beta", beta)):
     if value < 0:
-      raise names.ConfigError(f"{name} is {value}; it must be >= 0")
+      raise lookup.ConfigError(f"{name} is {value}; it must be >= 0")
   p, t, known = _compare(logits, mask, known)
   total = functools.partial(_total, batch=batch)
   hit = total(p * t) + _positive(smooth)
@@ -241,11 +242,11 @@ def cldice(
     [B], >= 0.
   """
   if not 0 <= weight <= 1:
-    raise names.ConfigError(f"weight is {weight}; it must be in [0, 1]")
+    raise lookup.ConfigError(f"weight is {weight}; it must be in [0, 1]")
   num_classes = logits.shape[-1]
   chosen = list(range(1, num_classes) if classes is None else classes)
   if any(not 1 <= each < num_classes for each in chosen):
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"classes is {chosen}; they must be in 1 ... {num_classes - 1}"
     )
   voxels = dice_ce(
@@ -315,7 +316,7 @@ def get_segment_loss(
     `fn(logits [B, *space, K], mask [B, *space], known [B, K]) -> [B]`.
 
   Raises:
-    names.UnknownName: for an unknown name or option.
+    lookup.UnknownName: for an unknown name or option.
   """
   return losses.get_loss(config, SEGMENT_LOSSES)
 
@@ -424,7 +425,7 @@ def _share_inside(
 
 def _positive(smooth: float) -> float:
   if smooth <= 0:
-    raise names.ConfigError(f"smooth is {smooth}; it must be > 0")
+    raise lookup.ConfigError(f"smooth is {smooth}; it must be > 0")
   return smooth
 
 

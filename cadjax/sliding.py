@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import names, parallel
+from cadjax.core import lookup, parallel
 
 PyTree = Any
 AIR_HU = -1024
@@ -67,7 +67,7 @@ class SlidingWindow:
     devices: where it runs; the first device if left out.
 
   Raises:
-    names.ConfigError: a size, the overlap or the batch is out of range.
+    lookup.ConfigError: a size, the overlap or the batch is out of range.
   """
 
   def __init__(
@@ -83,11 +83,11 @@ class SlidingWindow:
   ):
     self._window = tuple(int(n) for n in window)
     if len(self._window) != 3 or min(self._window) < 1:
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"a window has 3 sizes of at least 1, not {tuple(window)}"
       )
     if not 0 <= overlap < 1:
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"the overlap of windows is {overlap}; it must be in [0, 1)"
       )
     self._devices = devices or parallel.make_parallel("mesh", data=1)

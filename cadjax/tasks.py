@@ -21,8 +21,6 @@ from cadjax import (
   losses,
   metrics,
   models,
-  names,
-  parallel,
   patches,
   priors,
   results,
@@ -30,6 +28,7 @@ from cadjax import (
   sliding,
   steps,
 )
+from cadjax.core import lookup, parallel
 from cadjax.input_pipeline import Batch, Dataset, Row
 from data_prep.errors import UserError
 
@@ -74,16 +73,16 @@ def task_of(config: ml_collections.ConfigDict) -> str:
   """Returns "classify" or "segment".
 
   Raises:
-    names.ConfigError: for another task, or a model that cannot do it.
+    lookup.ConfigError: for another task, or a model that cannot do it.
   """
   # Runs from before there were segmenters do not say.
   task = config.get("task", "classify")
-  wanted = names.look_up(MODELS, task, "config.task")
+  wanted = lookup.look_up(MODELS, task, "config.task")
   model = config.model.get("name", "resnet")
   known = {name for some in MODELS.values() for name in some}
   if model in known and model not in wanted:
     takes = " or ".join(map(repr, wanted))
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.task is {task!r}, which takes config.model.name = {takes}, not"
       f" {model!r}"
     )
@@ -94,16 +93,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   """Checks what can be known of a training before there are data.
 
   Raises:
-    names.ConfigError: a field of the config cannot be used.
+    lookup.ConfigError: a field of the config cannot be used.
   """
   task = task_of(config)
   for field in ("epochs", "patience", "log_every", "checkpoint_every"):
     if config[field] < 1:
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"config.{field} is {config[field]}; it must be at least 1"
       )
   if config.monitor not in MONITORS[task]:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.monitor is {config.monitor!r}; for config.task = {task!r} it is"
       f" one of {', '.join(MONITORS[task])}"
     )
@@ -184,7 +183,7 @@ def make_task(
 
   Raises:
     UserError: the data cannot be used for it.
-    names.ConfigError: a field of the config cannot be used.
+    lookup.ConfigError: a field of the config cannot be used.
   """
   make = {"classify": _classification, "segment": _segmentation}
   return make[task_of(config)](config, dataset, devices)
@@ -418,14 +417,16 @@ def _check_segment(config, dataset: Dataset) -> None:
     in_model = size[1:] if config.model.ndim == 2 else size
     if len(size) != 3 or size[0] < 1 or any(n % stride for n in in_model):
       axes = "H and W" if config.model.ndim == 2 else "D, H and W"
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"{name} is {size}; it must be 3 sizes, and {axes} multiples of"
         f" {stride} for this model"
       )
   if not 0 <= config.data.foreground_share <= 1:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.data.foreground_share is {config.data.foreground_share}; it"
       " must be in [0, 1]"
     )
   if config.data.patches_per_volume < 1:
-    raise names.ConfigError("config.data.patches_per_volume must be at least 1")
+    raise lookup.ConfigError(
+      "config.data.patches_per_volume must be at least 1"
+    )

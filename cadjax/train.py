@@ -12,15 +12,8 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import (
-  checkpoint,
-  optimizer,
-  parallel,
-  steps,
-  tasks,
-  warm_start,
-  workdir,
-)
+from cadjax import checkpoint, optimizer, steps, tasks, warm_start, workdir
+from cadjax.core import parallel
 from cadjax.log import RunLog
 from data_prep.errors import UserError
 
@@ -63,7 +56,7 @@ def train_and_evaluate(
   Raises:
     UserError: for data that cannot be used, a workdir of another run, or a
       loss that is not finite.
-    names.ConfigError: for a config that cannot be used.
+    lookup.ConfigError: for a config that cannot be used.
   """
   path = pathlib.Path(workdir_path)
   tasks.check_config(config)

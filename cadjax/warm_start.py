@@ -15,7 +15,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from cadjax import checkpoint, steps, workdir
+from cadjax import checkpoint, steps
+from cadjax.core import files
 from data_prep.errors import UserError
 
 # ("params" or "batch_stats", names of modules ..., name) to an array.
@@ -62,7 +63,7 @@ def read(
   found = {key: given[key] for key in wanted if key[1] not in new}
   # Norms alone, as a 2D network shares with a 3D one, are nothing learned.
   if not any(value.ndim > 3 for value in found.values()):
-    source = workdir.read_json(folder / "config.json")["model"]
+    source = files.read_json(folder / "config.json")["model"]
     raise UserError(
       f"config.init_from = {str(path)!r}: none of its convolutions"
       f" (config.model = {source}) has the name and shape of one of the model"

@@ -14,6 +14,8 @@ import ml_collections
 import numpy as np
 
 from cadjax import __version__, checkpoint, priors, sliding, steps, tasks
+from cadjax.core import files
+from cadjax.core.files import read_json
 from cadjax.input_pipeline import Dataset
 from data_prep.errors import UserError
 
@@ -144,14 +146,6 @@ def load_trained(
   return Trained(workdir, config, dataset, step, variables)
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file; UserError if it is not one."""
-  try:
-    return json.loads(path.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
 def feature_ranges(dataset: Dataset) -> dict[str, list[float]]:
   """The range of each intensity feature over the training cases.
 
@@ -263,15 +257,15 @@ def prepare(
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir} is a file")
   workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(workdir / "dataset.json", data)
-  checkpoint.write_json(workdir / "versions.json", versions())
+  files.write_json(workdir / "dataset.json", data)
+  files.write_json(workdir / "versions.json", versions())
   # Last: a workdir with a config is whole.
-  checkpoint.write_json(workdir / "config.json", wanted)
+  files.write_json(workdir / "config.json", wanted)
 
 
 def finish(workdir: pathlib.Path, step: int, meta: dict[str, Any]) -> None:
   """Writes that training came to its end, and how."""
-  checkpoint.write_json(workdir / "finished.json", {"step": step} | meta)
+  files.write_json(workdir / "finished.json", {"step": step} | meta)
 
 
 def is_finished(workdir: pathlib.Path) -> bool:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cadjax import augment, names
+from cadjax import augment
+from cadjax.core import lookup
 
 KEY = jax.random.key(3)
 SHAPES = [(20, 30), (10, 20, 30)]
@@ -356,7 +357,7 @@ def test_cutout_removes_boxes_of_its_size():
 )
 def test_unknown_options_are_told(options, message):
   image, mask = example(SHAPES[1])
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     augment.augment(KEY, image, mask, options=options)
 
 

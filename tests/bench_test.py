@@ -26,7 +26,7 @@ from cadjax.bench import (
   work_jax,
   worker,
 )
-from cadjax.names import ConfigError, UnknownName
+from cadjax.core.lookup import ConfigError, UnknownName
 from configs import resnet2d, resnet3d, unet2d, unet3d
 from data_prep.errors import UserError
 

@@ -8,7 +8,8 @@ import scipy.ndimage
 from flax import linen as nn
 from tiny_models import Fcn, draw_variables
 
-from cadjax import cam, models, names
+from cadjax import cam, models
+from cadjax.core import lookup
 
 METHODS = list(cam.METHODS)
 SPACE = {2: (40, 24), 3: (32, 16, 24)}
@@ -105,17 +106,17 @@ def test_small_and_large_gradients_neither_vanish_nor_overflow(scale):
 
 def test_unknown_names_are_told_with_the_nearest():
   a = jnp.ones((1, 2, 2, 1))
-  with pytest.raises(names.UnknownName, match="mean 'gradcam'"):
+  with pytest.raises(lookup.UnknownName, match="mean 'gradcam'"):
     cam.combine("grad-cam", a, a)
-  with pytest.raises(names.ConfigError, match="window of xrescam is 0"):
+  with pytest.raises(lookup.ConfigError, match="window of xrescam is 0"):
     cam.combine("xrescam", a, a, window=0)
-  with pytest.raises(names.UnknownName, match="unknown score 'logits'"):
+  with pytest.raises(lookup.UnknownName, match="unknown score 'logits'"):
     cam.make_explain(resnet(), score="logits")
-  with pytest.raises(names.UnknownName, match="unknown explanation method"):
+  with pytest.raises(lookup.UnknownName, match="unknown explanation method"):
     cam.make_explain(resnet(), methods=("x",))
   explain = cam.make_explain(resnet(ndim=2), layers=("stag4",))
   variables = draw_variables(resnet(ndim=2), 2)
-  with pytest.raises(names.UnknownName, match="layer 'stag4'.*'stage4'"):
+  with pytest.raises(lookup.UnknownName, match="layer 'stag4'.*'stage4'"):
     explain(variables, image(2), 1)
 
 

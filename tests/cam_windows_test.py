@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tiny_models import Fcn, draw_variables
 
-from cadjax import cam, cam_windows, names
+from cadjax import cam, cam_windows
 from cadjax.cam_windows import METHODS, WindowExplainer
+from cadjax.core import lookup
 
 WINDOW = (32, 24, 24)
 
@@ -119,9 +120,9 @@ def test_windows_cover_the_axis_on_whole_cells(n, size, overlap, step):
 
 
 def test_bad_choices_are_told(model):
-  with pytest.raises(names.ConfigError, match=r"multiples of \(2, 2, 2\)"):
+  with pytest.raises(lookup.ConfigError, match=r"multiples of \(2, 2, 2\)"):
     WindowExplainer(model, (32, 24, 15))
-  with pytest.raises(names.UnknownName, match="patch-wise.*'gradcam\\+\\+'"):
+  with pytest.raises(lookup.UnknownName, match="patch-wise.*'gradcam\\+\\+'"):
     WindowExplainer(model, WINDOW, methods=("gradcam++",))
-  with pytest.raises(names.UnknownName, match="layer 'enc2'.*'enc1'"):
+  with pytest.raises(lookup.UnknownName, match="layer 'enc2'.*'enc1'"):
     WindowExplainer(model, WINDOW, layers=("enc2",))

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cadjax import checkpoint
+from cadjax.core import files
 from data_prep.errors import UserError
 
 
@@ -73,6 +74,6 @@ def test_the_best_is_one_and_may_be_saved_again(tmp_path):
 
 def test_json_is_written_whole(tmp_path):
   path = tmp_path / "x.json"
-  checkpoint.write_json(path, {"a": [1, None]})
+  files.write_json(path, {"a": [1, None]})
   assert path.read_text() == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
   assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

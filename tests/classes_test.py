@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import classes, names
+from cadjax import classes
+from cadjax.core import lookup
 from data_prep import cases
 
 
@@ -81,6 +82,6 @@ def test_known_follows_the_first_part(task, known, expected):
 
 def test_an_unknown_task_is_told():
   with pytest.raises(
-    names.UnknownName, match="unknown task 'coronary'; did you mean 'coronarie"
+    lookup.UnknownName, match="unknown task 'coronary'; did you mean 'coronarie"
   ):
     classes.map_mask(np.zeros(3, np.uint8), "coronary")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cadjax import cohort, evaluate_segments, results
+from cadjax.core import files
 from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError
 
@@ -36,7 +37,7 @@ def classified(tmp_path):
   """Ten patients; c3 and, more surely, c9 are called wrong."""
   odds = [-2, -1, -3, 0.5, -2, 2, 3, 1, 2, -4]
   rows = [row(f"c{i}", int(i > 4), odds[i]) for i in range(10)]
-  result = results.strict(
+  result = files.strict(
     ABOUT
     | {"task": "classify"}
     | results.evaluate_rows(
@@ -61,7 +62,7 @@ def segmented(tmp_path):
     for name in ("aorta", "lumen")
   ]
   defined = [r | {"dice": r["dice"] or float("nan")} for r in rows]
-  result = results.strict(
+  result = files.strict(
     ABOUT
     | {"task": "segment"}
     | evaluate_segments.summarise(defined, [], draws=100)

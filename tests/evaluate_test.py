@@ -21,6 +21,7 @@ from cadjax import (
   results,
   workdir,
 )
+from cadjax.core import files
 from configs import resnet3d
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
@@ -173,7 +174,7 @@ def test_rows_hold_the_logits_of_single_cases(trained, data):
 def test_metrics_follow_from_the_stored_rows(trained, result):
   validation, _ = read_rows(trained / "eval" / "validation_cases.jsonl")
   test, _ = read_rows(trained / "eval" / "test_cases.jsonl")
-  again = results.strict(results.evaluate_rows(validation, test, draws=100))
+  again = files.strict(results.evaluate_rows(validation, test, draws=100))
   for name in ("patient", "threshold", "temperature", "confusion"):
     assert again[name] == result[name], name
   patients, _ = read_rows(trained / "eval" / "test_patients.jsonl")

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import pytest
 
-from cadjax import marked, names
+from cadjax.core import files, lookup
 from cadjax.experiment import estimate, measures, page, plan, summary
 from cadjax.experiment import run as runner
 from cadjax.experiment.store import Store, machine
@@ -93,7 +93,7 @@ def test_every_plan_loads_at_every_scale(path, scale):
   ],
 )
 def test_a_plan_that_cannot_be_is_refused(changes, message):
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     plan.make_plan(fields(**changes))
 
 
@@ -130,7 +130,7 @@ def test_fields_of_all_arms_can_be_overridden():
     ("epochs=many", "epochs"),
     ("epochs", "no FIELD=VALUE"),
   ):
-    with pytest.raises(names.ConfigError, match=message):
+    with pytest.raises(lookup.ConfigError, match=message):
       plan.override(made, [setting])
 
 
@@ -444,7 +444,7 @@ def test_a_dry_run_lists_cells_and_runs_none(whole):
 
 def test_the_readme_gets_its_table(whole, tmp_path):
   readme = tmp_path / "README.md"
-  begin, end = marked.marks("experiments")
+  begin, end = files.table_marks("experiments")
   readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
   root = tmp_path / "results"
   root.mkdir()

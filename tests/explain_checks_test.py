@@ -8,7 +8,8 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 
-from cadjax import explain_checks, models, names
+from cadjax import explain_checks, models
+from cadjax.core import lookup
 
 SHAPE = (6, 8, 10)
 
@@ -233,9 +234,9 @@ def test_randomise_changes_the_maps_above_alone(resnet):
 
 def test_randomise_knows_its_layers(resnet):
   _, _, trained, fresh = resnet
-  with pytest.raises(names.UnknownName, match="did you mean 'stage4'"):
+  with pytest.raises(lookup.UnknownName, match="did you mean 'stage4'"):
     explain_checks.randomise(trained, fresh, ORDER, "stag4")
-  with pytest.raises(names.UnknownName, match="stage9"):
+  with pytest.raises(lookup.UnknownName, match="stage9"):
     explain_checks.randomise(trained, fresh, ("head", "stage9"), "stage9")
 
 

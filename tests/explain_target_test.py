@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cadjax import explain_target, names, scans
+from cadjax import explain_target, scans
+from cadjax.core import lookup
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 
@@ -14,9 +15,9 @@ LPS = np.eye(3)[:, ::-1]
 def test_a_wrong_target_is_told():
   assert explain_target.find_target("cad", explain_target.CLASSES) == 1
   assert explain_target.find_target("0", explain_target.CLASSES) == 0
-  with pytest.raises(names.UnknownName, match="target 'cat'.*mean 'cad'"):
+  with pytest.raises(lookup.UnknownName, match="target 'cat'.*mean 'cad'"):
     explain_target.find_target("cat", explain_target.CLASSES)
-  with pytest.raises(names.UnknownName, match="target '2'"):
+  with pytest.raises(lookup.UnknownName, match="target '2'"):
     explain_target.find_target("2", explain_target.CLASSES)
 
 
@@ -30,7 +31,7 @@ def test_a_wrong_target_is_told():
   ],
 )
 def test_a_region_that_cannot_be_read_is_told(text, message):
-  with pytest.raises((UserError, names.UnknownName), match=message):
+  with pytest.raises((UserError, lookup.UnknownName), match=message):
     explain_target.parse_region(text)
 
 

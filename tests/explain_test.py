@@ -17,19 +17,18 @@ from tiny_models import Fcn, draw_variables
 from tiny_runs import write_workdir
 
 from cadjax import (
-  checkpoint,
   explain,
   explain_maps,
   explain_target,
   inputs,
   models,
-  names,
   planes,
   scans,
   scoring,
   tasks,
   workdir,
 )
+from cadjax.core import files, lookup
 from cadjax.explainer import Explainer, Options
 from configs import unet3d
 from data_prep import volume
@@ -72,7 +71,7 @@ def classifier(tmp_path_factory):
   write_workdir(path)
   config = json.loads((path / "config.json").read_text())
   config["model"]["conv"] = "lax"  # Compiles fastest.
-  checkpoint.write_json(path / "config.json", config)
+  files.write_json(path / "config.json", config)
   return workdir.load_trained(path)
 
 
@@ -563,7 +562,7 @@ def test_a_unet_of_a_config_is_explained_by_the_names_of_its_task(
     "background",
     "coronaries",
   ]
-  with pytest.raises(names.UnknownName, match="known: background, coronaries"):
+  with pytest.raises(lookup.UnknownName, match="known: background, coronaries"):
     run(trained, path, tmp_path / "x", target="aorta", **given)
   truth[:5] = 9
   nib.save(nib.Nifti1Image(truth, image.affine), tmp_path / "truth.nii.gz")
@@ -658,7 +657,7 @@ def test_a_wrong_layer_answers_with_the_nearest_in_one_line(classifier):
   ],
 )
 def test_wrong_names_answer_with_the_nearest(classifier, options, message):
-  with pytest.raises(names.UnknownName, match=message):
+  with pytest.raises(lookup.UnknownName, match=message):
     Explainer(classifier, Options(**options))
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_tree import FORK, LINES, VOXEL, ball, blobs, on, scene
 
-from cadjax import findings, names
+from cadjax import findings
+from cadjax.core import lookup
 from cadjax.findings import Options, find_abnormalities, match_lesions
 from cadjax.vessels import find_vessels
 from data_prep.geometry import GridSpec
@@ -169,9 +170,9 @@ def test_nothing_in_nothing_out():
 
 
 def test_bad_calls_are_refused():
-  with pytest.raises(names.UnknownName, match="combined"):
+  with pytest.raises(lookup.UnknownName, match="combined"):
     find("combine")
-  with pytest.raises(names.UnknownName, match="unstable"):
+  with pytest.raises(lookup.UnknownName, match="unstable"):
     find(plaques={"soft": stable()})
   for mode in ("map", "vessel_map"):
     with pytest.raises(ValueError, match="heat map"):

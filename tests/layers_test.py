@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from scipy import ndimage, signal
 
-from cadjax import names
+from cadjax.core import lookup
 from cadjax.models import layers
 
 KEY = jax.random.key(0)
@@ -332,5 +332,5 @@ def test_batch_norm_and_its_gradient_are_flaxs(train, devices):
 
 
 def test_unknown_norm_names_the_nearest():
-  with pytest.raises(names.UnknownName, match="mean 'batch'.*group, instance"):
+  with pytest.raises(lookup.UnknownName, match="mean 'batch'.*group, instance"):
     layers.norm("bacth", 8, train=True)

@@ -11,7 +11,8 @@ import optax
 import pytest
 from sklearn import metrics
 
-from cadjax import losses, names
+from cadjax import losses
+from cadjax.core import lookup
 
 LN2 = math.log(2)
 
@@ -222,7 +223,7 @@ def test_get_loss_reads_a_config():
   ],
 )
 def test_unknown_names_are_told(config, message):
-  with pytest.raises(names.UnknownName, match=message):
+  with pytest.raises(lookup.UnknownName, match=message):
     losses.get_loss(config)
 
 
@@ -236,7 +237,7 @@ def test_unknown_names_are_told(config, message):
   ],
 )
 def test_impossible_options_are_told(options, message):
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     losses.focal(*draw(), **options)
 
 
@@ -246,5 +247,5 @@ def test_shapes_that_do_not_fit_are_told():
     losses.focal(logits, target[:-1])
   with pytest.raises(ValueError, match="two logits"):
     losses.focal(logits[:, :1], target)
-  with pytest.raises(names.ConfigError, match=r"alpha is 1.5"):
+  with pytest.raises(lookup.ConfigError, match=r"alpha is 1.5"):
     losses.focal(logits[:, :2], target, alpha=1.5)

@@ -8,7 +8,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cadjax import models, names
+from cadjax import models
+from cadjax.core import lookup
 from cadjax.models import resnet
 
 KEY = jax.random.key(0)
@@ -347,7 +348,7 @@ def test_initial_logits_of_the_default_vary_with_the_image():
   ],
 )
 def test_bad_configs_say_what_is_known(config, message):
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     models.get_model(config)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from cadjax import names, optimizer
+from cadjax import optimizer
+from cadjax.core import lookup
 
 PARAMS = {
   "conv_stem": {"kernel": jnp.full((3, 1, 2), 2.0)},
@@ -210,5 +211,5 @@ def test_a_config_dict_works():
   ],
 )
 def test_bad_configs_are_told(config, message):
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     make(10, **config)

@@ -15,12 +15,12 @@ from cadjax import (
   decision,
   findings,
   linked_report,
-  names,
   pair,
   planes,
   sliding,
   viewer,
 )
+from cadjax.core import lookup
 from cadjax.workdir import Trained
 from data_prep import export, sources, volume
 from data_prep.errors import UserError
@@ -255,9 +255,9 @@ def test_a_wrong_pair_is_told(two, tiny_workdir, tiny_segmenter):
     pair.load_pair(tiny_segmenter, tiny_segmenter)
   with pytest.raises(UserError, match="is a classifier; here a segmenter"):
     pair.load_pair(tiny_workdir, tiny_workdir)
-  with pytest.raises(names.ConfigError, match="stage1"):
+  with pytest.raises(lookup.ConfigError, match="stage1"):
     pair.load_pair(tiny_workdir, tiny_segmenter, layer="stage11")
-  with pytest.raises(names.ConfigError, match="layercam"):
+  with pytest.raises(lookup.ConfigError, match="layercam"):
     pair.load_pair(tiny_workdir, tiny_segmenter, method="layerkam")
 
 

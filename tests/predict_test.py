@@ -15,14 +15,8 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import STEP, write_workdir
 
-from cadjax import (
-  checkpoint,
-  inputs,
-  predict,
-  report,
-  scoring,
-  workdir,
-)
+from cadjax import inputs, predict, report, scoring, workdir
+from cadjax.core import files
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 
@@ -64,7 +58,7 @@ def write_evaluation(path: pathlib.Path, **changes) -> None:
     "pooling": "none",
   }
   (path / "eval").mkdir(exist_ok=True)
-  checkpoint.write_json(path / "eval" / "metrics.json", values | changes)
+  files.write_json(path / "eval" / "metrics.json", values | changes)
 
 
 def logit(p: float) -> float:

@@ -6,7 +6,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cadjax import names, priors, tasks, train, workdir
+from cadjax import priors, tasks, train, workdir
+from cadjax.core import lookup
 from cadjax.evaluate import evaluate
 from data_prep.errors import UserError
 
@@ -51,7 +52,7 @@ def test_region_keeps_the_margin_around_coronaries_alone(ndim):
 def test_without_a_prior_there_is_none():
   assert priors.make_prior(config_of("none")) is None
   assert not priors.used(ml_collections.ConfigDict({"data": {}}))
-  with pytest.raises(names.ConfigError, match="did you mean 'channels'"):
+  with pytest.raises(lookup.ConfigError, match="did you mean 'channels'"):
     priors.used(config_of("chanels"))
 
 

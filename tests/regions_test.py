@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from cadjax import names, regions
+from cadjax import regions
+from cadjax.core import lookup
 from data_prep.errors import UserError
 
 SHAPE = (4, 5, 6)
@@ -83,5 +84,5 @@ def test_the_wrong_question_is_told():
     regions.of_class("truth", 2, labels)
   with pytest.raises(UserError, match=r"shape \(3, 5, 6\)"):
     regions.of_class("truth", 2, labels, truth[:3])
-  with pytest.raises(names.UnknownName, match="mean 'predicted'"):
+  with pytest.raises(lookup.UnknownName, match="mean 'predicted'"):
     regions.of_class("predictd", 2, labels)

@@ -6,6 +6,7 @@ import scipy.special
 import sklearn.metrics
 
 from cadjax import calibration, metrics, results
+from cadjax.core import files
 from data_prep.errors import UserError
 
 
@@ -240,8 +241,8 @@ def test_rows_and_patients_show_the_calibrated_probability_and_call():
 
 def test_strict_json_has_null_for_undefined():
   tree = {"a": np.nan, "b": [np.float32(1.5), np.inf], "c": np.int64(3)}
-  assert results.strict(tree) == {"a": None, "b": [1.5, None], "c": 3}
-  text = json.dumps(results.strict(evaluate(test=TEST[::2])), allow_nan=False)
+  assert files.strict(tree) == {"a": None, "b": [1.5, None], "c": 3}
+  text = json.dumps(files.strict(evaluate(test=TEST[::2])), allow_nan=False)
   assert json.loads(text)["patient"]["roc_auc"]["value"] is None
 
 
@@ -250,7 +251,7 @@ def test_table_reads_the_same_from_the_result_and_from_its_json():
   result = evaluate(validation, test, ndim=2)
   result["against"] = results.compare(test, result, test, result)
   text = results.table(result)
-  assert text == results.table(json.loads(json.dumps(results.strict(result))))
+  assert text == results.table(json.loads(json.dumps(files.strict(result))))
   assert "by patient (30)" in text
   assert "by slice (90)" in text
   counts = result["confusion"]

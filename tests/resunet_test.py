@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, models, names
+from cadjax import cam, models
+from cadjax.core import lookup
 
 KEY = jax.random.key(0)
 
@@ -98,9 +99,9 @@ def test_remat_changes_no_gradient():
 def test_bad_options_and_sizes_are_told():
   with pytest.raises(ValueError, match="multiples of 32"):
     variables_of(make(), jnp.zeros((1, 32, 48, 1)))
-  with pytest.raises(names.UnknownName, match="'features'"):
+  with pytest.raises(lookup.UnknownName, match="'features'"):
     make(features=(4, 8))
-  with pytest.raises(names.ConfigError, match="depth is 12"):
+  with pytest.raises(lookup.ConfigError, match="depth is 12"):
     make(depth=12)
-  with pytest.raises(names.UnknownName, match="upsampling"):
+  with pytest.raises(lookup.UnknownName, match="upsampling"):
     make(upsampling="nearest")

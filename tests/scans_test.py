@@ -2,10 +2,11 @@
 
 import json
 
-from cadjax import folders, inputs, scans
+from cadjax import inputs, scans
+from cadjax.core import files
 from data_prep.errors import UserError
 
-KIND = folders.Kind("one.json", "test/")
+KIND = files.ResultFolder("one.json", "test/")
 
 
 def jobs(folder, *names):

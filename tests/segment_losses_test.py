@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from cadjax import losses, names
+from cadjax import losses
 from cadjax import segment_losses as sl
+from cadjax.core import lookup
 from configs import unet3d
 
 SPACE = (5, 6, 7)
@@ -460,7 +461,7 @@ def test_weights_that_are_not_set_go_with_every_loss(name):
   )
   config.weights = (1.0, 2.0, 3.0, 4.0)
   if name == "focal":
-    with pytest.raises(names.UnknownName, match="'weights'"):
+    with pytest.raises(lookup.UnknownName, match="'weights'"):
       sl.get_segment_loss(config)
   else:
     sl.get_segment_loss(config)
@@ -475,7 +476,7 @@ def test_weights_that_are_not_set_go_with_every_loss(name):
   ],
 )
 def test_unknown_names_are_told(config, message):
-  with pytest.raises(names.UnknownName, match=message):
+  with pytest.raises(lookup.UnknownName, match=message):
     sl.get_segment_loss(config)
 
 
@@ -491,7 +492,7 @@ def test_unknown_names_are_told(config, message):
   ],
 )
 def test_impossible_options_are_told(config, message):
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     sl.get_segment_loss(config)(*draw(), ALL)
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import names, parallel, sliding
+from cadjax import sliding
+from cadjax.core import lookup, parallel
 
 WINDOW = (4, 6, 8)
 SCALE = {"a": jnp.float32(0.3)}
@@ -195,5 +196,5 @@ def test_nan_is_no_segmentation():
 )
 def test_what_cannot_slide_is_told(options, message):
   options = {"window": WINDOW, "overlap": 0.5, "batch": 2} | options
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     sliding.SlidingWindow(position_aware, num_classes=3, **options)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cadjax import checkpoint, models, workdir
+from cadjax.core import files
 from configs import resnet3d
 from data_prep import geometry
 
@@ -62,9 +63,9 @@ def write_workdir(
     "patients": counts,
     "reference": {},
   }
-  checkpoint.write_json(path / "config.json", config.to_dict())
-  checkpoint.write_json(path / "dataset.json", dataset)
-  checkpoint.write_json(path / "versions.json", workdir.versions())
+  files.write_json(path / "config.json", config.to_dict())
+  files.write_json(path / "dataset.json", dataset)
+  files.write_json(path / "versions.json", workdir.versions())
   return path
 
 

@@ -10,16 +10,8 @@ import numpy as np
 import pytest
 from tiny_runs import assert_same, best_variables, lines
 
-from cadjax import (
-  checkpoint,
-  classes,
-  input_pipeline,
-  names,
-  steps,
-  tasks,
-  train,
-  workdir,
-)
+from cadjax import classes, input_pipeline, steps, tasks, train, workdir
+from cadjax.core import files, lookup
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
 from data_prep.errors import UserError
@@ -147,7 +139,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_made(
 ):
   config = tiny_segment_config.copy_and_resolve_references()
   config.update_from_flattened_dict(changes)
-  with pytest.raises((UserError, names.ConfigError), match=message):
+  with pytest.raises((UserError, lookup.ConfigError), match=message):
     train.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
@@ -195,7 +187,7 @@ def test_a_workdir_from_before_segmenters_goes_on(tiny_workdir, tiny_config):
   text = path.read_text()
   stored = json.loads(text)
   del stored["task"]
-  checkpoint.write_json(path, stored)
+  files.write_json(path, stored)
   try:
     dataset = input_pipeline.open_dataset(tiny_config.data)
     workdir.prepare(tiny_workdir, tiny_config, dataset)

@@ -8,7 +8,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cadjax import models, names
+from cadjax import models
+from cadjax.core import lookup
 from cadjax.models import unet
 
 KEY = jax.random.key(0)
@@ -410,7 +411,7 @@ def test_the_attention_gate_weighs_between_nothing_and_all():
   ],
 )
 def test_bad_configs_say_what_is_known(config, message):
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     models.get_model({"name": "unet"} | config)
 
 

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from cadjax import names
 from cadjax.bench import about, report, rows
 from cadjax.bench.measure import measure
+from cadjax.core import lookup
 from data_prep import case_flags, errors
 from data_prep.errors import UserError
 
@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
   """Measures what the flags ask for and writes what came out."""
   del argv
   args = flags.FLAGS
-  names.check_known(args.what, rows.WHATS, "--what")
+  lookup.check_known(args.what, rows.WHATS, "--what")
   asked = points(args)
   out = pathlib.Path(args.out)
   try:
@@ -172,4 +172,4 @@ def _say(line: str) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main, expected=(names.ConfigError,))
+  errors.run(main, expected=(lookup.ConfigError,))

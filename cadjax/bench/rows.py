@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cadjax import classes, names
+from cadjax import classes
+from cadjax.core import lookup
 from data_prep import build, phantom
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig, config_name
 from data_prep.geometry import GridSpec
@@ -120,12 +121,12 @@ def plan(
     inputs: asked for those files alone that the rows read.
 
   Raises:
-    names.ConfigError: for what is not in `WHATS`, or not for this config.
+    lookup.ConfigError: for what is not in `WHATS`, or not for this config.
   """
   if settings.aot is not None:
     return [[_aot(settings)]]
   groups: list[list[Row]] = []
-  names.check_known(what, WHATS, "--what")
+  lookup.check_known(what, WHATS, "--what")
   for name in what:
     groups += WHATS[name](settings, inputs)
   if {"train", "infer"} & set(what):  # Of the roofline.
@@ -184,7 +185,7 @@ def _slide(settings: Settings, inputs: Inputs) -> list[list[Row]]:
 def _report(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   models = {model: settings.models.get(model) for model in MODELS}
   if not all(models.values()):
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       "--what=report takes two trained workdirs, --classifier=DIR and"
       " --segmenter=DIR; make demo trains demo/classifier and demo/segmenter"
     )
@@ -252,7 +253,7 @@ def _task(settings: Settings) -> str:
 def _check_task(settings: Settings, what: str, task: str) -> None:
   if _task(settings) != task:
     kind, example = EXAMPLES[task]
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"--what={what} takes the config of a {kind}, such as {example}"
     )
 

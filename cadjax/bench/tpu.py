@@ -19,9 +19,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from cadjax import checkpoint, marked, workdir
 from cadjax.bench import about, rows, summary
 from cadjax.bench.measure import measure
+from cadjax.core import files
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -124,7 +124,7 @@ def run(
   """
   path = folder / f"{case.name}.json"
   if path.exists():
-    return workdir.read_json(path)
+    return files.read_json(path)
   (group,) = rows.plan((), case.settings(config), None)
   (result,) = measure(group, 1, say=lambda _: None)
   found: dict[str, Any] = {"footer": about.about([result])["footer"]}
@@ -135,7 +135,7 @@ def run(
     found["full"] = result.error
   else:
     raise UserError(f"{case.name}: {result.error}")
-  checkpoint.write_json(path, found)
+  files.write_json(path, found)
   return found
 
 
@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError("--config is missing; try configs/resnet3d.py")
   config = json.loads(args.config.to_json_best_effort())
   if args.table:  # Told now and not in an hour.
-    marked.split(pathlib.Path(args.table), "tpu")
+    files.split_at_table(pathlib.Path(args.table), "tpu")
   folder = pathlib.Path(args.out)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{number}/{len(every)}: {case.name}", file=sys.stderr, flush=True)
     found[case] = run(case, config, folder)
     if args.table:  # After each: an hour may not come to its end.
-      marked.replace(pathlib.Path(args.table), "tpu", tables(found))
+      files.replace_table(pathlib.Path(args.table), "tpu", tables(found))
   print(tables(found))
 
 

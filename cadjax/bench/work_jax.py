@@ -18,17 +18,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from cadjax import (
-  cam,
-  classes,
-  flops,
-  optimizer,
-  parallel,
-  sliding,
-  steps,
-  tasks,
-)
+from cadjax import cam, classes, flops, optimizer, sliding, steps, tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
+from cadjax.core import parallel
 from data_prep.errors import UserError
 
 # Longer than any benchmark: the schedule needs an end, the reader too.

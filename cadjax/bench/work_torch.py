@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cadjax import names
 from cadjax.bench.unet_torch import UNet
 from cadjax.bench.work import Work, noise_hu
+from cadjax.core import lookup
 from data_prep.errors import UserError
 from data_prep.workers import available_cores
 
@@ -185,7 +185,7 @@ MAKERS = {
 def _setup(spec) -> tuple[dict[str, Any], torch.device]:
   """Checks that both frameworks do the same; gives both the same cores."""
   config = spec["config"]
-  same = names.look_up(SAME, config["model"]["name"], "model")
+  same = lookup.look_up(SAME, config["model"]["name"], "model")
   for path, known in {**STEP, **same}.items():
     value: Any = config
     for key in path.split("."):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from cadjax.bench.work import Work, timed
-from cadjax.names import ConfigError
+from cadjax.core.lookup import ConfigError
 from data_prep.errors import UserError, one_line
 
 HOST = ("data", "preprocess", "phantom")

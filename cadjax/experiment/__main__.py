@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import names, tasks
+from cadjax import tasks
+from cadjax.core import lookup
 from cadjax.experiment import estimate, page, plan
 from cadjax.experiment.run import Experiment, Stopped
 from cadjax.experiment.store import Store
@@ -97,4 +98,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main, expected=(names.ConfigError,))
+  errors.run(main, expected=(lookup.ConfigError,))

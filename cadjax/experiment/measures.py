@@ -25,8 +25,9 @@ from cadjax import (
   results,
   workdir,
 )
+from cadjax.core import files
+from cadjax.core.files import Row
 from cadjax.experiment import compare
-from cadjax.results import Row
 
 Entries = dict[str, list[Row]]
 # What is written beside the rows has few draws: intervals come of all cells.
@@ -73,7 +74,7 @@ def patients(trial: Trial) -> Entries:
 
 def _calls(folder: pathlib.Path, name: str, threshold: float) -> list[Row]:
   keys = ("patient_id", "label", "probability")
-  rows = evaluation.read_rows(folder / f"{name}.jsonl", keys)
+  rows = files.read_rows(folder / f"{name}.jsonl", keys)
   return [
     {key: row[key] for key in keys} | {"threshold": threshold} for row in rows
   ]
@@ -81,7 +82,7 @@ def _calls(folder: pathlib.Path, name: str, threshold: float) -> list[Row]:
 
 def _slices(folder: pathlib.Path, result: Mapping[str, Any]) -> list[Row]:
   setting = result["slice_setting"]
-  rows = evaluation.read_rows(folder / "test_cases.jsonl", evaluate.CASE_KEYS)
+  rows = files.read_rows(folder / "test_cases.jsonl", evaluate.CASE_KEYS)
   ids, labels, probs = results.by_slice(rows)
   probs = calibration.calibrate(probs, setting["temperature"])
   return [
@@ -203,7 +204,7 @@ def explanation(trial: Trial) -> Entries:
     sanity=0,
     rolls=trial.options.get("rolls", 8),
   )
-  rows = evaluation.read_rows(
+  rows = files.read_rows(
     trial.path / "eval" / "explain" / "location_cases.jsonl",
     ("patient_id", "layer", "method", "structure"),
   )
@@ -225,7 +226,7 @@ def explanation(trial: Trial) -> Entries:
 def segments(trial: Trial) -> Entries:
   """Dice, HD95 and the rest of the test patients, an entry for each class."""
   evaluate.evaluate(trial.path, bootstrap=DRAWS)
-  rows = evaluation.read_rows(
+  rows = files.read_rows(
     trial.path / "eval" / "test_cases.jsonl", ("patient_id", "class", "dice")
   )
   entries: Entries = {}
@@ -278,7 +279,7 @@ def linked(trial: Trial) -> Entries:
   keys = ("patient_id", "label", "half", "lesions")
   rows = [
     row
-    for row in evaluation.read_rows(folder / "scans.jsonl", keys)
+    for row in files.read_rows(folder / "scans.jsonl", keys)
     if row["half"] == "test"
   ]
   entries: Entries = {}

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadjax import case_rows, checkpoint, marked, plots, report, workdir
+from cadjax import plots, report
+from cadjax.core import files
 from cadjax.experiment import figure, summary
 from cadjax.experiment.plan import Plan
 from cadjax.experiment.store import Store
@@ -33,9 +34,9 @@ def write(folder: pathlib.Path, plan: Plan, cells: Store) -> dict[str, Any]:
   folder.mkdir(parents=True, exist_ok=True)
   picture = figure.forest(result, plan.lines)
   plots.save(picture, folder / "forest.png")
-  checkpoint.write_json(folder / "results.json", result)
-  checkpoint.write_json(folder / "cost.json", cost)
-  case_rows.write_text(
+  files.write_json(folder / "results.json", result)
+  files.write_json(folder / "cost.json", cost)
+  files.write_text(
     folder / "index.html",
     render(result, cost, (folder / "forest.png").read_bytes(), plan.metrics),
   )
@@ -83,20 +84,20 @@ def text(result: Mapping[str, Any]) -> str:
   return "\n".join([*lines, result["disclaimer"]])
 
 
-def markdown(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> str:
+def markdown(folder: pathlib.Path, results: Sequence[pathlib.Path]) -> str:
   """Returns a table of experiments, for a README.
 
   Args:
     folder: of the README, for the links.
-    files: their results.json.
+    results: their results.json.
   """
   lines = [
     "| question | answer, with 95 % interval | cost |",
     "| --- | --- | --- |",
   ]
-  for file in files:
-    result = workdir.read_json(file)
-    cost = workdir.read_json(file.with_name("cost.json"))
+  for file in results:
+    result = files.read_json(file)
+    cost = files.read_json(file.with_name("cost.json"))
     page = file.with_name("index.html").relative_to(folder).as_posix()
     answers = _in_short(result)
     if unfinished := result["cells"]["failed"] + result["cells"]["waiting"]:
@@ -142,14 +143,14 @@ def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   Between the marks of "experiments"; returns how many experiments there are.
 
   Raises:
-    UserError: of `marked.replace`, or there are no results.
+    UserError: of `files.replace_table`, or there are no results.
   """
-  files = sorted(root.resolve().glob("*/results.json"))
-  if not files:
+  found = sorted(root.resolve().glob("*/results.json"))
+  if not found:
     raise UserError(
       f"--workdir={root}: there is no */results.json; the README stays as it is"
     )
-  marked.replace(
-    readme, "experiments", markdown(readme.resolve().parent, files)
+  files.replace_table(
+    readme, "experiments", markdown(readme.resolve().parent, found)
   )
-  return len(files)
+  return len(found)

@@ -16,7 +16,7 @@ from typing import Any
 
 import ml_collections
 
-from cadjax import names
+from cadjax.core import lookup
 from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
@@ -171,7 +171,7 @@ def load_plan(path: str, scale: str) -> Plan:
     raise UserError(f"--plan={path}: it has no get_plan(scale)")
   try:
     return make_plan(fields, file.stem, scale)
-  except names.ConfigError as error:
+  except lookup.ConfigError as error:
     raise UserError(f"--plan={path}: {error}") from error
 
 
@@ -195,13 +195,13 @@ def override(plan: Plan, settings: Sequence[str]) -> Plan:
     settings: FIELD=VALUE, such as "data.batch_size=2".
 
   Raises:
-    names.ConfigError: a field that no arm has, or a value of another type.
+    lookup.ConfigError: a field that no arm has, or a value of another type.
   """
   arms = dict(plan.arms)
   for setting in settings:
     field, equals, text = setting.partition("=")
     if not equals:
-      raise names.ConfigError(f"--override={setting}: it is no FIELD=VALUE")
+      raise lookup.ConfigError(f"--override={setting}: it is no FIELD=VALUE")
     try:
       value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -212,7 +212,7 @@ def override(plan: Plan, settings: Sequence[str]) -> Plan:
       if arm.config is not None and _has(arm.config, field)
     }
     if not changed:
-      raise names.ConfigError(f"--override={setting}: no arm has that field")
+      raise lookup.ConfigError(f"--override={setting}: no arm has that field")
     arms |= changed
   overrides = (*plan.overrides, *settings)
   return dataclasses.replace(plan, arms=arms, overrides=overrides)
@@ -231,7 +231,7 @@ def _changed(arm: Arm, field: str, value: Any) -> Arm:
   try:
     config.update_from_flattened_dict({field: value})
   except (KeyError, TypeError) as error:
-    raise names.ConfigError(f"--override={field}={value}: {error}") from error
+    raise lookup.ConfigError(f"--override={field}={value}: {error}") from error
   return dataclasses.replace(arm, config=config)
 
 
@@ -241,7 +241,7 @@ def make_plan(
   """Makes a plan of plain data and checks it.
 
   Raises:
-    names.ConfigError: an unknown name, or arms that need one another.
+    lookup.ConfigError: an unknown name, or arms that need one another.
   """
   _check_fields(fields, Plan, "field of a plan")
   arms = {}
@@ -250,19 +250,21 @@ def make_plan(
     arms[key] = Arm(**values)
   plan = Plan(**{**fields, "arms": arms, "name": name, "scale": scale})
   for key, arm in plan.arms.items():
-    names.check_known([arm.measure], MEASURES, f"measure of the arm {key!r}")
+    lookup.check_known([arm.measure], MEASURES, f"measure of the arm {key!r}")
     data = [arm.data, *arm.measured_on]
-    names.check_known(data, plan.data, f"data of the arm {key!r}")
-    names.check_known(arm.needs.values(), plan.arms, f"need of the arm {key!r}")
+    lookup.check_known(data, plan.data, f"data of the arm {key!r}")
+    lookup.check_known(
+      arm.needs.values(), plan.arms, f"need of the arm {key!r}"
+    )
     if arm.config is not None:
-      names.check_known(arm.needs, ROLES, f"role in the arm {key!r}")
+      lookup.check_known(arm.needs, ROLES, f"role in the arm {key!r}")
   for a, b, _ in plan.pairs():
     lines = [line.partition("/")[0] for line in (a, b)]
-    names.check_known(lines, plan.arms, "arm in a comparison")
+    lookup.check_known(lines, plan.arms, "arm in a comparison")
   try:
     plan.cells()
   except graphlib.CycleError as error:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"the arms {', '.join(sorted(set(error.args[1])))} need one another"
     ) from error
   return plan
@@ -270,13 +272,13 @@ def make_plan(
 
 def _check_fields(values: Mapping[str, Any], kind: type, what: str) -> None:
   fields = dataclasses.fields(kind)
-  names.check_known(values, [field.name for field in fields], what)
+  lookup.check_known(values, [field.name for field in fields], what)
   for field in fields:
     optional = (field.default, field.default_factory) != (
       dataclasses.MISSING,
       dataclasses.MISSING,
     )
     if not optional and field.name not in values:
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"the {what.partition(' of ')[2]} lacks {field.name!r}"
       )

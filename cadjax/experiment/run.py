@@ -16,7 +16,8 @@ import ml_collections
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import input_pipeline, names, train, workdir
+from cadjax import input_pipeline, train, workdir
+from cadjax.core import lookup
 from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
@@ -139,12 +140,14 @@ class Experiment:
       entry = name.partition("/")[2]
       given = sorted(filter(None, entries))
       if entry not in entries:
-        raise names.ConfigError(
+        raise lookup.ConfigError(
           f"the plan compares {name!r}, but of the arm {arm!r} there is only"
           f" {', '.join(given) or 'its own line'}"
         )
       if not Line({(None, 0): entries[entry]}).has(metric):
-        raise names.ConfigError(f"{name!r}, which is compared, has no {metric}")
+        raise lookup.ConfigError(
+          f"{name!r}, which is compared, has no {metric}"
+        )
 
   def _trained_and_measured(
     self,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cadjax import checkpoint, results, workdir
+from cadjax.core import files
 
 # A claim is renewed this often, and given up after so long without it; of a
 # process on this machine it is known at once.
@@ -49,12 +49,12 @@ class Store:
 
   def read(self, name: str) -> dict[str, Any]:
     """Returns what `finish` wrote."""
-    return workdir.read_json(self.folder(name) / "cell.json")
+    return files.read_json(self.folder(name) / "cell.json")
 
   def finish(self, name: str, value: dict[str, Any]) -> None:
     """Writes the result of a piece of work: from now on it is done."""
     folder = self.folder(name)
-    checkpoint.write_json(folder / "cell.json", results.strict(value))
+    files.write_json(folder / "cell.json", files.strict(value))
     (folder / "failed.txt").unlink(missing_ok=True)
 
   def fail(self, name: str, text: str) -> None:

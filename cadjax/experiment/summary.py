@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadjax import results
+from cadjax.core import files
 from cadjax.experiment import compare
 from cadjax.experiment.compare import Key, Line
 from cadjax.experiment.plan import Plan
@@ -99,7 +99,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
       for state in ("done", "failed", "running", "waiting")
     },
   }
-  return results.strict(result)
+  return files.strict(result)
 
 
 def cost(plan: Plan, cells: Store) -> dict[str, Any]:

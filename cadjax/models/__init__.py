@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cadjax import names
+from cadjax.core import lookup
 from cadjax.models import layers, resnet, resunet, unet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -71,19 +71,19 @@ def get_model(
     "perturbations", zeros of the size of every map, which callers drop.
 
   Raises:
-    names.ConfigError: for an unknown name, field or value.
+    lookup.ConfigError: for an unknown name, field or value.
   """
   options = dict(config)
-  make = names.look_up(MODELS, options.pop("name", "resnet"), "model")
+  make = lookup.look_up(MODELS, options.pop("name", "resnet"), "model")
   return make(options, axis_name)
 
 
 def _resnet(options: dict[str, Any], axis_name: str | None) -> resnet.ResNet:
-  names.check_known(options, RESNET_DEFAULTS, "field of config.model")
+  lookup.check_known(options, RESNET_DEFAULTS, "field of config.model")
   options = RESNET_DEFAULTS | options
-  names.check_known([options.pop("stem")], STEMS, "stem")
-  names.check_known([options["conv"]], layers.MODES, "config.model.conv")
-  options["dtype"] = names.look_up(DTYPES, options["dtype"], "dtype")
+  lookup.check_known([options.pop("stem")], STEMS, "stem")
+  lookup.check_known([options["conv"]], layers.MODES, "config.model.conv")
+  options["dtype"] = lookup.look_up(DTYPES, options["dtype"], "dtype")
   resnet.check(
     **{
       key: options[key]
@@ -94,12 +94,12 @@ def _resnet(options: dict[str, Any], axis_name: str | None) -> resnet.ResNet:
 
 
 def _unet(options: dict[str, Any], axis_name: str | None) -> unet.UNet:
-  names.check_known(options, UNET_DEFAULTS, "field of config.model")
+  lookup.check_known(options, UNET_DEFAULTS, "field of config.model")
   options = UNET_DEFAULTS | options
   if isinstance(options["features"], list):  # As in config.json.
     options["features"] = tuple(options["features"])
-  names.check_known([options["conv"]], layers.MODES, "config.model.conv")
-  options["dtype"] = names.look_up(DTYPES, options["dtype"], "dtype")
+  lookup.check_known([options["conv"]], layers.MODES, "config.model.conv")
+  options["dtype"] = lookup.look_up(DTYPES, options["dtype"], "dtype")
   checked = (
     *("ndim", "features", "num_classes"),
     *("norm", "upsampling", "deep_supervision"),
@@ -109,13 +109,13 @@ def _unet(options: dict[str, Any], axis_name: str | None) -> unet.UNet:
 
 
 def _resunet(options: dict[str, Any], axis_name: str | None) -> resunet.ResUNet:
-  names.check_known(options, RESUNET_DEFAULTS, "field of config.model")
+  lookup.check_known(options, RESUNET_DEFAULTS, "field of config.model")
   options = RESUNET_DEFAULTS | options
-  names.check_known([options["conv"]], layers.MODES, "config.model.conv")
-  names.check_known(
+  lookup.check_known([options["conv"]], layers.MODES, "config.model.conv")
+  lookup.check_known(
     [options["upsampling"]], unet.UPSAMPLINGS, "config.model.upsampling"
   )
-  options["dtype"] = names.look_up(DTYPES, options["dtype"], "dtype")
+  options["dtype"] = lookup.look_up(DTYPES, options["dtype"], "dtype")
   checked = {key: options[key] for key in ("ndim", "depth", "width", "norm")}
   resnet.check(output_stride=32, **checked)
   return resunet.ResUNet(axis_name=axis_name, **options)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from cadjax import names
+from cadjax.core import lookup
 from cadjax.models import conv_cpu
 
 NORM_EPSILON = 1e-5
@@ -327,7 +327,7 @@ def norm(
     A function that maps [B, *space, C] to the same shape.
   """
   common = {"dtype": dtype, "scale_init": scale_init, "name": name}
-  make = names.look_up(NORMS, kind, "norm")
+  make = lookup.look_up(NORMS, kind, "norm")
   return make(channels, train, relu, axis_name, common)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cadjax import names
+from cadjax.core import lookup
 from cadjax.models import conv_cpu, layers
 
 # depth: (blocks of each stage, whether they are bottlenecks)
@@ -210,7 +210,7 @@ def _plan(model: ResNet) -> list[list[dict[str, Any]]]:
 def check(
   *, ndim: int, depth: int, output_stride: int, width: int, norm: str
 ) -> None:
-  """Raises `names.ConfigError` where `ResNet` has no such variant."""
+  """Raises `lookup.ConfigError` where `ResNet` has no such variant."""
   for name, value, known in (
     ("ndim", ndim, tuple(conv_cpu.LAYOUTS)),
     ("depth", depth, tuple(DEPTHS)),
@@ -218,9 +218,9 @@ def check(
   ):
     if value not in known:
       choices = ", ".join(str(each) for each in known)
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"config.model.{name} is {value!r}; it must be one of {choices}"
       )
   if width < 1:
-    raise names.ConfigError(f"config.model.width is {width}; it must be >= 1")
-  names.look_up(layers.NORMS, norm, "norm")
+    raise lookup.ConfigError(f"config.model.width is {width}; it must be >= 1")
+  lookup.look_up(layers.NORMS, norm, "norm")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cadjax import names
+from cadjax.core import lookup
 from cadjax.models import conv_cpu, layers
 
 UPSAMPLINGS = ("linear", "shuffle")
@@ -256,29 +256,29 @@ def check(
   upsampling: str,
   deep_supervision: bool,
 ) -> None:
-  """Raises `names.ConfigError` where `UNet` has no such variant."""
+  """Raises `lookup.ConfigError` where `UNet` has no such variant."""
   if ndim not in conv_cpu.LAYOUTS:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.model.ndim is {ndim!r}; it must be one of 2, 3"
     )
   numbers = isinstance(features, tuple) and all(
     isinstance(each, int) and each >= 1 for each in features
   )
   if not numbers or not 2 <= len(features) <= MAX_LEVELS:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.model.features is {features!r}; it must be 2 to {MAX_LEVELS}"
       " numbers of channels, one for each level, finest first"
     )
   if num_classes < 2:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.model.num_classes is {num_classes}; it must be >= 2, the"
       " background included"
     )
   if deep_supervision and len(features) < 4:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.model.deep_supervision takes 4 levels or more; {features} has"
       f" {len(features)}, and the coarsest two have no logits of their own;"
       " set it to False"
     )
-  names.look_up(layers.NORMS, norm, "norm")
-  names.check_known([upsampling], UPSAMPLINGS, "config.model.upsampling")
+  lookup.look_up(layers.NORMS, norm, "norm")
+  lookup.check_known([upsampling], UPSAMPLINGS, "config.model.upsampling")

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cadjax import names
+from cadjax.core import lookup
 
 PyTree = Any
 MODES = ("pmap", "mesh")
@@ -60,12 +60,12 @@ class Parallel:
     if batch_size < 1 or batch_size % n:
       below, above = batch_size // n * n, (batch_size // n + 1) * n
       fits = f"{below} or {above}" if below else f"{above}"
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"the global batch size {batch_size} does not divide by the {n}"
         f" devices of the data axis; use {fits}"
       )
     if depth is not None and depth % self.space_size:
-      raise names.ConfigError(
+      raise lookup.ConfigError(
         f"a depth of {depth} does not divide by config.mesh.space ="
         f" {self.space_size}"
       )
@@ -201,23 +201,25 @@ def make_parallel(
   """
   devices = list(devices or jax.devices())
   if mode not in MODES:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.parallel is {mode!r}; it is one of {MODES}"
     )
   if jax.process_count() > 1:
-    raise names.ConfigError("cadjax runs on the devices of one process, so far")
+    raise lookup.ConfigError(
+      "cadjax runs on the devices of one process, so far"
+    )
   if mode == "pmap" and space != 1:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       "pmap divides the batch only; for config.mesh.space > 1 use"
       " --config.parallel=mesh"
     )
   if space < 1 or len(devices) % space:
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.mesh.space = {space} does not divide the {len(devices)} devices"
     )
   data = len(devices) // space if data == -1 else data
   if data < 1 or data * space > len(devices):
-    raise names.ConfigError(
+    raise lookup.ConfigError(
       f"config.mesh asks for data {data} x space {space} devices; there are"
       f" {len(devices)}"
     )

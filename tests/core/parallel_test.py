@@ -8,14 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from cadjax import (
-  losses,
-  models,
-  names,
-  parallel,
-  segment_losses,
-  steps,
-)
+from cadjax import losses, models, segment_losses, steps
+from cadjax.core import lookup, parallel
 
 SHAPE = (16, 24, 32)
 BATCH = 8
@@ -135,9 +129,9 @@ def test_augmentation_does_not_depend_on_the_device():
 
 def test_batch_that_does_not_divide_names_sizes_that_do():
   devices = parallel.make_parallel("pmap")
-  with pytest.raises(names.ConfigError, match="use 8 or 16"):
+  with pytest.raises(lookup.ConfigError, match="use 8 or 16"):
     devices.check_batch(12)
-  with pytest.raises(names.ConfigError, match="use 8"):
+  with pytest.raises(lookup.ConfigError, match="use 8"):
     devices.check_batch(4)
   devices.check_batch(16)
 
@@ -152,13 +146,13 @@ def test_batch_that_does_not_divide_names_sizes_that_do():
   ],
 )
 def test_layouts_that_do_not_exist(options, message):
-  with pytest.raises(names.ConfigError, match=message):
+  with pytest.raises(lookup.ConfigError, match=message):
     parallel.make_parallel(**options)
 
 
 def test_depth_must_divide_by_space():
   devices = parallel.make_parallel("mesh", data=2, space=4)
-  with pytest.raises(names.ConfigError, match="depth of 10"):
+  with pytest.raises(lookup.ConfigError, match="depth of 10"):
     devices.check_batch(2, 10)
 
 

@@ -1,0 +1,1 @@
+"""What every room needs: names to objects, files and folders, devices."""

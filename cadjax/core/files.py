@@ -1,0 +1,193 @@
+"""Files that a run writes and reads: JSON, rows, tables, result folders."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+
+# One line of a table: column to value.
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultFolder:
+  """A kind of result.
+
+  Attributes:
+    document: the name of its JSON file.
+    schema: the beginning of the document's "schema".
+  """
+
+  document: str
+  schema: str
+
+  def check_free(self, folder: str | os.PathLike, *, overwrite: bool) -> None:
+    """Raises `UserError` unless a result may be written to a folder.
+
+    An earlier result of this kind is replaced only where the folder holds its
+    files and nothing else: nobody's own files are ever deleted.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.exists():
+      return
+    if not folder.is_dir():
+      raise UserError(f"{folder}: is a file; --out must be a folder")
+    there = {path.name for path in folder.iterdir()}
+    if not there:
+      return
+    own = self._files(folder)
+    if not own:
+      raise UserError(
+        f"{folder}: is not empty and holds no result; choose another --out"
+      )
+    if not overwrite:
+      raise UserError(f"{folder}: holds a result; --overwrite replaces it")
+    if there - own:
+      raise UserError(
+        f"{folder}: holds {min(there - own)} beside a result; move it away or"
+        " choose another --out"
+      )
+
+  @contextlib.contextmanager
+  def writing(
+    self, folder: str | os.PathLike, *, overwrite: bool
+  ) -> Iterator[pathlib.Path]:
+    """Gives a folder to write into, which becomes `folder` at the end.
+
+    Args:
+      folder: is made; refused if it holds anything already.
+      overwrite: replace an earlier result there.
+
+    Raises:
+      UserError: the folder is in the way or cannot be written.
+    """
+    folder = pathlib.Path(os.path.abspath(folder))
+    self.check_free(folder, overwrite=overwrite)
+    try:
+      folder.parent.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"
+      ) as temporary:
+        made = pathlib.Path(temporary) / "case"
+        made.mkdir()
+        yield made
+        if folder.exists():
+          # Into the temporary folder, which then goes with all it holds.
+          folder.rename(pathlib.Path(temporary) / "replaced")
+        made.rename(folder)
+    except OSError as error:
+      raise UserError(f"{folder}: cannot be written ({error})") from error
+
+  def _files(self, folder: pathlib.Path) -> set[str]:
+    """Returns the names that an earlier result claims; empty without one."""
+    try:
+      document = json.loads((folder / self.document).read_text("utf-8"))
+      if document["schema"].startswith(self.schema):
+        return set(document["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+      return set()
+    return set()
+
+
+def write_rows(
+  folder: pathlib.Path, name: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  """Writes NAME.jsonl (all) and NAME.csv (all but the lists), each whole."""
+  lines = [json.dumps(strict(row), allow_nan=False) for row in rows]
+  write_text(folder / f"{name}.jsonl", "".join(f"{x}\n" for x in lines))
+  flat = [
+    {k: v for k, v in row.items() if not isinstance(v, list)} for row in rows
+  ]
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(flat[0]) if flat else ["case_id"])
+  writer.writeheader()
+  writer.writerows(flat)
+  write_text(folder / f"{name}.csv", text.getvalue())
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes text to a temporary name and renames it."""
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("w", newline="") as f:
+    f.write(text)
+  temporary.replace(path)
+
+
+def table_marks(name: str) -> tuple[str, str]:
+  """Returns the marks around the table of that name."""
+  return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def split_at_table(readme: pathlib.Path, name: str) -> tuple[str, str]:
+  """Returns what stands before and after the table of that name.
+
+  Raises:
+    UserError: there is no such file, or the marks are missing.
+  """
+  begin, end = table_marks(name)
+  try:
+    content = readme.read_text()
+  except OSError as error:
+    raise UserError(f"--table={readme}: cannot be read ({error})") from error
+  before, found, rest = content.partition(begin)
+  _, closed, after = rest.partition(end)
+  if not found or not closed:
+    raise UserError(f"{readme}: the marks {begin} and {end} are missing")
+  return before, after
+
+
+def replace_table(readme: pathlib.Path, name: str, table: str) -> None:
+  """Writes a table between its marks and leaves the rest; see `split`."""
+  begin, end = table_marks(name)
+  before, after = split_at_table(readme, name)
+  write_text(readme, f"{before}{begin}\n{table}\n{end}{after}")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON to a temporary name and renames it."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(json.dumps(value, indent=2) + "\n")
+  temporary.replace(path)
+
+
+def read_rows(path: pathlib.Path, keys: Sequence[str]) -> list[Row]:
+  """Reads a .jsonl of rows; UserError if it cannot be or lacks a key."""
+  try:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+  except (OSError, json.JSONDecodeError) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+  if not all(set(keys) <= row.keys() for row in rows):
+    raise UserError(f"{path} is not what cadjax.evaluate writes; run it again")
+  return rows
+
+
+def strict(value: Any) -> Any:
+  """Returns `value` as strict JSON: NaN and infinity become None."""
+  if isinstance(value, Mapping):
+    return {str(key): strict(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [strict(item) for item in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a JSON file; UserError if it is not one."""
+  try:
+    return json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} is not valid JSON: {error}") from error
