@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cadjax.evidence import Share
-from cadjax.vessel_tree import VesselTree
+from cadjax.vessels.tree import VesselTree
 
 # A few voxels of plaque are within a segmenter's error.
 LEAST_PLAQUE_MM3 = 10.0

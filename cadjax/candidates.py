@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage, signal
 
-from cadjax.vessel_tree import STEP_MM, VesselTree
+from cadjax.vessels.tree import STEP_MM, VesselTree
 
 # A class activation map is smooth on this scale.
 _COARSE_MM = 2.0

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import expand_labels
 
-from cadjax.vessel_tree import VesselTree
+from cadjax.vessels.tree import VesselTree
 
 ELSEWHERE = "elsewhere"
 OFF_VESSEL = "coronary mask off any vessel"

@@ -18,10 +18,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from cadjax import candidates, stenosis
+from cadjax import candidates
 from cadjax.candidates import Candidate
 from cadjax.core import lookup
-from cadjax.vessel_tree import STEP_MM, VesselTree
+from cadjax.vessels import stenosis
+from cadjax.vessels.tree import STEP_MM, VesselTree
 
 MODES = ("map", "vessel_map", "plaque", "combined")
 SOURCES = ("plaque", "narrowing", "heat")

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cadjax import agreement, evidence, findings, vessels
+from cadjax import agreement, evidence, findings
 from cadjax.evidence import Share
 from cadjax.findings import Finding
-from cadjax.vessel_tree import VesselTree
+from cadjax.vessels import find
+from cadjax.vessels.tree import VesselTree
 from data_prep import geometry
 from data_prep.volume import Grid, Volume
 
@@ -115,7 +116,7 @@ def find_structures(
   """
   coronary = _mask(labels, names, CORONARIES)
   aorta = _mask(labels, names, (AORTA,))
-  tree = vessels.find_vessels(coronary, aorta, volume.affine)
+  tree = find.find_vessels(coronary, aorta, volume.affine)
   regions = evidence.vessel_regions(tree, coronary, aorta)
   return Structures(volume, labels, tuple(names), tree, regions)
 

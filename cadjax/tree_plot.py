@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.spatial import distance
 
 from cadjax.findings import Finding
-from cadjax.vessel_tree import Branch, VesselTree
+from cadjax.vessels.tree import Branch, VesselTree
 
 # Name: LPS axis to the right of the page, and the letters at its ends.
 VIEWS = {"from the front": (0, "R", "L"), "from the left": (1, "A", "P")}

@@ -12,10 +12,11 @@ import matplotlib.figure
 import matplotlib.patheffects
 import numpy as np
 
-from cadjax import centrelines, planes, reformat
+from cadjax import planes
 from cadjax.findings import Finding
-from cadjax.stenosis import Calibre
-from cadjax.vessel_tree import Branch, VesselTree
+from cadjax.vessels import centrelines, reformat
+from cadjax.vessels.stenosis import Calibre
+from cadjax.vessels.tree import Branch, VesselTree
 
 _HALF_MM = 10.0
 _SECTION_MM = 7.0

@@ -6,7 +6,7 @@ import tubes
 
 from cadjax import agreement
 from cadjax.evidence import Share
-from cadjax.vessels import find_vessels
+from cadjax.vessels.find import find_vessels
 
 AT_VESSELS = Share(0.4, 0.1, 4.0, 30.0)
 ELSEWHERE = Share(0.02, 0.1, 0.2, 30.0)

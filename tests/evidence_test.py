@@ -6,7 +6,7 @@ import tubes
 from scipy import ndimage
 
 from cadjax import evidence
-from cadjax.vessels import find_vessels
+from cadjax.vessels.find import find_vessels
 
 SHAPE, SPACING = (10, 14, 18), (0.5, 1.0, 2.0)
 

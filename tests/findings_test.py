@@ -9,7 +9,7 @@ from tiny_tree import FORK, LINES, VOXEL, ball, blobs, on, scene
 from cadjax import findings
 from cadjax.core import lookup
 from cadjax.findings import Options, find_abnormalities, match_lesions
-from cadjax.vessels import find_vessels
+from cadjax.vessels.find import find_vessels
 from data_prep.geometry import GridSpec
 from data_prep.phantom import make_phantom
 

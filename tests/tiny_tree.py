@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import tubes
 
-from cadjax.vessels import find_vessels
+from cadjax.vessels.find import find_vessels
 
 TOP, FORK = np.array([0.0, 0, 8]), np.array([0.0, 0, -6])
 LEFT, RIGHT = np.array([16.0, 2, -26]), np.array([-14.0, 2, -30])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cadjax import tree_plot
-from cadjax.vessels import find_vessels
+from cadjax.vessels.find import find_vessels
 
 
 @pytest.fixture(scope="module")

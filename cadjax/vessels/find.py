@@ -10,10 +10,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from cadjax import centrelines, vessel_names
-from cadjax import ostia as ostia_lib
-from cadjax import skeleton as skeleton_lib
-from cadjax.vessel_tree import (
+from cadjax.vessels import centrelines, naming, skeleton
+from cadjax.vessels import ostia as ostia_lib
+from cadjax.vessels.tree import (
   STEP_MM,
   Branch,
   Ostium,
@@ -25,6 +24,8 @@ from cadjax.vessel_tree import (
 # A fragment of a distal vessel, one voxel wide, is more than a speck.
 _LEAST_MM3 = 3.0
 _LEAST_TREE_MM, _LEAST_FRAGMENT_MM = 5.0, 10.0
+
+
 # Gaussians along a centreline: before it is centred, wide enough for the
 # wanderings of a skeleton in a thick vessel; of the centring; after it.
 _ROUGH_MM, _ROUGH_VOXELS = 2.0, 1.5
@@ -76,7 +77,7 @@ def find_vessels(
   mask, first = _crop(mask)
   corner = affine.copy()
   corner[:3, 3] += affine[:3, :3] @ first
-  mask = skeleton_lib.clean(mask, voxel_mm(affine) ** 3, _LEAST_MM3)
+  mask = skeleton.clean(mask, voxel_mm(affine) ** 3, _LEAST_MM3)
   surface = ostia_lib.root_surface(mask_aorta, affine)
   notes: list[str] = []
   if surface is None:
@@ -86,7 +87,7 @@ def find_vessels(
     )
   segments = []
   if mask.any():
-    graph = skeleton_lib.make_skeleton(mask, corner)
+    graph = skeleton.make_skeleton(mask, corner)
     graph, meets, said = ostia_lib.find_ostia(graph, surface, gap_mm)
     segments = _grow(graph, meets, spur_mm)
     notes += said
@@ -96,9 +97,7 @@ def find_vessels(
     return VesselTree((), (), affine, shape, nothing, tuple(notes))
   mask = _of_tree(mask, graph, segments)
   middle = ostia_lib.root_middle(surface, [graph.mm[k] for k in meets])
-  paths, sides = vessel_names.name_segments(
-    segments, graph.mm, list(meets), middle
-  )
+  paths, sides = naming.name_segments(segments, graph.mm, list(meets), middle)
   ostia = tuple(
     Ostium(graph.mm[k] if meets[k] is None else meets[k], *sides[k])
     for k in meets
@@ -138,7 +137,7 @@ def _of_tree(mask, graph, segments) -> np.ndarray:
   return keep[labels]
 
 
-def _grow(graph, meets, spur_mm) -> list[skeleton_lib.Segment]:
+def _grow(graph, meets, spur_mm) -> list[skeleton.Segment]:
   """Returns the segments of trees and fragments that are not too short."""
   parts = graph.parts
   fragments = [
@@ -146,7 +145,7 @@ def _grow(graph, meets, spur_mm) -> list[skeleton_lib.Segment]:
     for part in np.setdiff1d(np.unique(parts), parts[list(meets)])
   ]
   roots = np.array([*meets, *fragments], int)
-  _, reached = skeleton_lib.grow(graph, roots, spur_mm)
+  _, reached = skeleton.grow(graph, roots, spur_mm)
   # Two roots of one part are of two trees grown together.
   long = [
     root
@@ -154,13 +153,13 @@ def _grow(graph, meets, spur_mm) -> list[skeleton_lib.Segment]:
     if reached[parts == parts[root]].max()
     >= (_LEAST_TREE_MM if root in meets else _LEAST_FRAGMENT_MM)
   ]
-  return skeleton_lib.grow(graph, np.array(long, int), spur_mm)[0]
+  return skeleton.grow(graph, np.array(long, int), spur_mm)[0]
 
 
 def _missing(paths) -> list[str]:
   """Returns a sentence if a main vessel has not been found."""
   kinds = {path.kind for path in paths}
-  lacking = [name for name in vessel_names.MAIN if name not in kinds]
+  lacking = [name for name in naming.MAIN if name not in kinds]
   if not lacking:
     return []
   return [f"Not found among the vessels: {', '.join(lacking)}."]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tubes
 
-from cadjax.vessel_tree import STEP_MM, calibre
-from cadjax.vessels import find_vessels
+from cadjax.vessels.find import find_vessels
+from cadjax.vessels.tree import STEP_MM, calibre
 
 LOW, HIGH = (-14, -12, -30), (26, 26, 32)
 OSTIUM = np.array([0.0, 0.0, 20.0])

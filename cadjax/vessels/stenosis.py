@@ -6,11 +6,13 @@ import numpy as np
 from scipy import ndimage, signal
 from sklearn.linear_model import QuantileRegressor
 
-from cadjax.vessel_tree import STEP_MM, VesselTree, calibre
+from cadjax.vessels.tree import STEP_MM, VesselTree, calibre
 
 # Less than this says nothing about taper, or about a calibre at all.
 _TAPER_MM = 15.0
 _SHORTEST_MM = 5.0
+
+
 # Robust to narrowings over less than 60 % of a vessel and to bulges, as at
 # forks, over less than 40 %.
 _QUANTILE = 0.6
@@ -18,6 +20,8 @@ _QUANTILE = 0.6
 _LONGEST_MM = 30.0
 # With less of the reference diameter than this there is no lumen at all.
 _NONE_LEFT = 0.05
+
+
 # At a vessel's ends and beside gaps the mask thins out, or another branch
 # takes its share of the voxels.
 _END_MM = 5.0
@@ -28,7 +32,7 @@ class Calibre:
   """The lumen of one branch.
 
   Attributes:
-    radius_mm: [N] as `vessel_tree.calibre`.
+    radius_mm: [N] as `tree.calibre`.
     reference_mm: [N] what it would be without narrowings; NaN for a branch
       too short to tell.
     resolved: [N] bool, where the reference is at least `least_voxels`.
@@ -106,7 +110,7 @@ def calibres(
   vessel: np.ndarray | None = None,
   least_voxels: float = 2.0,
 ) -> list[Calibre]:
-  """Measures every branch of a tree; arguments as `vessel_tree.calibre`.
+  """Measures every branch of a tree; arguments as `tree.calibre`.
 
   Args:
     tree: the vessels.

@@ -15,6 +15,8 @@ from skimage.morphology import skeletonize
 _NEIGHBOURS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1)
 # Half of the 26: an edge is found once.
 _NEIGHBOURS = _NEIGHBOURS.reshape(-1, 3)[14:]
+
+
 # Across a longer gap the broken end has to point at what it is joined with,
 # within 45 degrees.
 _BLIND_GAP_MM = 2.0

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tubes
 
-from cadjax import stenosis
-from cadjax.vessel_tree import STEP_MM
-from cadjax.vessels import find_vessels
+from cadjax.vessels import stenosis
+from cadjax.vessels.find import find_vessels
+from cadjax.vessels.tree import STEP_MM
 from data_prep.geometry import GridSpec
 from data_prep.phantom import make_phantom
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tubes
 
-from cadjax import ostia
-from cadjax.skeleton import make_skeleton
+from cadjax.vessels import ostia
+from cadjax.vessels.skeleton import make_skeleton
 
 SHAPE = (60, 90, 60)
 AFFINE = np.eye(4)

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from cadjax import centrelines
+from cadjax.vessels import centrelines
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csgraph
 
-from cadjax import skeleton
+from cadjax.vessels import skeleton
 
 SPACING = np.array([0.5, 0.7, 1.1])
 AFFINE = np.diag([*SPACING, 1.0])

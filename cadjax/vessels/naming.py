@@ -27,7 +27,7 @@ import dataclasses
 
 import numpy as np
 
-from cadjax.skeleton import Segment
+from cadjax.vessels.skeleton import Segment
 
 SURENESS = ("none", "low", "moderate", "high")
 MAIN = ("RCA", "LM", "LAD", "LCx")
@@ -61,11 +61,15 @@ _TRIFURCATION_MM = 5.0
 _AHEAD_MM, _TREE_AHEAD_MM, _LONE_AHEAD_MM = 25.0, 35.0, 60.0
 # Votes that add up to less than this leave the side open.
 _SIDE_MM = 5.0
+
+
 # Share of the way that must lead to the apex for a vessel to have turned, and
 # by how much that must be more than before; the end is moved to a fork within
 # some mm, and not cut off if it is shorter than this.
 _TURNED, _TURNS_BY = 0.5, 0.3
 _SNAP_MM, _SHORTEST_END_MM = 5.0, 12.0
+
+
 # The posterior descending artery: share of its way that leads to the apex,
 # and how far its take-off lies behind the acute margin.
 _TO_APEX, _PAST_MARGIN_MM = 0.3, 20.0

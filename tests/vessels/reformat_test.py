@@ -3,7 +3,7 @@ import pytest
 import tubes
 from scipy import ndimage
 
-from cadjax import reformat
+from cadjax.vessels import reformat
 
 RADIUS, PITCH = 9.0, 5.0  # of the helix, mm and mm per radian
 TURNS = np.linspace(0, 2.4 * np.pi, 400)

@@ -5,7 +5,7 @@ from scipy import ndimage
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from cadjax.skeleton import Skeleton, bridge, part_lengths
+from cadjax.vessels.skeleton import Skeleton, bridge, part_lengths
 
 # Between the lumina of aorta and coronary lies the wall of the aorta.
 _TOUCHES_MM = 5.0

@@ -1,0 +1,1 @@
+"""Coronary arteries from masks: trees, centrelines, names, stenosis."""
