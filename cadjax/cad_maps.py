@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cadjax import calibration, cam, models, steps, workdir
+from cadjax import cam, models, steps, workdir
+from cadjax.metrics import calibration
 
 CAD = 1
 # method -> layer -> map on its own cells [D, H, W].

@@ -19,8 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cadjax import calibration, findings, link, workdir
+from cadjax import findings, link, workdir
 from cadjax.core import files
+from cadjax.metrics import calibration
 from data_prep.errors import UserError
 
 FEATURES = {

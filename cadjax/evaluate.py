@@ -20,7 +20,6 @@ from absl import flags
 from tqdm import tqdm
 
 from cadjax import (
-  calibration,
   cohort,
   evaluate_explain,
   evaluate_segments,
@@ -28,11 +27,11 @@ from cadjax import (
   explain_table,
   input_pipeline,
   plots,
-  results,
   workdir,
 )
 from cadjax.core import files
 from cadjax.core.files import Row
+from cadjax.metrics import calibration, patient_level
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -116,7 +115,7 @@ def evaluate(
 
   result = evaluation.describe(
     trained, dataset, split, external
-  ) | results.evaluate_rows(
+  ) | patient_level.evaluate_rows(
     validation,
     rows,
     ndim=config.model.ndim,
@@ -128,7 +127,7 @@ def evaluate(
   result["notes"] += _setting_notes(split, external, validation)
   if other:
     other_rows, other_result = other
-    result["against"] = results.compare(
+    result["against"] = patient_level.compare(
       rows,
       result,
       other_rows,
@@ -138,9 +137,11 @@ def evaluate(
     result["notes"] += evaluation.build_notes(against, other_result, dataset)
   cases = {"validation_cases": validation, result["cases"]: rows}
   for name, some in cases.items():
-    files.write_rows(folder, name, results.with_probabilities(some, result))
+    files.write_rows(
+      folder, name, patient_level.with_probabilities(some, result)
+    )
   patients = result["cases"].replace("cases", "patients")
-  files.write_rows(folder, patients, results.patient_rows(rows, result))
+  files.write_rows(folder, patients, patient_level.patient_rows(rows, result))
   write_figures(folder, rows, result)
   result = files.strict(result)
   files.write_json(folder / "metrics.json", result)
@@ -275,7 +276,7 @@ def write_figures(
   folder: pathlib.Path, rows: Sequence[Row], result: Mapping[str, Any]
 ) -> None:
   """Writes roc.png, pr.png, calibration.png and confusion.png."""
-  _, labels, probs = results.as_evaluated(rows, result)
+  _, labels, probs = patient_level.as_evaluated(rows, result)
   threshold = result["threshold"]
   patients = plots.Scores(
     "by patient", "patients", labels, probs, threshold, result["patient"]
@@ -283,7 +284,7 @@ def write_figures(
   lines = [patients]
   if "slice" in result:
     setting = result["slice_setting"]
-    _, labels, probs = results.by_slice(rows)
+    _, labels, probs = patient_level.by_slice(rows)
     probs = calibration.calibrate(probs, setting["temperature"])
     lines.append(
       plots.Scores(
@@ -402,7 +403,7 @@ def main(_: Sequence[str]) -> None:
     f" patients{cad}, {result['n_scans']} scans; step {result['step']}"
   )
   segmenter = result["task"] == "segment"
-  print((evaluate_segments if segmenter else results).table(result))
+  print((evaluate_segments if segmenter else patient_level).table(result))
   if args.explain:
     maps = evaluate_maps(
       args.workdir,

@@ -20,14 +20,13 @@ from cadjax import (
   components,
   evaluation,
   input_pipeline,
-  intervals,
   planes,
-  results,
   segment_metrics,
   workdir,
 )
 from cadjax.core import files
 from cadjax.core.files import Row
+from cadjax.metrics import intervals, patient_level
 from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
@@ -228,7 +227,7 @@ def by_scan(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def mean_dice(rows: Sequence[Row]) -> float:
   """Returns the mean Dice over the classes of a scan that define it."""
-  return results.defined_mean([row["dice"] for row in rows])
+  return patient_level.defined_mean([row["dice"] for row in rows])
 
 
 def compare(

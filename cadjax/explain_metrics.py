@@ -24,7 +24,7 @@ import scipy.ndimage
 import scipy.sparse
 import scipy.stats
 
-from cadjax import intervals
+from cadjax.metrics import intervals
 
 RADII_MM = (0.0, 2.0, 5.0, 10.0)
 PEAK_MM = 5.0

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cadjax import calibration, intervals, metrics
+from cadjax.metrics import binary, calibration, intervals
 
 # Okabe and Ito's colours, told apart also by colour-blind readers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -84,7 +84,7 @@ def roc_figure(
       one.labels, one.probs, drop_intermediate=False
     )
     axes.plot(fpr, tpr, color=COLORS[i], lw=2, label=label, clip_on=False)
-    at = metrics.binary_metrics(one.labels, one.probs, one.threshold)
+    at = binary.binary_metrics(one.labels, one.probs, one.threshold)
     _mark(axes, 1 - at["specificity"], at["recall"], i, one.threshold)
   axes.set_xlabel("1 - specificity")
   axes.set_ylabel("Sensitivity (recall)")
@@ -117,7 +117,7 @@ def pr_figure(
       clip_on=False,
     )
     axes.axhline(np.mean(one.labels), color=COLORS[i], lw=1, ls=":")
-    at = metrics.binary_metrics(one.labels, one.probs, one.threshold)
+    at = binary.binary_metrics(one.labels, one.probs, one.threshold)
     if not math.isnan(at["precision"]):
       _mark(axes, at["recall"], at["precision"], i, one.threshold)
   axes.set_xlabel("Recall (sensitivity)")
@@ -173,7 +173,7 @@ def calibration_figure(
   top.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, frameon=False)
   bottom.hist(
     [one.probs[one.labels == 0], one.probs[one.labels == 1]],
-    bins=np.linspace(0, 1, metrics.ECE_BINS + 1),
+    bins=np.linspace(0, 1, binary.ECE_BINS + 1),
     stacked=True,
     color=COLORS[:2],
     label=["normal", "CAD"],
@@ -194,7 +194,7 @@ def confusion_figure(
   one: Scores, *, title: str = "", footer: str = ""
 ) -> Figure:
   """Draws the confusion table with row shares and their intervals."""
-  counts = metrics.confusion(one.labels, one.probs, one.threshold)
+  counts = binary.confusion(one.labels, one.probs, one.threshold)
   table = np.array([[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]])
   totals = table.sum(1, keepdims=True)
   shares = table / np.maximum(totals, 1)

@@ -19,17 +19,16 @@ from cadjax import (
   classes,
   input_pipeline,
   losses,
-  metrics,
   models,
   patches,
   priors,
-  results,
   segment_losses,
   sliding,
   steps,
 )
 from cadjax.core import lookup, parallel
 from cadjax.input_pipeline import Batch, Dataset, Row
+from cadjax.metrics import binary, patient_level
 from data_prep.errors import UserError
 
 # What early stopping may watch on validation; all but the loss grow.
@@ -241,7 +240,7 @@ def validation_metrics(
   probs = np.bincount(patient, probs) / np.bincount(patient)
   sick = np.zeros(ids.size, labels.dtype)
   np.maximum.at(sick, patient, labels)
-  values = metrics.binary_metrics(sick, probs, 0.5)
+  values = binary.binary_metrics(sick, probs, 0.5)
   return {"loss": float(loss.mean())} | {
     name: float(values[name]) for name in MONITORS["classify"] if name != "loss"
   }
@@ -360,7 +359,7 @@ def _segmentation(config, dataset, devices) -> Task:
       both, sizes, out=np.full_like(both, np.nan), where=sizes > 0
     )
     return {
-      "dice": results.defined_mean(dice),
+      "dice": patient_level.defined_mean(dice),
       **{
         f"dice_{name}": float(value)
         for name, value in zip(foreground, dice, strict=True)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from cadjax import cohort, evaluate_segments, results
+from cadjax import cohort, evaluate_segments
 from cadjax.core import files
+from cadjax.metrics import patient_level
 from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError
 
@@ -40,12 +41,12 @@ def classified(tmp_path):
   result = files.strict(
     ABOUT
     | {"task": "classify"}
-    | results.evaluate_rows(
+    | patient_level.evaluate_rows(
       rows, rows, ndim=3, pooling="none", criterion="0.5", draws=100
     )
   )
   result["notes"] = ABOUT["notes"]
-  scored = results.with_probabilities(rows, result)
+  scored = patient_level.with_probabilities(rows, result)
   write(tmp_path, result, scored)
   (tmp_path / "roc.png").write_bytes(b"picture")
   return tmp_path

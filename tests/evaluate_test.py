@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import (
-  checkpoint,
-  evaluate,
-  input_pipeline,
-  metrics,
-  models,
-  results,
-  workdir,
-)
+from cadjax import checkpoint, evaluate, input_pipeline, models, workdir
 from cadjax.core import files
+from cadjax.metrics import binary, patient_level
 from configs import resnet3d
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
@@ -174,14 +167,14 @@ def test_rows_hold_the_logits_of_single_cases(trained, data):
 def test_metrics_follow_from_the_stored_rows(trained, result):
   validation, _ = read_rows(trained / "eval" / "validation_cases.jsonl")
   test, _ = read_rows(trained / "eval" / "test_cases.jsonl")
-  again = files.strict(results.evaluate_rows(validation, test, draws=100))
+  again = files.strict(patient_level.evaluate_rows(validation, test, draws=100))
   for name in ("patient", "threshold", "temperature", "confusion"):
     assert again[name] == result[name], name
   patients, _ = read_rows(trained / "eval" / "test_patients.jsonl")
   labels, probs = zip(
     *((row["label"], row["probability"]) for row in patients), strict=True
   )
-  direct = metrics.binary_metrics(labels, probs, result["threshold"])
+  direct = binary.binary_metrics(labels, probs, result["threshold"])
   for name, value in direct.items():
     found = result["patient"][name]["value"]
     assert found == pytest.approx(value, abs=1e-12), name
@@ -217,7 +210,7 @@ def test_comparison_with_another_workdir(root, data, trained, result):
     - theirs["patient"]["accuracy"]["value"]
   )
   assert ours["patient"] == result["patient"]
-  assert "McNemar" in results.table(ours)
+  assert "McNemar" in patient_level.table(ours)
 
 
 def test_own_data_that_changed_is_refused(root, data, trained):
@@ -342,7 +335,7 @@ def run(*flags):
 def test_program_prints_the_table(trained, result):
   done = run(f"--workdir={trained}", "--bootstrap=100")
   assert done.returncode == 0, done.stderr
-  assert results.table(result) in done.stdout
+  assert patient_level.table(result) in done.stdout
   assert "not a medical device" in done.stdout
 
 

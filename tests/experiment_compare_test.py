@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cadjax import intervals
 from cadjax.experiment import compare
 from cadjax.experiment.compare import Line
+from cadjax.metrics import intervals
 
 
 def calls(rng, patients, shift, noise=1.0, threshold=0.5):

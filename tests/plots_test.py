@@ -3,7 +3,8 @@ import pytest
 import sklearn.metrics
 from PIL import Image
 
-from cadjax import intervals, plots
+from cadjax import plots
+from cadjax.metrics import intervals
 
 FIGURES = {
   "roc": lambda scores, **words: plots.roc_figure([scores], **words),

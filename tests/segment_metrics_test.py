@@ -6,7 +6,8 @@ import pytest
 import scipy.ndimage
 import sklearn.metrics
 
-from cadjax import intervals, segment_metrics
+from cadjax import segment_metrics
+from cadjax.metrics import intervals
 
 SPACING = (0.5, 1.25, 0.8)
 SHAPE = (9, 11, 13)

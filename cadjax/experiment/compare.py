@@ -1,7 +1,7 @@
 """From the rows of cells to lines, differences and what they answer.
 
 A cell gives rows of patients, of one of two kinds. Calls have label,
-probability and threshold, and give the metrics of `metrics.METRICS`. Values
+probability and threshold, and give the metrics of `binary.METRICS`. Values
 have any measured number, and give its mean over patients.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from cadjax import intervals, metrics
+from cadjax.metrics import binary, intervals
 
 Row = Mapping[str, Any]
 # (fold, seed) of a cell.
@@ -48,7 +48,7 @@ class Line:
   def has(self, metric: str) -> bool:
     """Tells whether the metric can be computed of the rows."""
     if self.is_call:
-      return metric in metrics.METRICS
+      return metric in binary.METRICS
     return any(metric in row for rows in self.rows.values() for row in rows)
 
   def patients(self, metric: str) -> int:
@@ -267,7 +267,7 @@ def _measure(
     labels = np.array([row["label"] for row in rows], int)
     probs = np.array([row["probability"] for row in rows], float)
     cut = rows[0]["threshold"]
-    value = metrics.binary_metrics(labels, probs, cut)[metric]
+    value = binary.binary_metrics(labels, probs, cut)[metric]
     drawn = intervals.bootstrap(
       labels, probs, cut, groups=patients, draws=draws, seed=seed
     )

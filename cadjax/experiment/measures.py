@@ -13,21 +13,19 @@ import numpy as np
 
 from cadjax import (
   adapt,
-  calibration,
   decision,
   evaluate,
   evaluate_explain,
   evaluate_link,
   evaluation,
   input_pipeline,
-  metrics,
   priors,
-  results,
   workdir,
 )
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.experiment import compare
+from cadjax.metrics import binary, calibration, patient_level
 
 Entries = dict[str, list[Row]]
 # What is written beside the rows has few draws: intervals come of all cells.
@@ -83,7 +81,7 @@ def _calls(folder: pathlib.Path, name: str, threshold: float) -> list[Row]:
 def _slices(folder: pathlib.Path, result: Mapping[str, Any]) -> list[Row]:
   setting = result["slice_setting"]
   rows = files.read_rows(folder / "test_cases.jsonl", evaluate.CASE_KEYS)
-  ids, labels, probs = results.by_slice(rows)
+  ids, labels, probs = patient_level.by_slice(rows)
   probs = calibration.calibrate(probs, setting["temperature"])
   return [
     {
@@ -148,7 +146,7 @@ def _adapted(
   return [
     {key: row[key] for key in ("patient_id", "label", "probability")}
     | {"threshold": result["threshold"]}
-    for row in results.patient_rows(rows, result)
+    for row in patient_level.patient_rows(rows, result)
   ]
 
 
@@ -177,7 +175,7 @@ def protocol(trial: Trial) -> Entries:
     tested = [r for some in groups for r in some[i * half : (i + 1) * half]]
     labels = np.array([row["label"] for row in tested])
     probs = np.array([row["probability"] for row in tested])
-    found = metrics.binary_metrics(labels, probs, tested[0]["threshold"])
+    found = binary.binary_metrics(labels, probs, tested[0]["threshold"])
     name = f"{trial.path.name}_report{i}"
     reports.append(
       {"patient_id": name}

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from cadjax import intervals, metrics
+from cadjax.metrics import binary, intervals
 
 POOLINGS = ("mean", "vote", "max", "topk")
 TEMPERATURES = (0.05, 20.0)
@@ -53,7 +53,7 @@ def fit_temperature(
     probs: [n], uncalibrated probability of CAD.
     weights: [n], at least 0; all 1 if left out.
   """
-  labels, probs = metrics.checked(labels, probs)
+  labels, probs = binary.checked(labels, probs)
   weights = np.ones_like(probs) if weights is None else np.asarray(weights)
   if not labels.size:
     return 1.0, "not fitted: validation is empty"
@@ -128,7 +128,7 @@ def choose_threshold(
   name, wanted = check_criterion(criterion)
   if name == "fixed":
     return wanted, "fixed by the user, not chosen on data"
-  labels, probs = metrics.checked(labels, probs)
+  labels, probs = binary.checked(labels, probs)
   if not labels.size:
     return 0.5, f"fixed at 0.5: no validation {unit}"
   if np.unique(labels).size < 2:
@@ -140,7 +140,7 @@ def choose_threshold(
   candidates = np.concatenate([[values[0] / 2], middle])
   sick, well = np.sort(probs[labels == 1]), np.sort(probs[labels == 0])
   fn, tn = np.searchsorted(sick, candidates), np.searchsorted(well, candidates)
-  rates = metrics.count_metrics(sick.size - fn, well.size - tn, fn, tn)
+  rates = binary.count_metrics(sick.size - fn, well.size - tn, fn, tn)
   score = {
     "youden": rates["recall"] + rates["specificity"],
     "f1": rates["f1"],
@@ -186,7 +186,7 @@ def aggregate_slices(
 
 
 def reliability(
-  labels: np.ndarray, probs: np.ndarray, *, bins: int = metrics.ECE_BINS
+  labels: np.ndarray, probs: np.ndarray, *, bins: int = binary.ECE_BINS
 ) -> list[dict[str, float | int]]:
   """Returns the filled bins of a reliability diagram, in ascending order.
 
@@ -194,7 +194,7 @@ def reliability(
   interval "low", "high" of the rate. Bins are [i, i + 1) / bins, the last
   one closed.
   """
-  labels, probs = metrics.checked(labels, probs)
+  labels, probs = binary.checked(labels, probs)
   index = np.minimum((probs * bins).astype(int), bins - 1)
   table = []
   for i in np.unique(index):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from cadjax import metrics
+from cadjax.metrics import binary
 
 
 def sample(n=41, seed=0, digits=None):
@@ -35,7 +35,7 @@ def by_sklearn(labels, probs, threshold, weights=None):
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def test_binary_metrics_equal_sklearn_also_with_ties(digits, threshold):
   labels, probs = sample(digits=digits)
-  ours = metrics.binary_metrics(labels, probs, threshold)
+  ours = binary.binary_metrics(labels, probs, threshold)
   for name, value in by_sklearn(labels, probs, threshold).items():
     assert ours[name] == pytest.approx(value, abs=1e-12), name
 
@@ -43,8 +43,8 @@ def test_binary_metrics_equal_sklearn_also_with_ties(digits, threshold):
 def test_weights_equal_sklearn_and_repeated_cases():
   labels, probs = sample(digits=1)
   weights = np.random.default_rng(1).integers(0, 4, labels.size)
-  ours = metrics.binary_metrics(labels, probs, 0.4, weights=weights)
-  repeated = metrics.binary_metrics(
+  ours = binary.binary_metrics(labels, probs, 0.4, weights=weights)
+  repeated = binary.binary_metrics(
     labels.repeat(weights), probs.repeat(weights), 0.4
   )
   assert ours == pytest.approx(repeated)
@@ -55,11 +55,11 @@ def test_weights_equal_sklearn_and_repeated_cases():
 def test_rows_of_weights_are_independent():
   labels, probs = sample()
   weights = np.random.default_rng(2).integers(0, 3, (7, labels.size))
-  rows = metrics.weighted_metrics(labels, probs, 0.5, weights)
-  assert set(rows) == set(metrics.METRICS)
+  rows = binary.weighted_metrics(labels, probs, 0.5, weights)
+  assert set(rows) == set(binary.METRICS)
   for i, weight in enumerate(weights):
-    one = metrics.binary_metrics(labels, probs, 0.5, weights=weight)
-    for name in metrics.METRICS:
+    one = binary.binary_metrics(labels, probs, 0.5, weights=weight)
+    for name in binary.METRICS:
       assert rows[name][i] == pytest.approx(one[name], nan_ok=True), name
 
 
@@ -67,8 +67,8 @@ def test_papers_confusion_table():
   # 14 patients: TP 3, FN 4, TN 7, FP 0 (accuracy 71.43 %, recall 0.43).
   labels = np.repeat([1, 0], 7)
   probs = np.array([0.9] * 3 + [0.1] * 11)
-  ours = metrics.binary_metrics(labels, probs)
-  assert metrics.confusion(labels, probs, 0.5) == {
+  ours = binary.binary_metrics(labels, probs)
+  assert binary.confusion(labels, probs, 0.5) == {
     "tp": 3,
     "fp": 0,
     "fn": 4,
@@ -88,12 +88,12 @@ def test_ece_equals_a_hand_computed_table():
   probs = [0.05, 0.05, 0.30, 0.95, 1.0]
   labels = [0, 1, 1, 1, 0]
   expected = 0.4 * 0.45 + 0.2 * 0.70 + 0.4 * 0.475
-  assert metrics.binary_metrics(labels, probs)["ece"] == pytest.approx(expected)
+  assert binary.binary_metrics(labels, probs)["ece"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
-  ours = metrics.binary_metrics([label] * 4, [0.1, 0.4, 0.6, 0.9])
+  ours = binary.binary_metrics([label] * 4, [0.1, 0.4, 0.6, 0.9])
   for name in ("roc_auc", "pr_auc", "mcc", "balanced_accuracy"):
     assert np.isnan(ours[name]), name
   for name in ("accuracy", "brier", "ece"):
@@ -103,7 +103,7 @@ def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
 
 
 def test_one_called_class():
-  ours = metrics.binary_metrics([0, 1, 1], [0.1, 0.2, 0.3])
+  ours = binary.binary_metrics([0, 1, 1], [0.1, 0.2, 0.3])
   assert np.isnan(ours["precision"])
   assert ours["f1"] == 0
   assert ours["mcc"] == 0
@@ -111,7 +111,7 @@ def test_one_called_class():
 
 
 def test_no_case_is_undefined_throughout():
-  assert np.isnan(list(metrics.binary_metrics([], []).values())).all()
+  assert np.isnan(list(binary.binary_metrics([], []).values())).all()
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_no_case_is_undefined_throughout():
 )
 def test_bad_input_is_refused(labels, probs, message):
   with pytest.raises(ValueError, match=message):
-    metrics.binary_metrics(labels, probs)
+    binary.binary_metrics(labels, probs)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from cadjax import calibration, intervals, metrics
 from cadjax.core.files import Row
+from cadjax.metrics import binary, calibration, intervals
 from data_prep.errors import UserError
 
 
@@ -165,7 +165,7 @@ def _patient_metrics(
     "n_cad": int(labels.sum()),
     "n_scans": len(rows),
     **fitted,
-    "confusion": metrics.confusion(labels, probs, threshold),
+    "confusion": binary.confusion(labels, probs, threshold),
     "patient": intervals.with_intervals(labels, probs, threshold, **options),
     "uncalibrated": {name: before[name] for name in ("brier", "ece")},
   }
@@ -344,7 +344,7 @@ def table(result: Mapping[str, Any]) -> str:
   if "against" in result:
     columns["difference to --against"] = result["against"]["difference"]
   lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
-  for name in metrics.METRICS:
+  for name in binary.METRICS:
     cells = [f"{_cell(column[name]):<31}" for column in columns.values()]
     lines.append("".join([f"{name:<19}", *cells]))
   lines = [line.rstrip() for line in lines]

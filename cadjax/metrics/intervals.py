@@ -12,7 +12,7 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 
-from cadjax import metrics
+from cadjax.metrics import binary
 
 PROPORTIONS = ("accuracy", "precision", "recall", "specificity")
 # Metrics of both recall and specificity.
@@ -43,12 +43,12 @@ def with_intervals(
   or posterior interval takes its place, and `method` says which. So it does
   for metrics of recall and specificity where one of them is 0 or 1.
   """
-  labels, probs = metrics.checked(labels, probs)
-  values = metrics.binary_metrics(labels, probs, threshold)
+  labels, probs = binary.checked(labels, probs)
+  values = binary.binary_metrics(labels, probs, threshold)
   draws_of = bootstrap(
     labels, probs, threshold, groups=groups, draws=draws, seed=seed
   )
-  counts = metrics.confusion(labels, probs, threshold)
+  counts = binary.confusion(labels, probs, threshold)
   # Where one class is called without error, its rate never varies in a draw.
   both = 0 < labels.sum() < labels.size
   certain = both and groups is None and 0 in counts.values()
@@ -160,7 +160,7 @@ def bootstrap(
     draws: number of resamples.
     seed: of numpy's generator; equal seeds give equal draws.
   """
-  labels, probs = metrics.checked(labels, probs)
+  labels, probs = binary.checked(labels, probs)
   groups = np.arange(labels.size) if groups is None else np.asarray(groups)
   _, member = np.unique(groups, return_inverse=True)
   strata = np.zeros(member.max(initial=-1) + 1, np.int64)
@@ -168,15 +168,15 @@ def bootstrap(
   counts = bootstrap_counts(strata, draws=draws, seed=seed)
   step = max(1, CHUNK // max(1, labels.size))
   parts = [
-    metrics.weighted_metrics(
+    binary.weighted_metrics(
       labels, probs, threshold, counts[i : i + step][:, member]
     )
     for i in range(0, draws, step)
   ]
   drawn = {
-    name: np.concatenate([p[name] for p in parts]) for name in metrics.METRICS
+    name: np.concatenate([p[name] for p in parts]) for name in binary.METRICS
   }
-  ece = metrics.binary_metrics(labels, probs, threshold)["ece"]
+  ece = binary.binary_metrics(labels, probs, threshold)["ece"]
   drawn["ece"] = np.maximum(0, drawn["ece"] + ece - np.nanmean(drawn["ece"]))
   return drawn
 
@@ -342,12 +342,12 @@ def paired_bootstrap(
   Both are evaluated on the same resampled patients, so what they share
   cancels. Labels and probabilities are [n], one patient each, same order.
   """
-  point_a = metrics.binary_metrics(labels, probs_a, threshold_a)
-  point_b = metrics.binary_metrics(labels, probs_b, threshold_b)
+  point_a = binary.binary_metrics(labels, probs_a, threshold_a)
+  point_b = binary.binary_metrics(labels, probs_b, threshold_b)
   a = bootstrap(labels, probs_a, threshold_a, draws=draws, seed=seed)
   b = bootstrap(labels, probs_b, threshold_b, draws=draws, seed=seed)
   result = {}
-  for name in metrics.METRICS:
+  for name in binary.METRICS:
     difference = point_a[name] - point_b[name]
     low, high = percentiles(a[name] - b[name], confidence)
     # Where no draw differs, nothing is known, as in `with_intervals`.
@@ -391,7 +391,7 @@ def _without_spread(
   rng = np.random.default_rng(0)
   recall = rng.beta(counts["tp"] + 0.5, counts["fn"] + 0.5, 20_000)
   specificity = rng.beta(counts["tn"] + 0.5, counts["fp"] + 0.5, 20_000)
-  draws = metrics.count_metrics(
+  draws = binary.count_metrics(
     recall * positives,
     (1 - specificity) * negatives,
     (1 - recall) * positives,

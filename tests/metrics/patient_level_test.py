@@ -5,8 +5,8 @@ import pytest
 import scipy.special
 import sklearn.metrics
 
-from cadjax import calibration, metrics, results
 from cadjax.core import files
+from cadjax.metrics import binary, calibration, patient_level
 from data_prep.errors import UserError
 
 
@@ -31,7 +31,7 @@ VALIDATION, TEST = cohort(24, 1, prefix="v"), cohort(30, 2)
 
 
 def evaluate(validation=VALIDATION, test=TEST, **options):
-  return results.evaluate_rows(validation, test, draws=100, **options)
+  return patient_level.evaluate_rows(validation, test, draws=100, **options)
 
 
 def values(entries):
@@ -40,7 +40,7 @@ def values(entries):
 
 def test_every_metric_has_its_interval_and_count():
   result = evaluate()
-  assert set(result["patient"]) == set(metrics.METRICS)
+  assert set(result["patient"]) == set(binary.METRICS)
   for name, entry in result["patient"].items():
     assert entry["low"] <= entry["high"], name
     assert set(entry) == {"value", "low", "high", "method", "k", "n"}
@@ -97,7 +97,9 @@ def test_settings_never_see_the_test_set(criterion, ndim):
 
 def test_scans_of_a_patient_are_averaged():
   rows = [row("b", 0, -1.0), row("a", 1, 0.0), row("a", 1, 2.0)]
-  ids, labels, probs = results.by_patient(rows, results.scan_probs(rows))
+  ids, labels, probs = patient_level.by_patient(
+    rows, patient_level.scan_probs(rows)
+  )
   assert ids.tolist() == ["a", "b"]
   assert labels.tolist() == [1, 0]
   expected = [(0.5 + scipy.special.expit(2)) / 2, scipy.special.expit(-1)]
@@ -166,7 +168,7 @@ def test_one_class_in_the_test_set():
   assert result["patient"]["roc_auc"]["method"] == "undefined"
   assert np.isfinite(result["patient"]["recall"]["value"])
   assert result["notes"] == ["the evaluated set holds one class only (CAD)"]
-  assert "undefined" in results.table(result)
+  assert "undefined" in patient_level.table(result)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_comparison_is_paired_and_independent_of_order():
     for i, r in enumerate(TEST)
   ]
   worse = evaluate(test=noisy)
-  found = results.compare(TEST, better, noisy[::-1], worse)
+  found = patient_level.compare(TEST, better, noisy[::-1], worse)
   difference = found["difference"]["accuracy"]["difference"]
   assert difference == pytest.approx(
     better["patient"]["accuracy"]["value"]
@@ -204,25 +206,25 @@ def test_comparison_is_paired_and_independent_of_order():
   test = found["mcnemar"]
   counts = test["only_a_correct"] - test["only_b_correct"]
   assert counts / 30 == pytest.approx(difference)
-  same = results.compare(TEST, better, TEST, better)
+  same = patient_level.compare(TEST, better, TEST, better)
   assert same["mcnemar"]["p_value"] == 1
 
 
 def test_comparison_of_other_patients_names_them():
   result = evaluate()
   with pytest.raises(UserError, match="only in W1: p28, p29"):
-    results.compare(TEST, result, TEST[:28], result, names=("W1", "W2"))
+    patient_level.compare(TEST, result, TEST[:28], result, names=("W1", "W2"))
   with pytest.raises(UserError, match=r"only in W2: p00, .* and 23 more"):
-    results.compare(TEST[28:], result, TEST, result, names=("W1", "W2"))
+    patient_level.compare(TEST[28:], result, TEST, result, names=("W1", "W2"))
   flipped = [TEST[0] | {"label": 1}, *TEST[1:]]
   with pytest.raises(UserError, match="labels of the patients p00"):
-    results.compare(TEST, result, flipped, result)
+    patient_level.compare(TEST, result, flipped, result)
 
 
 def test_rows_and_patients_show_the_calibrated_probability_and_call():
   result = evaluate(test=[*TEST, row("p00", 0, 1.0, case="second")])
   rows = [*TEST, row("p00", 0, 1.0, case="second")]
-  scored = results.with_probabilities(rows, result)
+  scored = patient_level.with_probabilities(rows, result)
   odds = rows[3]["log_odds"][0]
   assert scored[3]["uncalibrated_probability"] == pytest.approx(
     scipy.special.expit(odds)
@@ -230,7 +232,7 @@ def test_rows_and_patients_show_the_calibrated_probability_and_call():
   assert scored[3]["probability"] == pytest.approx(
     scipy.special.expit(odds / result["temperature"])
   )
-  patients = results.patient_rows(rows, result)
+  patients = patient_level.patient_rows(rows, result)
   assert patients[0]["scans"] == 2
   assert patients[0]["probability"] == pytest.approx(
     (scored[0]["probability"] + scored[-1]["probability"]) / 2
@@ -249,9 +251,11 @@ def test_strict_json_has_null_for_undefined():
 def test_table_reads_the_same_from_the_result_and_from_its_json():
   validation, test = cohort(24, 1, slices=3), cohort(30, 2, slices=3)
   result = evaluate(validation, test, ndim=2)
-  result["against"] = results.compare(test, result, test, result)
-  text = results.table(result)
-  assert text == results.table(json.loads(json.dumps(files.strict(result))))
+  result["against"] = patient_level.compare(test, result, test, result)
+  text = patient_level.table(result)
+  assert text == patient_level.table(
+    json.loads(json.dumps(files.strict(result)))
+  )
   assert "by patient (30)" in text
   assert "by slice (90)" in text
   counts = result["confusion"]

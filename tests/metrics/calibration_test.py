@@ -4,7 +4,7 @@ import scipy.special
 import sklearn.calibration
 import sklearn.metrics
 
-from cadjax import calibration
+from cadjax.metrics import calibration
 
 
 def test_softmax_margin_is_the_logit_of_the_softmax():

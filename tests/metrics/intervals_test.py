@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cadjax import intervals, metrics
+from cadjax.metrics import binary, intervals
 
 
 def binormal(rng, n, shift=1.0):
@@ -60,14 +60,14 @@ def test_bootstrap_draw_equals_metrics_of_the_drawn_cases(monkeypatch):
   counts = intervals.bootstrap_counts(labels, draws=23, seed=5)
   for i in (0, 22):
     drawn = labels.repeat(counts[i]), probs.repeat(counts[i])
-    expected = metrics.binary_metrics(*drawn, 0.5)
-    for name in set(metrics.METRICS) - {"ece"}:
+    expected = binary.binary_metrics(*drawn, 0.5)
+    for name in set(binary.METRICS) - {"ece"}:
       assert whole[name][i] == pytest.approx(expected[name], nan_ok=True)
-    shift = whole["ece"].mean() - metrics.binary_metrics(labels, probs)["ece"]
+    shift = whole["ece"].mean() - binary.binary_metrics(labels, probs)["ece"]
     assert shift == pytest.approx(0, abs=1e-9)
   monkeypatch.setattr(intervals, "CHUNK", 40)
   chunked = intervals.bootstrap(labels, probs, 0.5, draws=23, seed=5)
-  for name in metrics.METRICS:
+  for name in binary.METRICS:
     np.testing.assert_allclose(chunked[name], whole[name], rtol=1e-12)
 
 
@@ -80,7 +80,7 @@ def test_bootstrap_draws_whole_patients():
   slices = intervals.bootstrap(
     labels.repeat(3), probs.repeat(3), groups=patients.repeat(3), draws=40
   )
-  for name in metrics.METRICS:
+  for name in binary.METRICS:
     np.testing.assert_allclose(slices[name], alone[name], atol=1e-12)
 
 
@@ -117,7 +117,7 @@ def test_newcombe_interval_covers_small_samples():
   hits = 0
   for _ in range(300):
     labels, probs = binormal(rng, 7, 1.5)
-    auc = metrics.binary_metrics(labels, probs)["roc_auc"]
+    auc = binary.binary_metrics(labels, probs)["roc_auc"]
     low, high = intervals.auc_interval(auc, 7, 7)
     assert low <= auc <= high
     hits += low <= truth <= high
@@ -137,7 +137,7 @@ def test_perfect_separation_is_not_reported_as_certain():
   labels = np.repeat([0, 1], 7)
   probs = np.linspace(0.1, 0.9, 14)
   result = intervals.with_intervals(labels, probs)
-  for name in set(metrics.METRICS) - {"brier", "ece"}:
+  for name in set(binary.METRICS) - {"brier", "ece"}:
     assert result[name]["value"] == 1, name
     assert 0.4 < result[name]["low"] < 0.9, name
     assert result[name]["high"] == 1, name
@@ -175,12 +175,12 @@ def test_one_perfect_rate_leaves_no_false_certainty():
 def test_paired_bootstrap_cancels_what_two_models_share():
   labels, probs = binormal(np.random.default_rng(6), 30)
   same = intervals.paired_bootstrap(labels, probs, probs, draws=200)
-  for name in metrics.METRICS:
+  for name in binary.METRICS:
     assert same[name]["difference"] == 0, name
     assert np.isnan([same[name]["low"], same[name]["high"]]).all(), name
   worse = 1 - probs
   result = intervals.paired_bootstrap(labels, probs, worse, draws=200)
-  auc = metrics.binary_metrics(labels, probs)["roc_auc"]
+  auc = binary.binary_metrics(labels, probs)["roc_auc"]
   assert result["roc_auc"]["difference"] == pytest.approx(2 * auc - 1)
   assert result["roc_auc"]["low"] > 0
   mirrored = intervals.paired_bootstrap(labels, worse, probs, draws=200)

@@ -1,0 +1,1 @@
+"""Numbers from labels and scores, with intervals; no model, no files."""
