@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, flops, linked_report, models, tasks
+from cadjax import cam, linked_report, models, tasks
 from cadjax.bench import (
   about,
   figures,
@@ -27,6 +27,7 @@ from cadjax.bench import (
   worker,
 )
 from cadjax.core.lookup import ConfigError, UnknownName
+from cadjax.models import flops
 from configs import resnet2d, resnet3d, unet2d, unet3d
 from data_prep.errors import UserError
 

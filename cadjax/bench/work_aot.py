@@ -14,10 +14,11 @@ import ml_collections
 import numpy as np
 from jax.experimental import topologies
 
-from cadjax import flops, steps, tasks
+from cadjax import steps, tasks
 from cadjax.bench import work_jax
 from cadjax.bench.work import Work, timed
 from cadjax.core import parallel
+from cadjax.models import flops
 from data_prep.errors import UserError
 
 # Of one chip, from its maker: bfloat16 FLOP/s, bytes/s and bytes of memory;

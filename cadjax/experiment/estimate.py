@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from cadjax import flops, priors, tasks
+from cadjax import priors, tasks
 from cadjax.bench.work import median_seconds
 from cadjax.experiment.plan import Arm, Plan
 from cadjax.experiment.store import Store
+from cadjax.models import flops
 from data_prep import build
 
 # Of the matmul rate of a CPU, in a train step of the scale "small": 0.21 by
