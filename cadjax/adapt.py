@@ -9,7 +9,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from cadjax import input_pipeline, steps, tasks
+from cadjax import steps, tasks
+from cadjax.data import input_pipeline
 from cadjax.models import layers
 from cadjax.workdir import Trained
 from data_prep.errors import UserError

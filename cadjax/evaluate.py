@@ -25,12 +25,12 @@ from cadjax import (
   evaluate_segments,
   evaluation,
   explain_table,
-  input_pipeline,
   plots,
   workdir,
 )
 from cadjax.core import files
 from cadjax.core.files import Row
+from cadjax.data import input_pipeline
 from cadjax.metrics import calibration, patient_level
 from data_prep import errors
 from data_prep.errors import UserError

@@ -21,7 +21,6 @@ from cadjax import (
   explain_checks,
   explain_metrics,
   explain_table,
-  input_pipeline,
   models,
   plots,
   segment_metrics,
@@ -30,6 +29,7 @@ from cadjax import (
 from cadjax.cad_maps import CadMaps, Cells
 from cadjax.core import files
 from cadjax.core.files import Row
+from cadjax.data import input_pipeline
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 

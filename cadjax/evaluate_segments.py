@@ -15,17 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import (
-  classes,
-  components,
-  evaluation,
-  input_pipeline,
-  planes,
-  segment_metrics,
-  workdir,
-)
+from cadjax import components, evaluation, planes, segment_metrics, workdir
 from cadjax.core import files
 from cadjax.core.files import Row
+from cadjax.data import classes, input_pipeline
 from cadjax.metrics import intervals, patient_level
 from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError

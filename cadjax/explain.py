@@ -35,13 +35,13 @@ from cadjax import (
   explain_maps,
   explain_target,
   explainer,
-  inputs,
   report,
-  scans,
   scoring,
   workdir,
 )
 from cadjax.core import lookup
+from cadjax.data import jobs as scan_jobs
+from cadjax.data import scans
 from cadjax.explainer import Explainer
 from data_prep import errors, geometry
 from data_prep.errors import UserError
@@ -176,7 +176,7 @@ def _explain_segmenter(
   }
 
 
-def _tell(job: inputs.Job, result: explain_maps.Explanation, files) -> str:
+def _tell(job: scan_jobs.Job, result: explain_maps.Explanation, files) -> str:
   """Returns what is printed of an explained scan."""
   target = result.target
   said = f"{job.case}: {target['score']} of {target['name']!r}"
@@ -206,7 +206,7 @@ def _tell(job: inputs.Job, result: explain_maps.Explanation, files) -> str:
 def explain_all(
   trained: workdir.Trained,
   explain: Explainer,
-  jobs: Sequence[inputs.Job],
+  jobs: Sequence[scan_jobs.Job],
   *,
   target: str,
   region: str = explain_target.PREDICTED,
@@ -223,7 +223,7 @@ def explain_all(
   """
   truth_of = dict(zip(jobs, truths, strict=True)) if truths else {}
 
-  def one(job: inputs.Job) -> str:
+  def one(job: scan_jobs.Job) -> str:
     explain_maps.KIND.check_free(job.folder, overwrite=overwrite)
     result = explain_scan(
       trained,
@@ -241,7 +241,7 @@ def explain_all(
     )
     return _tell(job, result, document["files"])
 
-  return scans.for_each(jobs, one)
+  return scan_jobs.for_each(jobs, one)
 
 
 def list_layers(trained: workdir.Trained, explain: Explainer) -> str:
@@ -265,7 +265,7 @@ def define_flags() -> None:
     "Workdir of a trained classifier or segmenter.",
     required=True,
   )
-  inputs.define_flags(required=False)
+  scan_jobs.define_flags(required=False)
   flags.DEFINE_list(
     "method", ["gradcam"], f"Of {', '.join(explainer.METHODS)}; or all."
   )
@@ -369,7 +369,7 @@ def main(_: Sequence[str]) -> int:
     return 0
   if not args.input or not args.out:
     raise UserError("--input and --out are needed")
-  jobs = inputs.make_jobs(
+  jobs = scan_jobs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
   if args.truth and len(args.truth) != len(jobs):

@@ -47,7 +47,7 @@ import numpy as np
 
 from cadjax import cam, planes, report
 from cadjax.core import files
-from cadjax.scans import Prepared
+from cadjax.data.scans import Prepared
 from data_prep import geometry, resampling
 from data_prep.volume import Grid, Volume, write_nifti
 

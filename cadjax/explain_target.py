@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cadjax import classes, regions, scans, workdir
+from cadjax import regions, workdir
 from cadjax.core import lookup
+from cadjax.data import classes, scans
 from cadjax.explainer import Explainer
 from data_prep import geometry, volume
 from data_prep.errors import UserError

@@ -15,7 +15,8 @@ import sys
 import IPython
 from IPython.display import HTML, Image, display
 
-from cadjax import inputs, workdir
+from cadjax import workdir
+from cadjax.data import scans
 from data_prep import dicom, matching, splits
 from data_prep.errors import UserError
 
@@ -178,16 +179,16 @@ def manifest(path: str | os.PathLike) -> pathlib.Path:
     raise UserError(f"{path}: no such folder")
   if (path / "manifest.csv").exists():
     return path / "manifest.csv"
-  scans = [(label, scan) for label in LABELS for scan in _scans(path / label)]
-  if not scans:
+  named = [(label, scan) for label in LABELS for scan in _scans(path / label)]
+  if not named:
     raise UserError(
       f"{path}: has neither manifest.csv nor scans in the folders"
       f" {' and '.join(LABELS)}"
     )
-  names = collections.Counter(inputs.case_name(scan) for _, scan in scans)
+  names = collections.Counter(scans.case_name(scan) for _, scan in named)
   rows = [("case_id", "patient_id", "image", "label")]
-  for label, scan in scans:
-    case = inputs.case_name(scan)
+  for label, scan in named:
+    case = scans.case_name(scan)
     if names[case] > 1:
       case = f"{label}_{case}"
     rows.append((case, case, f"{label}/{scan.name}", label))

@@ -10,18 +10,17 @@ import numpy as np
 from cadjax import (
   agreement,
   cam,
-  classes,
   decision,
   explain_maps,
   findings,
   link,
   report,
-  scans,
   scoring,
   segment,
   workdir,
 )
 from cadjax.core import lookup
+from cadjax.data import classes, scans
 from cadjax.explainer import Explainer, Options
 
 CAD = 1

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cadjax import classes, input_pipeline, sliding
-from cadjax.input_pipeline import Batch, Dataset, Row
+from cadjax import sliding
+from cadjax.data import classes, input_pipeline
+from cadjax.data.input_pipeline import Batch, Dataset, Row
 from data_prep.errors import UserError
 
 

@@ -19,14 +19,15 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import cam, inputs, linked_report, report, scans, scoring, workdir
+from cadjax import cam, linked_report, report, scoring, workdir
 from cadjax.core import lookup
+from cadjax.data import jobs as scan_jobs
 from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
 from data_prep import errors
 from data_prep.errors import UserError
 
 
-def _tell(job: inputs.Job, result: report.CaseResult) -> str:
+def _tell(job: scan_jobs.Job, result: report.CaseResult) -> str:
   """Returns what is printed of a scored scan."""
   prediction = result.prediction
   how = "calibrated" if prediction["calibrated"] else "uncalibrated"
@@ -46,13 +47,13 @@ def _tell(job: inputs.Job, result: report.CaseResult) -> str:
 
 def predict_all(
   trained: workdir.Trained,
-  jobs: Sequence[inputs.Job],
+  jobs: Sequence[scan_jobs.Job],
   *,
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Scores scans and writes their files; see `scans.handle_all`."""
-  return scans.handle_all(
+  """Scores scans and writes their files; see `jobs.handle_all`."""
+  return scan_jobs.handle_all(
     jobs,
     report.KIND,
     functools.partial(scoring.predict_scan, trained),
@@ -63,7 +64,7 @@ def predict_all(
   )
 
 
-def _tell_linked(job: inputs.Job, result: PairResult) -> str:
+def _tell_linked(job: scan_jobs.Job, result: PairResult) -> str:
   """Returns what is printed of a linked scan."""
   first, *rest = _tell(job, result.case).split("\n")
   page = job.folder / linked_report.FILES["page"]
@@ -79,13 +80,13 @@ def _tell_linked(job: inputs.Job, result: PairResult) -> str:
 
 def predict_linked(
   pair: Pair,
-  jobs: Sequence[inputs.Job],
+  jobs: Sequence[scan_jobs.Job],
   *,
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Reads scans with both models; see `scans.handle_all`."""
-  return scans.handle_all(
+  """Reads scans with both models; see `jobs.handle_all`."""
+  return scan_jobs.handle_all(
     jobs,
     report.KIND,
     functools.partial(predict_pair, pair),
@@ -119,13 +120,13 @@ def define_flags() -> None:
     "link.json of cadjax.evaluate_link on these two models: what both say"
     " together.",
   )
-  inputs.define_flags()
+  scan_jobs.define_flags()
 
 
 def main(_: Sequence[str]) -> int:
   """Scores all scans; returns the exit code."""
   args = flags.FLAGS
-  jobs = inputs.make_jobs(
+  jobs = scan_jobs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
   # What is wrong with a model is wrong for all scans.

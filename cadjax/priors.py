@@ -15,8 +15,8 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from cadjax import classes
 from cadjax.core import lookup
+from cadjax.data import classes
 from data_prep.errors import UserError
 
 USES = ("none", "channels", "region")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import report, scans, workdir
+from cadjax import report, workdir
 from cadjax.core import files
+from cadjax.data import scans
 from cadjax.metrics import calibration
 from data_prep.errors import UserError
 

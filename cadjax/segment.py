@@ -45,17 +45,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from cadjax import (
-  classes,
-  components,
-  inputs,
-  planes,
-  report,
-  scans,
-  segment_metrics,
-  workdir,
-)
+from cadjax import components, planes, report, segment_metrics, workdir
 from cadjax.core import files, lookup
+from cadjax.data import classes, scans
+from cadjax.data import jobs as scan_jobs
 from data_prep import errors, geometry
 from data_prep.volume import Grid, Volume, write_nifti
 
@@ -362,7 +355,7 @@ def write_segments(
   return document
 
 
-def _tell(job: inputs.Job, result: SegmentResult) -> str:
+def _tell(job: scan_jobs.Job, result: SegmentResult) -> str:
   """Returns what is printed of a segmented scan."""
   lines = [f"{job.case}: {result.summary}"]
   lines += [f"  warning: {said}" for said in result.warnings]
@@ -374,13 +367,13 @@ def _tell(job: inputs.Job, result: SegmentResult) -> str:
 
 def segment_all(
   trained: workdir.Trained,
-  jobs: Sequence[inputs.Job],
+  jobs: Sequence[scan_jobs.Job],
   *,
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Segments scans and writes their files; see `scans.handle_all`."""
-  return scans.handle_all(
+  """Segments scans and writes their files; see `jobs.handle_all`."""
+  return scan_jobs.handle_all(
     jobs,
     KIND,
     functools.partial(segment_scan, trained, progress=True),
@@ -396,7 +389,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "segmenter", None, "Workdir of a trained segmenter.", required=True
   )
-  inputs.define_flags()
+  scan_jobs.define_flags()
   flags.DEFINE_bool(
     "mirror", None, "Average over mirror images; by default as configured."
   )
@@ -408,7 +401,7 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> int:
   """Segments all scans; returns the exit code."""
   args = flags.FLAGS
-  jobs = inputs.make_jobs(
+  jobs = scan_jobs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
   trained = workdir.load_trained(args.segmenter, "segment")

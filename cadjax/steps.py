@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from cadjax import classes
+from cadjax.data import classes
 
 PyTree = Any
 Batch = dict[str, jax.Array]

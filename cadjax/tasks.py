@@ -15,9 +15,6 @@ import numpy as np
 from flax import linen as nn
 
 from cadjax import (
-  augment,
-  classes,
-  input_pipeline,
   losses,
   models,
   patches,
@@ -27,7 +24,8 @@ from cadjax import (
   steps,
 )
 from cadjax.core import lookup, parallel
-from cadjax.input_pipeline import Batch, Dataset, Row
+from cadjax.data import augment, classes, input_pipeline
+from cadjax.data.input_pipeline import Batch, Dataset, Row
 from cadjax.metrics import binary, patient_level
 from data_prep.errors import UserError
 

@@ -16,7 +16,7 @@ import numpy as np
 from cadjax import __version__, checkpoint, priors, sliding, steps, tasks
 from cadjax.core import files
 from cadjax.core.files import read_json
-from cadjax.input_pipeline import Dataset
+from cadjax.data.input_pipeline import Dataset
 from data_prep.errors import UserError
 
 # Where a run may differ from the one it resumes.

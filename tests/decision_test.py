@@ -8,7 +8,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from cadjax import classes, decision, link, workdir
+from cadjax import decision, link, workdir
+from cadjax.data import classes
 from data_prep import geometry, phantom
 from data_prep.errors import UserError
 

@@ -20,10 +20,10 @@ from cadjax import (
   explain_checks,
   explain_metrics,
   explain_table,
-  input_pipeline,
   models,
   workdir,
 )
+from cadjax.data import input_pipeline
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 

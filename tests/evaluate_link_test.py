@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from cadjax import classes, evaluate_link, link
+from cadjax import evaluate_link, link
+from cadjax.data import classes
 from data_prep import export, geometry, phantom, sources
 from data_prep.errors import UserError
 

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from cadjax import (
-  classes,
   evaluate,
   evaluate_segments,
   segment_metrics,
@@ -20,6 +19,7 @@ from cadjax import (
   tasks,
   workdir,
 )
+from cadjax.data import classes
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]

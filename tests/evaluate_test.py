@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import checkpoint, evaluate, input_pipeline, models, workdir
+from cadjax import checkpoint, evaluate, models, workdir
 from cadjax.core import files
+from cadjax.data import input_pipeline
 from cadjax.metrics import binary, patient_level
 from configs import resnet3d
 from data_prep import build

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cadjax import explain_target, scans
+from cadjax import explain_target
 from cadjax.core import lookup
+from cadjax.data import scans
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 

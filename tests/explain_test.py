@@ -20,15 +20,15 @@ from cadjax import (
   explain,
   explain_maps,
   explain_target,
-  inputs,
   models,
   planes,
-  scans,
   scoring,
   tasks,
   workdir,
 )
 from cadjax.core import files, lookup
+from cadjax.data import jobs as scan_jobs
+from cadjax.data import scans
 from cadjax.explainer import Explainer, Options
 from configs import unet3d
 from data_prep import volume
@@ -619,7 +619,7 @@ def test_the_program_writes_whole_results(classifier, tmp_path):
 
   # In place of an earlier one, when asked to; the others stay.
   before = (folder / "explain.json").stat().st_mtime_ns
-  jobs = inputs.make_jobs([str(good)], folder)
+  jobs = scan_jobs.make_jobs([str(good)], folder)
   explainer = Explainer(classifier, Options(layers=("stem",)))
   assert explain.explain_all(classifier, explainer, jobs, target="cad") == 1
   assert (folder / "explain.json").stat().st_mtime_ns == before

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cadjax import classes, evidence, link
+from cadjax import evidence, link
+from cadjax.data import classes
 from data_prep import geometry, phantom
 from data_prep.volume import Grid, Volume
 

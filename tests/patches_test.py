@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from cadjax import input_pipeline, patches
+from cadjax import patches
+from cadjax.data import input_pipeline
 from data_prep.errors import UserError
 
 SHAPES = [(12, 14, 16), (10, 20, 9), (3, 14, 12)]

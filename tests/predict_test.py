@@ -15,8 +15,9 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import STEP, write_workdir
 
-from cadjax import inputs, predict, report, scoring, workdir
+from cadjax import predict, report, scoring, workdir
 from cadjax.core import files
+from cadjax.data import jobs as scan_jobs
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 
@@ -334,7 +335,7 @@ def test_an_unexpected_error_does_not_stop_the_others(
   monkeypatch.setattr(volume, "read_volume", read)
   (tmp_path / "bad.nii.gz").touch()
   bad = str(tmp_path / "bad.nii.gz")
-  jobs = inputs.make_jobs([bad, str(scan)], tmp_path / "out")
+  jobs = scan_jobs.make_jobs([bad, str(scan)], tmp_path / "out")
   assert predict.predict_all(trained, jobs) == 1
   told = capsys.readouterr()
   assert "KeyError" in told.err

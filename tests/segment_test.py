@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import inputs, report, scans, scoring, segment, sliding, workdir
+from cadjax import report, scoring, segment, sliding, workdir
+from cadjax.data import jobs, scans
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
 
@@ -259,5 +260,5 @@ def test_both_programs_share_the_way_from_scan_to_input(
   ours = segment.segment_scan(trained, scan).prepared
   theirs = scoring.predict_scan(classifier, scan)
   np.testing.assert_array_equal(ours.model_input.hu, theirs.model_input.hu)
-  (job,) = inputs.make_jobs([str(scan)], "out")
+  (job,) = jobs.make_jobs([str(scan)], "out")
   assert job.case == "scan"

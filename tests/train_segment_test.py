@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny_runs import assert_same, best_variables, lines
 
-from cadjax import classes, input_pipeline, steps, tasks, train, workdir
+from cadjax import steps, tasks, train, workdir
 from cadjax.core import files, lookup
+from cadjax.data import classes, input_pipeline
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
 from data_prep.errors import UserError

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from tiny_runs import assert_same, best_variables, lines
 
-from cadjax import checkpoint, input_pipeline, steps, tasks, train, workdir
+from cadjax import checkpoint, steps, tasks, train, workdir
+from cadjax.data import input_pipeline
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]

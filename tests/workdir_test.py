@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from cadjax import input_pipeline, workdir
+from cadjax import workdir
+from cadjax.data import input_pipeline
 from data_prep.errors import UserError
 
 

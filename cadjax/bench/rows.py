@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cadjax import classes
 from cadjax.core import lookup
+from cadjax.data import classes
 from data_prep import build, phantom
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig, config_name
 from data_prep.geometry import GridSpec

@@ -22,7 +22,7 @@ def data(spec: Mapping[str, Any]) -> Work:
   # Here, so that their memory is not on the other rows' account.
   import ml_collections
 
-  from cadjax import input_pipeline
+  from cadjax.data import input_pipeline
 
   config = ml_collections.ConfigDict(spec["config"])
   config.data.path = spec["data"]

@@ -18,9 +18,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from cadjax import cam, classes, optimizer, sliding, steps, tasks
+from cadjax import cam, optimizer, sliding, steps, tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
 from cadjax.core import parallel
+from cadjax.data import classes
 from cadjax.models import flops
 from data_prep.errors import UserError
 

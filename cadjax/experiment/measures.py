@@ -18,12 +18,12 @@ from cadjax import (
   evaluate_explain,
   evaluate_link,
   evaluation,
-  input_pipeline,
   priors,
   workdir,
 )
 from cadjax.core import files
 from cadjax.core.files import Row
+from cadjax.data import input_pipeline
 from cadjax.experiment import compare
 from cadjax.metrics import binary, calibration, patient_level
 

@@ -16,8 +16,9 @@ import ml_collections
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import input_pipeline, train, workdir
+from cadjax import train, workdir
 from cadjax.core import lookup
+from cadjax.data import input_pipeline
 from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan

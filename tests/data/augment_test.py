@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cadjax import augment
 from cadjax.core import lookup
+from cadjax.data import augment
 
 KEY = jax.random.key(3)
 SHAPES = [(20, 30), (10, 20, 30)]

@@ -3,17 +3,15 @@
 import contextlib
 import dataclasses
 import pathlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from cadjax import inputs, workdir
+from cadjax import workdir
 from cadjax.core import files
-from data_prep import errors, geometry, plausibility, volume
+from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
 
@@ -78,7 +76,7 @@ def read(
   """
   path = pathlib.Path(path)
   return Scan(
-    case or inputs.case_name(path),
+    case or case_name(path),
     path.resolve().name,
     volume.read_volume(path, series=series),
     _read_heart_mask(heart_mask),
@@ -195,73 +193,13 @@ def memory_told(doing: str, shape: Sequence[int]) -> Iterator[None]:
     raise
 
 
-def handle_all(
-  jobs: Sequence[inputs.Job],
-  kind: files.ResultFolder,
-  read: Callable[..., Any],
-  write: Callable[..., Any],
-  tell: Callable[[inputs.Job, Any], str],
-  *,
-  series: str | None = None,
-  overwrite: bool = False,
-) -> int:
-  """Reads scans one after the other with a model and writes their files.
-
-  Args:
-    jobs: the scans.
-    kind: of the folders that are written.
-    read: gets the path, and case, series and heart_mask by name; returns a
-      result.
-    write: gets the result and its folder, and overwrite by name.
-    tell: gets the job and its result; what it returns is printed.
-    series: which DICOM series, by UID or number.
-    overwrite: replace results that are there.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-
-  def one(job: inputs.Job) -> str:
-    # Before the work: nothing may be written there after it either.
-    kind.check_free(job.folder, overwrite=overwrite)
-    result = read(
-      job.path, case=job.case, series=series, heart_mask=job.heart_mask
-    )
-    write(result, job.folder, overwrite=overwrite)
-    return tell(job, result)
-
-  return for_each(jobs, one)
+_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 
 
-def for_each(
-  jobs: Sequence[inputs.Job], do: Callable[[inputs.Job], str]
-) -> int:
-  """Handles scans one after the other, whatever becomes of the others.
-
-  Args:
-    jobs: the scans.
-    do: handles one; what it returns is printed.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-  failed = 0
-  bar = tqdm(jobs, unit="scan", disable=None if len(jobs) > 1 else True)
-  for job in bar:
-    bar.set_postfix_str(job.case)
-    try:
-      tqdm.write(do(job))
-    except UserError as error:
-      failed += 1
-      tqdm.write(f"error: {errors.one_line(error)}", file=sys.stderr)
-    except Exception as error:
-      # Ours to mend, but not at the price of the scans that follow.
-      if len(jobs) == 1:
-        raise
-      failed += 1
-      tqdm.write(
-        f"error: {job.path}: {type(error).__name__}:"
-        f" {errors.one_line(error)}; give it alone to see where",
-        file=sys.stderr,
-      )
-  return failed
+def case_name(path: pathlib.Path) -> str:
+  """Returns the last part of a path without the suffix of a scan's format."""
+  name = path.resolve().name
+  for suffix in _SUFFIXES:
+    if name.lower().endswith(suffix):
+      return name[: -len(suffix)] or name
+  return name

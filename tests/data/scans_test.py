@@ -2,8 +2,8 @@
 
 import json
 
-from cadjax import inputs, scans
 from cadjax.core import files
+from cadjax.data import jobs as scan_jobs
 from data_prep.errors import UserError
 
 KIND = files.ResultFolder("one.json", "test/")
@@ -11,7 +11,7 @@ KIND = files.ResultFolder("one.json", "test/")
 
 def jobs(folder, *names):
   return [
-    inputs.Job(name, folder / f"{name}.nii.gz", folder / name, f"{name}.mha")
+    scan_jobs.Job(name, folder / f"{name}.nii.gz", folder / name, f"{name}.mha")
     for name in names
   ]
 
@@ -27,7 +27,7 @@ def test_every_scan_is_read_written_and_told(tmp_path, capsys):
   def read(path, **given):
     return {"path": path.name} | given
 
-  failed = scans.handle_all(
+  failed = scan_jobs.handle_all(
     jobs(tmp_path, "a", "b"),
     KIND,
     read,
@@ -49,7 +49,7 @@ def test_a_scan_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
       raise UserError("no scan\nat all")
     return path.name
 
-  failed = scans.handle_all(
+  failed = scan_jobs.handle_all(
     jobs(tmp_path, "a", "b"), KIND, read, write, lambda job, _: job.case
   )
   assert failed == 1
@@ -67,9 +67,9 @@ def test_a_folder_in_the_way_is_told_before_the_work(tmp_path, capsys):
     return 1
 
   given = (jobs(tmp_path, "a"), KIND, note, write, lambda job, _: job.case)
-  assert scans.handle_all(*given) == 0
-  assert scans.handle_all(*given) == 1
+  assert scan_jobs.handle_all(*given) == 0
+  assert scan_jobs.handle_all(*given) == 1
   assert len(read) == 1
   assert "--overwrite replaces it" in capsys.readouterr().err
-  assert scans.handle_all(*given, overwrite=True) == 0
+  assert scan_jobs.handle_all(*given, overwrite=True) == 0
   assert len(read) == 2

@@ -2,7 +2,8 @@ import pathlib
 
 import pytest
 
-from cadjax import inputs
+from cadjax.data import jobs as scan_jobs
+from cadjax.data import scans
 from data_prep.errors import UserError
 
 
@@ -24,53 +25,53 @@ def make(root: pathlib.Path, *names: str) -> list[str]:
   ],
 )
 def test_a_case_is_named_after_its_file(name, expected):
-  assert inputs.case_name(pathlib.Path("some/where") / name) == expected
+  assert scans.case_name(pathlib.Path("some/where") / name) == expected
 
 
 def test_one_plain_input_writes_into_out_itself(tmp_path):
-  (job,) = inputs.make_jobs(make(tmp_path, "a.mha"), tmp_path / "out")
+  (job,) = scan_jobs.make_jobs(make(tmp_path, "a.mha"), tmp_path / "out")
   assert (job.case, job.folder) == ("a", tmp_path / "out")
 
 
 def test_a_wildcard_writes_folders_even_if_it_matches_one(tmp_path):
   make(tmp_path, "a.mha")
-  (job,) = inputs.make_jobs([str(tmp_path / "*.mha")], tmp_path / "out")
+  (job,) = scan_jobs.make_jobs([str(tmp_path / "*.mha")], tmp_path / "out")
   assert job.folder == tmp_path / "out" / "a"
 
 
 def test_many_inputs_come_once_each_in_order(tmp_path):
   make(tmp_path, "b.nii", "a.nii", "c.nrrd")
   given = [str(tmp_path / "c.nrrd"), str(tmp_path / "*.nii")]
-  jobs = inputs.make_jobs([*given, given[0]], "out")
+  jobs = scan_jobs.make_jobs([*given, given[0]], "out")
   assert [job.case for job in jobs] == ["c", "a", "b"]
   assert [str(job.folder) for job in jobs] == ["out/c", "out/a", "out/b"]
 
 
 def test_equal_names_are_told_apart_by_their_folders(tmp_path):
   paths = make(tmp_path, "Normal/1.nrrd", "Diseased/1.nrrd", "2.nrrd")
-  names = [job.case for job in inputs.make_jobs(paths, "out")]
+  names = [job.case for job in scan_jobs.make_jobs(paths, "out")]
   assert names == ["Normal_1", "Diseased_1", "2"]
 
 
 def test_names_that_stay_equal_are_numbered(tmp_path):
   paths = make(tmp_path, "x/a/1.nii", "y/a/1.nii", "z/a/1.mha", "a_1-2.nii")
-  names = [job.case for job in inputs.make_jobs(paths, "out")]
+  names = [job.case for job in scan_jobs.make_jobs(paths, "out")]
   assert names == ["a_1", "a_1-3", "a_1-4", "a_1-2"]
 
 
 def test_a_missing_file_is_left_to_its_own_job():
-  (job,) = inputs.make_jobs(["nowhere.nii"], "out")
+  (job,) = scan_jobs.make_jobs(["nowhere.nii"], "out")
   assert job.path == pathlib.Path("nowhere.nii")
 
 
 def test_an_existing_name_with_brackets_is_no_wildcard(tmp_path):
-  (job,) = inputs.make_jobs(make(tmp_path, "scan[1].nii"), tmp_path / "out")
+  (job,) = scan_jobs.make_jobs(make(tmp_path, "scan[1].nii"), tmp_path / "out")
   assert job.folder == tmp_path / "out"
 
 
 def test_names_and_masks_given_go_with_the_scans(tmp_path):
   paths = make(tmp_path, "a.nii", "b.nii")
-  jobs = inputs.make_jobs(
+  jobs = scan_jobs.make_jobs(
     paths, "out", cases=["one", "two"], heart_masks=["m1", "m2"]
   )
   assert [(job.case, job.heart_mask) for job in jobs] == [
@@ -91,9 +92,9 @@ def test_names_and_masks_given_go_with_the_scans(tmp_path):
 )
 def test_what_does_not_fit_is_told(tmp_path, options, message):
   with pytest.raises(UserError, match=message):
-    inputs.make_jobs(make(tmp_path, "a.nii", "b.nii"), "out", **options)
+    scan_jobs.make_jobs(make(tmp_path, "a.nii", "b.nii"), "out", **options)
 
 
 def test_a_wildcard_without_match_is_told(tmp_path):
   with pytest.raises(UserError, match="matches no file"):
-    inputs.make_jobs([str(tmp_path / "*.nii")], "out")
+    scan_jobs.make_jobs([str(tmp_path / "*.nii")], "out")

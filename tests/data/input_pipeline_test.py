@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cadjax import input_pipeline
+from cadjax.data import input_pipeline
 from configs import resnet3d
 from data_prep.errors import UserError
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import classes
 from cadjax.core import lookup
+from cadjax.data import classes
 from data_prep import cases
 
 

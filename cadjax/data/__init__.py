@@ -1,0 +1,1 @@
+"""From records and scans to batches and model inputs."""
