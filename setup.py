@@ -28,7 +28,7 @@ setuptools.setup(
   ),
   package_data={
     "data_prep.ctca": ["*.md", "*.txt", "*.bib"],
-    "cadjax": ["templates/*"],
+    "cadjax.report": ["templates/*"],
   },
   install_requires=[
     "absl-py",

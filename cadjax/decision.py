@@ -41,7 +41,7 @@ def features(
 
   Args:
     structures: the segmentation.
-    prediction: see the schema of `cadjax.report`.
+    prediction: see the schema of `cadjax.report.classified`.
   """
   p = np.clip(prediction["uncalibrated_probability"], 1e-6, 1 - 1e-6)
   found = findings.find_abnormalities(
@@ -82,7 +82,7 @@ class Decision:
     return float(scipy.special.expit(odds))
 
   def describe(self, values: Mapping[str, float]) -> dict[str, Any]:
-    """Returns "combined" of the schema in `cadjax.linked_report`."""
+    """Returns "combined" of the schema in `cadjax.report.linked`."""
     probability = self.probability(values)
     return {
       "label": "cad" if probability >= self.threshold else "normal",

@@ -19,19 +19,12 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import (
-  cohort,
-  evaluate_explain,
-  evaluate_segments,
-  evaluation,
-  explain_table,
-  plots,
-  workdir,
-)
+from cadjax import evaluate_explain, evaluate_segments, evaluation, workdir
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.metrics import calibration, patient_level
+from cadjax.report import cohort, curves, tables
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -278,7 +271,7 @@ def write_figures(
   """Writes roc.png, pr.png, calibration.png and confusion.png."""
   _, labels, probs = patient_level.as_evaluated(rows, result)
   threshold = result["threshold"]
-  patients = plots.Scores(
+  patients = curves.Scores(
     "by patient", "patients", labels, probs, threshold, result["patient"]
   )
   lines = [patients]
@@ -287,7 +280,7 @@ def write_figures(
     _, labels, probs = patient_level.by_slice(rows)
     probs = calibration.calibrate(probs, setting["temperature"])
     lines.append(
-      plots.Scores(
+      curves.Scores(
         "by slice",
         "slices",
         labels,
@@ -300,13 +293,13 @@ def write_figures(
     "title": f"{result['split']}, {result['data']['source']} data",
     "footer": result["disclaimer"],
   }
-  plots.save(plots.roc_figure(lines, **words), folder / "roc.png")
-  plots.save(plots.pr_figure(lines, **words), folder / "pr.png")
+  curves.save(curves.roc_figure(lines, **words), folder / "roc.png")
+  curves.save(curves.pr_figure(lines, **words), folder / "pr.png")
   for name, draw in (
-    ("calibration", plots.calibration_figure),
-    ("confusion", plots.confusion_figure),
+    ("calibration", curves.calibration_figure),
+    ("confusion", curves.confusion_figure),
   ):
-    plots.save(draw(patients, **words), folder / f"{name}.png")
+    curves.save(draw(patients, **words), folder / f"{name}.png")
 
 
 def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
@@ -417,7 +410,7 @@ def main(_: Sequence[str]) -> None:
       region=args.explain_region,
     )
     print(f"\nexplanations of CAD, {maps['n_patients']} patients")
-    print(explain_table.text(maps))
+    print(tables.text(maps))
   dataset = result["data"]
   page = cohort.write(
     evaluation.folder_of(

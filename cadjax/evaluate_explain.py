@@ -20,9 +20,7 @@ from cadjax import (
   cam,
   explain_checks,
   explain_metrics,
-  explain_table,
   models,
-  plots,
   segment_metrics,
   workdir,
 )
@@ -30,6 +28,7 @@ from cadjax.cad_maps import CadMaps, Cells
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
+from cadjax.report import curves, tables
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 
@@ -164,13 +163,13 @@ def measure(
       "kind": kind_of_agreement(trained, other),
     }
   result["notes"] = _notes(cases, rows)
-  files.write_text(folder / "table.txt", explain_table.text(result))
-  figure = explain_table.heat_table(
+  files.write_text(folder / "table.txt", tables.text(result))
+  figure = tables.heat_table(
     result["location"],
     title=f"Mean lift of the maps for CAD, {result['n_patients']} patients",
     footer=result.get("disclaimer", ""),
   )
-  plots.save(figure, folder / "lift.png")
+  curves.save(figure, folder / "lift.png")
   files.write_json(folder / "metrics.json", files.strict(result))
   return result
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import components, evaluation, planes, segment_metrics, workdir
+from cadjax import components, evaluation, segment_metrics, workdir
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import classes, input_pipeline
 from cadjax.metrics import intervals, patient_level
+from cadjax.report import planes
 from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume

@@ -35,7 +35,6 @@ from cadjax import (
   explain_maps,
   explain_target,
   explainer,
-  report,
   scoring,
   workdir,
 )
@@ -43,6 +42,7 @@ from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
 from cadjax.explainer import Explainer
+from cadjax.report import explained, pages
 from data_prep import errors, geometry
 from data_prep.errors import UserError
 
@@ -74,7 +74,7 @@ def explain_scan(
       `classes.CLASS_NAMES`.
 
   Returns:
-    what `explain_maps.write_explanation` writes.
+    what `explained.write_explanation` writes.
 
   Raises:
     UserError: the scan or a mask cannot be used, or the region is empty.
@@ -117,11 +117,11 @@ def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
     )
   else:
     number = explain_target.find_target(target, known)
-  explained, maps = explain.explain(hu, number)
+  found, maps = explain.explain(hu, number)
   if logits is None:
-    if explained is None:  # By references alone.
-      explained, _ = scoring.score(trained, hu)
-    logits, probs = scoring.check_logits(trained, explained)
+    if found is None:  # By references alone.
+      found, _ = scoring.score(trained, hu)
+    logits, probs = scoring.check_logits(trained, found)
     prediction = scoring.describe_prediction(logits, probs, settled)
   return {
     "maps": maps,
@@ -224,7 +224,7 @@ def explain_all(
   truth_of = dict(zip(jobs, truths, strict=True)) if truths else {}
 
   def one(job: scan_jobs.Job) -> str:
-    explain_maps.KIND.check_free(job.folder, overwrite=overwrite)
+    explained.KIND.check_free(job.folder, overwrite=overwrite)
     result = explain_scan(
       trained,
       explain,
@@ -236,7 +236,7 @@ def explain_all(
       region=region,
       truth=truth_of.get(job),
     )
-    document = explain_maps.write_explanation(
+    document = explained.write_explanation(
       result, job.folder, grid=grid, through=through, overwrite=overwrite
     )
     return _tell(job, result, document["files"])
@@ -380,7 +380,7 @@ def main(_: Sequence[str]) -> int:
   if explain.is_segmenter:
     explain_target.parse_region(args.region)
   print(
-    f"{report.NOTICE}\nExplaining {len(jobs)}"
+    f"{pages.NOTICE}\nExplaining {len(jobs)}"
     f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"
     " the first takes longer, while the model is compiled",
     flush=True,

@@ -14,7 +14,6 @@ from cadjax import (
   explain_maps,
   findings,
   link,
-  report,
   scoring,
   segment,
   workdir,
@@ -22,6 +21,7 @@ from cadjax import (
 from cadjax.core import lookup
 from cadjax.data import classes, scans
 from cadjax.explainer import Explainer, Options
+from cadjax.report import classified
 
 CAD = 1
 # HiResCAM locates best on phantoms. The stem does better than stage1 on average
@@ -72,10 +72,10 @@ class PairResult:
     maps: by layer, float32 [D, H, W] in [0, 1] on the classifier's grid.
     linked: both joined, on the segmenter's grid.
     method: of the heat maps.
-    combined: see `cadjax.linked_report`; None without a fitted decision.
+    combined: see `cadjax.report.linked`; None without a fitted decision.
   """
 
-  case: report.CaseResult
+  case: classified.CaseResult
   segments: segment.SegmentResult
   maps: dict[str, np.ndarray]
   linked: link.Linked

@@ -5,9 +5,9 @@
 
 --input is a NIfTI, NRRD or MetaImage file or a folder of DICOM slices; it may
 be repeated and may hold wildcards. One plain --input writes its files (see
-`cadjax.report`) into DIR; several, or a wildcard, write a folder for each
+`report.classified`) into DIR; several, or a wildcard, write a folder for each
 scan into DIR. With --segmenter the two are linked: masks, heat maps, and
-abnormalities located on the vessels (see `cadjax.linked_report`); with
+abnormalities located on the vessels (see `cadjax.report.linked`); with
 --decision=LINK/link.json of `cadjax.evaluate_link` both give one probability
 together. A scan that fails is told in one line and the others go on; the exit
 code is then 2.
@@ -19,15 +19,16 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import cam, linked_report, report, scoring, workdir
+from cadjax import cam, scoring, workdir
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
+from cadjax.report import classified, linked, pages
 from data_prep import errors
 from data_prep.errors import UserError
 
 
-def _tell(job: scan_jobs.Job, result: report.CaseResult) -> str:
+def _tell(job: scan_jobs.Job, result: classified.CaseResult) -> str:
   """Returns what is printed of a scored scan."""
   prediction = result.prediction
   how = "calibrated" if prediction["calibrated"] else "uncalibrated"
@@ -41,7 +42,7 @@ def _tell(job: scan_jobs.Job, result: report.CaseResult) -> str:
   lines += [f"  warning: {said}" for said in result.warnings]
   lines += [f"  - {said}" for said in result.concerns]
   lines += [f"  note: {said}" for said in result.model_input.notes]
-  lines.append(f"  {job.folder / report.FILES['page']}")
+  lines.append(f"  {job.folder / classified.FILES['page']}")
   return "\n".join(lines)
 
 
@@ -55,9 +56,9 @@ def predict_all(
   """Scores scans and writes their files; see `jobs.handle_all`."""
   return scan_jobs.handle_all(
     jobs,
-    report.KIND,
+    classified.KIND,
     functools.partial(scoring.predict_scan, trained),
-    report.write_case,
+    classified.write_case,
     _tell,
     series=series,
     overwrite=overwrite,
@@ -67,8 +68,8 @@ def predict_all(
 def _tell_linked(job: scan_jobs.Job, result: PairResult) -> str:
   """Returns what is printed of a linked scan."""
   first, *rest = _tell(job, result.case).split("\n")
-  page = job.folder / linked_report.FILES["page"]
-  said = linked_report.summary(result)[1:] + result.linked.statements
+  page = job.folder / linked.FILES["page"]
+  said = linked.summary(result)[1:] + result.linked.statements
   said = [f"  {sentence}" for sentence in said]
   said += [
     f"  warning: {sentence}"
@@ -88,9 +89,9 @@ def predict_linked(
   """Reads scans with both models; see `jobs.handle_all`."""
   return scan_jobs.handle_all(
     jobs,
-    report.KIND,
+    classified.KIND,
     functools.partial(predict_pair, pair),
-    linked_report.write_linked,
+    linked.write_linked,
     _tell_linked,
     series=series,
     overwrite=overwrite,
@@ -149,7 +150,7 @@ def main(_: Sequence[str]) -> int:
       ),
     )
   print(
-    f"{report.NOTICE}\nScoring {len(jobs)}"
+    f"{pages.NOTICE}\nScoring {len(jobs)}"
     f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"
     " the first takes longer, while the models are compiled",
     flush=True,

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import report, workdir
+from cadjax import workdir
 from cadjax.core import files
 from cadjax.data import scans
 from cadjax.metrics import calibration
+from cadjax.report import classified
 from data_prep.errors import UserError
 
 
@@ -108,7 +109,7 @@ def check_logits(
 def describe_prediction(
   logits: np.ndarray, probs: np.ndarray, settled: Calibration
 ) -> dict[str, Any]:
-  """Returns "prediction" of the schema in `cadjax.report`."""
+  """Returns "prediction" of the schema in `cadjax.report.classified`."""
   pooled = float(
     probs[0]
     if len(probs) == 1
@@ -137,7 +138,7 @@ def predict_scan(
   case: str | None = None,
   series: str | None = None,
   heart_mask: str | None = None,
-) -> report.CaseResult:
+) -> classified.CaseResult:
   """Scores one scan.
 
   Args:
@@ -148,7 +149,7 @@ def predict_scan(
     heart_mask: a mask file; labels above 0 are the heart.
 
   Returns:
-    what `report.write_case` writes.
+    what `classified.write_case` writes.
 
   Raises:
     UserError: the scan or the mask cannot be used.
@@ -157,7 +158,9 @@ def predict_scan(
   return score_scan(trained, scan)
 
 
-def score_scan(trained: workdir.Trained, scan: scans.Scan) -> report.CaseResult:
+def score_scan(
+  trained: workdir.Trained, scan: scans.Scan
+) -> classified.CaseResult:
   """Scores a scan that is read already; see `predict_scan`."""
   settled = read_calibration(trained)
   prepared = scans.prepare(trained, scan)
@@ -172,7 +175,7 @@ def score_scan(trained: workdir.Trained, scan: scans.Scan) -> report.CaseResult:
       "offset_mm": [i * step_mm for i in range(len(probs))],
     }
   now = datetime.datetime.now(datetime.UTC)
-  return report.CaseResult(
+  return classified.CaseResult(
     case=scan.case,
     input_name=scan.name,
     scan=prepared.scan,

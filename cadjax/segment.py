@@ -45,10 +45,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from cadjax import components, planes, report, segment_metrics, workdir
+from cadjax import components, segment_metrics, workdir
 from cadjax.core import files, lookup
 from cadjax.data import classes, scans
 from cadjax.data import jobs as scan_jobs
+from cadjax.report import pages, planes
 from data_prep import errors, geometry
 from data_prep.volume import Grid, Volume, write_nifti
 
@@ -276,7 +277,7 @@ def to_json(result: SegmentResult) -> dict[str, Any]:
   return files.strict(
     {
       "schema": SCHEMA,
-      "notice": report.NOTICE,
+      "notice": pages.NOTICE,
       "warnings": result.warnings,
       "summary": result.summary,
       "case": result.case,
@@ -410,7 +411,7 @@ def main(_: Sequence[str]) -> int:
   if args.batch_size is not None:
     trained.config.data.eval_batch_size = args.batch_size
   print(
-    f"{report.NOTICE}\nSegmenting {len(jobs)}"
+    f"{pages.NOTICE}\nSegmenting {len(jobs)}"
     f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind}",
     flush=True,
   )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, linked_report, models, tasks
+from cadjax import cam, models, tasks
 from cadjax.bench import (
   about,
   figures,
@@ -28,6 +28,7 @@ from cadjax.bench import (
 )
 from cadjax.core.lookup import ConfigError, UnknownName
 from cadjax.models import flops
+from cadjax.report import linked
 from configs import resnet2d, resnet3d, unet2d, unet3d
 from data_prep.errors import UserError
 
@@ -369,7 +370,7 @@ def test_a_report_is_written_from_the_scanners_file(
   (work,) = make_works(settings, "report", tmp_path).values()
   written = []
   monkeypatch.setattr(
-    linked_report, "write_linked", lambda *given: written.append(given)
+    linked, "write_linked", lambda *given: written.append(given)
   )
   # Reading and writing in turns; the first of each compiles.
   seconds = iter([90.0, 80.0, 3.0, 1.0, 5.0, 2.0])

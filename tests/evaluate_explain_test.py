@@ -19,11 +19,11 @@ from cadjax import (
   evaluate_explain,
   explain_checks,
   explain_metrics,
-  explain_table,
   models,
   workdir,
 )
 from cadjax.data import input_pipeline
+from cadjax.report import tables
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 
@@ -110,7 +110,7 @@ def test_everything_is_written(trained, result):
   assert stored["other"]["kind"] == "repeatability"
   with Image.open(folder / "lift.png") as image:
     assert min(image.size) > 400
-  assert (folder / "table.txt").read_text() == explain_table.text(result)
+  assert (folder / "table.txt").read_text() == tables.text(result)
 
 
 def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
@@ -346,7 +346,7 @@ def test_the_picture_of_undefined_and_zero_lifts():
       ("stage1", "gradcam", "plaque", entry(0.5, 0.1, 1.0)),
     )
   ]
-  figure = explain_table.heat_table(rows)
+  figure = tables.heat_table(rows)
   figure.canvas.draw()
   labels = {text.get_text() for text in figure.axes[0].texts}
   assert labels == {"undefined", "0.00", "8.00\n[2.00, 20.00]"}

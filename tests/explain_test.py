@@ -21,7 +21,6 @@ from cadjax import (
   explain_maps,
   explain_target,
   models,
-  planes,
   scoring,
   tasks,
   workdir,
@@ -30,6 +29,7 @@ from cadjax.core import files, lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
 from cadjax.explainer import Explainer, Options
+from cadjax.report import explained, planes
 from configs import unet3d
 from data_prep import volume
 from data_prep.errors import UserError
@@ -138,7 +138,7 @@ def run(trained, path, out, *, grid="scanner", options=None, **given):
   result = explain.explain_scan(
     trained, explainer, path, **({"target": "cad"} | given)
   )
-  return result, explain_maps.write_explanation(result, out, grid=grid)
+  return result, explained.write_explanation(result, out, grid=grid)
 
 
 @pytest.mark.parametrize("grid", explain_maps.GRIDS)

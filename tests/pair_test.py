@@ -11,16 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cadjax import (
-  decision,
-  findings,
-  linked_report,
-  pair,
-  planes,
-  sliding,
-  viewer,
-)
+from cadjax import decision, findings, pair, sliding
 from cadjax.core import lookup
+from cadjax.report import linked, planes, viewer
 from cadjax.workdir import Trained
 from data_prep import export, sources, volume
 from data_prep.errors import UserError
@@ -52,7 +45,7 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
   two, scan, tmp_path, quick
 ):
   result = pair.predict_pair(two, scan, case="one")
-  document = linked_report.write_linked(result, tmp_path / "out")
+  document = linked.write_linked(result, tmp_path / "out")
   there = {path.name for path in (tmp_path / "out").iterdir()}
   assert there == set(document["files"].values())
   image = nib.load(scan)
@@ -96,13 +89,13 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
   drawn = []
   for name in ("tree_png", "layers_png"):
     monkeypatch.setattr(
-      linked_report, name, lambda _, name=name: drawn.append(name) or b"one"
+      linked, name, lambda _, name=name: drawn.append(name) or b"one"
     )
   result = pair.predict_pair(two, scan)
-  linked_report.write_linked(result, tmp_path / "out")
+  linked.write_linked(result, tmp_path / "out")
   assert drawn == ["tree_png", "layers_png"]
   assert (tmp_path / "out" / "tree.png").read_bytes() == b"one"
-  lifts = [row["share"].lift for row in linked_report.evidence_table(result)]
+  lifts = [row["share"].lift for row in linked.evidence_table(result)]
   assert lifts == sorted(lifts, reverse=True)
   assert len(lifts) > 1
 
@@ -124,25 +117,25 @@ def test_a_fitted_decision_is_in_the_report(
   deciding = pair.load_pair(tiny_workdir, tiny_segmenter, decision_file=path)
   result = pair.predict_pair(deciding, scan)
   values = decision.features(result.linked.structures, result.case.prediction)
-  document = linked_report.write_linked(result, tmp_path / "out")
+  document = linked.write_linked(result, tmp_path / "out")
   found = document["combined"]
   assert found["probability"] == pytest.approx(fitted.probability(values))
   assert found["n_patients"] == 7
   page = (tmp_path / "out" / "report.html").read_text()
   assert "fitted on 7 other patients" in page
   assert f"{100 * found['probability']:.1f} %" in page
-  assert any("Both together" in said for said in linked_report.summary(result))
+  assert any("Both together" in said for said in linked.summary(result))
 
 
 def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
   result = pair.predict_pair(two, scan)
-  linked_report.write_linked(result, tmp_path / "out")
+  linked.write_linked(result, tmp_path / "out")
   page = (tmp_path / "out" / "report.html").read_text()
   assert "default-src 'none'" in page
   for address in ("http://", "https://", 'src="/', "@import"):
     assert address not in page
   assert 'srcdoc="&lt;p&gt;&#x27;&quot;&amp;&lt;/p&gt;"' in page
-  assert linked_report.summary(result)[0] in page
+  assert linked.summary(result)[0] in page
   assert "Research software" in page
 
 
@@ -169,7 +162,7 @@ def test_the_viewers_work_in_a_browser(two, scan, tmp_path):
   if chromium is None:
     pytest.skip("no Chromium here")
   result = pair.predict_pair(two, scan)
-  linked_report.write_linked(result, tmp_path / "out")
+  linked.write_linked(result, tmp_path / "out")
   page = (tmp_path / "out" / "report.html").read_text()
   (tmp_path / "page.html").write_text(
     page.replace("</body>", PRESS + "</body>")
@@ -209,12 +202,12 @@ def test_an_empty_segmentation_is_reported(
 
   monkeypatch.setattr(Trained, "segment", nothing)
   result = pair.predict_pair(two, scan)
-  document = linked_report.write_linked(result, tmp_path / "out")
+  document = linked.write_linked(result, tmp_path / "out")
   assert document["link"]["findings"] == []
   page = (tmp_path / "out" / "report.html").read_text()
   assert "No coronary artery was found" in page
   assert "The segmentation is empty." in document["warnings"]
-  (missing,) = linked_report.evidence_notes(result)
+  (missing,) = linked.evidence_notes(result)
   assert missing.endswith("segmented as such: aorta.")
   assert missing in page
   found = decision.features(result.linked.structures, result.case.prediction)
@@ -240,11 +233,11 @@ def test_models_of_other_grids_and_windows_go_together(
   )
   other = dataclasses.replace(two, segmenter=segmenter)
   result = pair.predict_pair(other, scan)
-  document = linked_report.write_linked(result, tmp_path / "out")
+  document = linked.write_linked(result, tmp_path / "out")
   assert result.linked.structures.labels.shape == (20, 16, 24)
   assert document["segmentation"]["segmenter"]["window_hu"] == [-300.0, 900.0]
   assert 0.05 < document["link"]["outside"] < 1
-  notes = linked_report.evidence_notes(result)
+  notes = linked.evidence_notes(result)
   page = (tmp_path / "out" / "report.html").read_text()
   assert any("outside of what the segmenter saw" in said for said in notes)
   assert all(said in page for said in notes)
@@ -262,26 +255,26 @@ def test_a_wrong_pair_is_told(two, tiny_workdir, tiny_segmenter):
 
 
 def test_a_finding_in_words(drawn_finding):
-  text = linked_report.describe(drawn_finding(stenosis=0.42))
+  text = linked.describe(drawn_finding(stenosis=0.42))
   assert text == (
     "stable plaque on the LAD, 31 mm from the ostium, 12 mm³, estimated 42 %"
     " of the diameter lost"
   )
-  assert "no lumen seen" in linked_report.describe(drawn_finding(stenosis=1.0))
+  assert "no lumen seen" in linked.describe(drawn_finding(stenosis=1.0))
   filled = drawn_finding(stenosis_note="calcium fills the calibre")
-  assert linked_report.describe(filled).endswith(
+  assert linked.describe(filled).endswith(
     ", stenosis not measurable: calcium fills the calibre"
   )
   merged = drawn_finding(
     stenosis=0.0, stenosis_note=f"by it, {findings.MERGED}"
   )
-  said = linked_report.describe(merged)
+  said = linked.describe(merged)
   assert "of the diameter lost" not in said
   assert said.endswith("by a mask which does not tell plaque from lumen")
   bare = drawn_finding(
     vessel="", from_ostium_mm=float("nan"), plaque="", plaque_mm3=0.0
   )
-  assert linked_report.describe(bare) == "a place of interest on no vessel"
+  assert linked.describe(bare) == "a place of interest on no vessel"
 
 
 def test_the_program_links(tiny_workdir, tiny_segmenter, scan, tmp_path):

@@ -15,9 +15,10 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import STEP, write_workdir
 
-from cadjax import predict, report, scoring, workdir
+from cadjax import predict, scoring, workdir
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
+from cadjax.report import classified, pages
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 
@@ -136,7 +137,7 @@ def test_no_header_field_of_a_dicom_series_reaches_an_output(
   # The fixture's file has x to the left and y to posterior, as DICOM wants.
   write_dicom(tmp_path / "series", np.asarray(image.dataobj), image.affine)
   result = scoring.predict_scan(trained, tmp_path / "series", case="case-1")
-  report.write_case(result, tmp_path / "out")
+  classified.write_case(result, tmp_path / "out")
   for path in (tmp_path / "out").iterdir():
     content = path.read_bytes()
     content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -223,13 +224,13 @@ def test_a_2d_model_pools_its_slices(tmp_path, scan):
     assert slices["pooling"] == pooling
     # 12 slices of 9 mm, resized to 24.
     np.testing.assert_allclose(np.diff(slices["offset_mm"]), 4.5)
-    assert report.PHANTOM_WARNING not in result.warnings
+    assert classified.PHANTOM_WARNING not in result.warnings
   assert np.ptp(probs) > 1e-3
 
 
 def test_phantom_training_is_said(trained, scan):
   result = scoring.predict_scan(trained, scan)
-  assert report.PHANTOM_WARNING in result.warnings
+  assert classified.PHANTOM_WARNING in result.warnings
 
 
 def test_concerns_are_of_the_scan_and_of_the_training_range(
@@ -249,7 +250,7 @@ def test_concerns_are_of_the_scan_and_of_the_training_range(
   # Anatomy is judged on the scan, ranges where the training cases lived.
   assert seen == [(12, None), (24, reference)]
   assert result.concerns == ("twice", "not the thorax", "far from training")
-  assert report.CONCERN_WARNING in result.warnings
+  assert classified.CONCERN_WARNING in result.warnings
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_an_unusual_scan_is_flagged_in_words(
     assert result.concerns == ()
   else:
     assert said in " ".join(result.concerns)
-  assert (report.CONCERN_WARNING in result.warnings) == (said is not None)
+  assert (classified.CONCERN_WARNING in result.warnings) == (said is not None)
 
 
 def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
@@ -395,8 +396,8 @@ def test_each_bad_input_fails_alone_in_one_line(trained, scan, tmp_path):
     expected["probability"], abs=1e-4
   )
   assert "1 scored, 4 failed" in done.stdout
-  assert report.NOTICE in done.stdout
-  assert report.PHANTOM_WARNING in done.stdout
+  assert pages.NOTICE in done.stdout
+  assert classified.PHANTOM_WARNING in done.stdout
   assert "uncalibrated" in done.stdout
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import report, scoring, segment, sliding, workdir
+from cadjax import scoring, segment, sliding, workdir
 from cadjax.data import jobs, scans
+from cadjax.report import classified
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
 
@@ -188,7 +189,7 @@ def test_a_failure_leaves_nothing_half_written(
 def test_a_result_of_another_kind_is_not_replaced(trained, scan, tmp_path):
   folder = tmp_path / "case"
   folder.mkdir()
-  document = {"schema": report.SCHEMA, "files": {"result": "result.json"}}
+  document = {"schema": classified.SCHEMA, "files": {"result": "result.json"}}
   (folder / "result.json").write_text(json.dumps(document))
   result = segment.segment_scan(trained, scan)
   with pytest.raises(UserError, match="holds no result"):

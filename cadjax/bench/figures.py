@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cadjax.bench.summary import roof_gflops
-from cadjax.plots import COLORS, GREY
+from cadjax.report.curves import COLORS, GREY
 
 
 def roofline_figure(

@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadjax import plots
 from cadjax.bench import figures, summary
 from cadjax.bench.measure import Result
 from cadjax.bench.rows import Settings
+from cadjax.report import curves
 
 # The groups of results by the swept value, "" without a sweep.
 Runs = dict[str, list[list[Result]]]
@@ -179,16 +179,16 @@ def write(
       found, roof = summary.stages(group), summary.ceilings(group)
       if found and roof is not None:
         figure = figures.roofline_figure(found, roof, footer=footer)
-        plots.save(figure, out / f"roofline{suffix}.png")
-      if curves := summary.memory(group):
-        figure = figures.memory_figure(curves, footer=footer)
+        curves.save(figure, out / f"roofline{suffix}.png")
+      if measured := summary.memory(group):
+        figure = figures.memory_figure(measured, footer=footer)
         name = f"memory_{group[0].row.group}{suffix}.png"
-        plots.save(figure, out / name)
+        curves.save(figure, out / name)
   if sweep is not None:
     figure = figures.sweep_figure(
       sweep, list(runs), _costs(runs), footer=footer
     )
-    plots.save(figure, out / f"sweep_{sweep}.png")
+    curves.save(figure, out / f"sweep_{sweep}.png")
 
 
 def _record(group: Sequence[Result]) -> dict[str, Any]:

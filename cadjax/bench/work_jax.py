@@ -174,7 +174,8 @@ def slide(spec: Mapping[str, Any]) -> Work:
 def report(spec: Mapping[str, Any]) -> Work:
   """Makes the way of a scanner's file to its linked report."""
   # Here, so that their memory is not on the other rows' account.
-  from cadjax import linked_report, pair
+  from cadjax import pair
+  from cadjax.report import linked
 
   models = pair.load_pair(spec["classifier"], spec["segmenter"])
   reading, writing = [], []
@@ -184,7 +185,7 @@ def report(spec: Mapping[str, Any]) -> Work:
       out = pathlib.Path(folder, "case")
       seconds, result = timed(lambda: pair.predict_pair(models, spec["file"]))
       reading.append(seconds)
-      seconds, _ = timed(lambda: linked_report.write_linked(result, out))
+      seconds, _ = timed(lambda: linked.write_linked(result, out))
       writing.append(seconds)
 
   def finish() -> dict[str, Any]:

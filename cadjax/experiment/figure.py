@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cadjax.experiment import summary
-from cadjax.plots import COLORS, GREY
+from cadjax.report.curves import COLORS, GREY
 
 MOST_LINES = 24
 

@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadjax import plots, report
 from cadjax.core import files
 from cadjax.experiment import figure, summary
 from cadjax.experiment.plan import Plan
 from cadjax.experiment.store import Store
+from cadjax.report import curves, pages
 from data_prep.errors import UserError
 
 # Of one experiment in the README; the page has all.
@@ -33,7 +33,7 @@ def write(folder: pathlib.Path, plan: Plan, cells: Store) -> dict[str, Any]:
   result, cost = summary.summarise(plan, cells), summary.cost(plan, cells)
   folder.mkdir(parents=True, exist_ok=True)
   picture = figure.forest(result, plan.lines)
-  plots.save(picture, folder / "forest.png")
+  curves.save(picture, folder / "forest.png")
   files.write_json(folder / "results.json", result)
   files.write_json(folder / "cost.json", cost)
   files.write_text(
@@ -52,7 +52,7 @@ def render(
   """Returns the page; it needs no other file."""
   shown = list(dict.fromkeys([result["metric"], *metrics]))
   return (
-    report.templates()
+    pages.templates()
     .get_template("experiment.html")
     .render(
       r=result,

@@ -30,25 +30,20 @@ result.json, schema "cadjax.case/1" (null where undefined or not known):
 No header field of the scan is copied but for its lattice.
 """
 
-import base64
 import dataclasses
 import json
 import os
 from typing import Any
 
-import jinja2
 import matplotlib.figure
 
-from cadjax import planes
 from cadjax.core import files
+from cadjax.report import planes
+from cadjax.report.pages import NOTICE, UNDEFINED, data_url, picture, templates
 from data_prep.volume import Volume, write_nifti
 
 SCHEMA = "cadjax.case/1"
 KIND = files.ResultFolder("result.json", "cadjax.case/")
-NOTICE = (
-  "Research software. Not a medical device: not for diagnosis, triage or any"
-  " decision about a patient."
-)
 PHANTOM_WARNING = (
   "The classifier was trained on phantoms: its probability is not evidence"
   " about patients."
@@ -57,7 +52,6 @@ CONCERN_WARNING = (
   "The scan is unlike the data that the classifier was trained on: its"
   " probability is not to be relied on."
 )
-UNDEFINED = "–"
 FILES = {
   "result": "result.json",
   "page": "case.html",
@@ -164,17 +158,6 @@ def _panels(result: CaseResult) -> tuple[list, list]:
   return scan, planes.three_planes(result.model_input, result.heart_mm)
 
 
-def templates() -> jinja2.Environment:
-  """Returns the templates of all pages; what they are given is escaped."""
-  return jinja2.Environment(
-    loader=jinja2.PackageLoader("cadjax"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-
-
 def render_page(
   result: CaseResult,
   template: str = "case.html",
@@ -210,20 +193,6 @@ def render_page(
     window_hu=planes.CTCA_WINDOW_HU,
     slice_curve=data_url(_slice_curve(result)) if result.slices else None,
   )
-
-
-def picture(panel: planes.Panel) -> dict[str, str]:
-  """Returns "src" and "caption" of a panel for a template."""
-  number, count = panel.slice
-  return {
-    "src": data_url(planes.panel_png(panel)),
-    "caption": f"{panel.name.capitalize()}, slice {number} of {count}",
-  }
-
-
-def data_url(png: bytes) -> str:
-  """Returns a picture as an address that holds it."""
-  return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _slice_curve(result: CaseResult) -> bytes:

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from tiny_tree import LINES, ball, blobs, on, scene
 
-from cadjax import vessel_figure
 from cadjax.findings import find_abnormalities
-from cadjax.vessel_figure import Scene
+from cadjax.report import vessel_figure
+from cadjax.report.vessel_figure import Scene
 from cadjax.vessels import stenosis
 
 PLACE = on(LINES[1], 0.5)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cadjax import plots
+from cadjax.report import curves
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -74,7 +74,7 @@ def heat_table(
   bar.set_ticks(ends, labels=[f"{2.0**k:g}" for k in ends], fontsize=7)
   bar.set_label("lift", fontsize=8)
   figure.suptitle(title, fontsize=10)
-  figure.supxlabel(footer, fontsize=7, color=plots.GREY)
+  figure.supxlabel(footer, fontsize=7, color=curves.GREY)
   return figure
 
 
@@ -89,7 +89,7 @@ def _panel(axes: Axes, cells: Sequence[Sequence[Any]], largest: float) -> Any:
   )
   for (i, j), mean in np.ndenumerate(means):
     if math.isnan(mean):
-      label, color = "undefined", plots.GREY
+      label, color = "undefined", curves.GREY
     else:
       label = f"{mean:.2f}"
       if not math.isnan(cells[i][j]["low"]):

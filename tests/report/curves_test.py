@@ -3,21 +3,21 @@ import pytest
 import sklearn.metrics
 from PIL import Image
 
-from cadjax import plots
 from cadjax.metrics import intervals
+from cadjax.report import curves
 
 FIGURES = {
-  "roc": lambda scores, **words: plots.roc_figure([scores], **words),
-  "pr": lambda scores, **words: plots.pr_figure([scores], **words),
-  "calibration": plots.calibration_figure,
-  "confusion": plots.confusion_figure,
+  "roc": lambda scores, **words: curves.roc_figure([scores], **words),
+  "pr": lambda scores, **words: curves.pr_figure([scores], **words),
+  "calibration": curves.calibration_figure,
+  "confusion": curves.confusion_figure,
 }
 
 
 def scores(labels, probs, threshold=0.45, name="by patient"):
   labels, probs = np.asarray(labels), np.asarray(probs, float)
   result = intervals.with_intervals(labels, probs, threshold, draws=50)
-  return plots.Scores(name, "patients", labels, probs, threshold, result)
+  return curves.Scores(name, "patients", labels, probs, threshold, result)
 
 
 def sample(n=20, seed=0, **options):
@@ -48,7 +48,7 @@ def words(figure):
 def test_every_figure_is_drawn_in_every_situation(tmp_path, name, data):
   figure = FIGURES[name](data, title="test", footer="not a medical device")
   path = tmp_path / f"{name}.png"
-  plots.save(figure, path)
+  curves.save(figure, path)
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
   with Image.open(path) as image:
     pixels = np.asarray(image.convert("L"))
@@ -63,16 +63,16 @@ def test_figures_name_the_number_of_patients_and_the_interval():
   for name, key in keys.items():
     text = words(FIGURES[name](data))
     assert "20 patients, 10 with CAD" in text, name
-    assert plots.interval_text(data.metrics[key]) in text, name
+    assert curves.interval_text(data.metrics[key]) in text, name
 
 
 def test_roc_and_pr_lines_have_the_area_of_sklearn():
   data = sample(31)
-  roc = plots.roc_figure([data]).axes[0].lines[1]
+  roc = curves.roc_figure([data]).axes[0].lines[1]
   area = np.trapezoid(roc.get_ydata(), roc.get_xdata())
   auc = sklearn.metrics.roc_auc_score(data.labels, data.probs)
   assert area == pytest.approx(auc)
-  pr = plots.pr_figure([data]).axes[0].lines[0]
+  pr = curves.pr_figure([data]).axes[0].lines[0]
   recall, precision = pr.get_xdata(), pr.get_ydata()
   steps = -(np.diff(recall) * precision[:-1]).sum()
   expected = sklearn.metrics.average_precision_score(data.labels, data.probs)
@@ -82,7 +82,7 @@ def test_roc_and_pr_lines_have_the_area_of_sklearn():
 def test_roc_marks_the_operating_point():
   data = sample(threshold=0.6)
   called = data.probs >= data.threshold
-  mark = plots.roc_figure([data]).axes[0].lines[2]
+  mark = curves.roc_figure([data]).axes[0].lines[2]
   assert mark.get_xdata() == [called[data.labels == 0].mean()]
   assert mark.get_ydata() == [called[data.labels == 1].mean()]
 
@@ -90,7 +90,7 @@ def test_roc_marks_the_operating_point():
 def test_roc_band_holds_the_curve_and_lies_in_the_unit_square():
   data = sample(60)
   grid = np.linspace(0, 1, 101)
-  low, high = plots._roc_band(data, grid)
+  low, high = curves._roc_band(data, grid)
   fpr, tpr, _ = sklearn.metrics.roc_curve(data.labels, data.probs)
   curve = np.interp(grid, fpr, tpr)
   assert (low <= curve + 1e-9).mean() > 0.95
@@ -103,7 +103,7 @@ def test_roc_band_holds_the_curve_and_lies_in_the_unit_square():
 def test_confusion_shows_the_counts_at_their_places():
   labels = [0] * 5 + [1] * 4
   probs = [0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1]
-  axes = plots.confusion_figure(scores(labels, probs)).axes[0]
+  axes = curves.confusion_figure(scores(labels, probs)).axes[0]
   shown = {t.get_position(): t.get_text() for t in axes.texts}
   assert shown == {
     (0, 0): "3\n60%",
@@ -115,13 +115,13 @@ def test_confusion_shows_the_counts_at_their_places():
 
 def test_several_lines_share_one_figure():
   pair = [sample(), sample(seed=1, name="by slice")]
-  text = words(plots.roc_figure(pair))
+  text = words(curves.roc_figure(pair))
   assert "by patient" in text
   assert "by slice" in text
 
 
 def test_interval_text():
   entry = {"value": 0.857, "low": 0.6, "high": 0.96}
-  assert plots.interval_text(entry) == "0.86 [0.60, 0.96]"
-  assert plots.interval_text(entry | {"value": None}) == "undefined"
-  assert plots.interval_text(entry | {"low": np.nan}) == "0.86 [no interval]"
+  assert curves.interval_text(entry) == "0.86 [0.60, 0.96]"
+  assert curves.interval_text(entry | {"value": None}) == "undefined"
+  assert curves.interval_text(entry | {"low": np.nan}) == "0.86 [no interval]"

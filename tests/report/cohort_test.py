@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from cadjax import cohort, evaluate_segments
+from cadjax import evaluate_segments
 from cadjax.core import files
 from cadjax.metrics import patient_level
+from cadjax.report import cohort
 from cadjax.segment_metrics import METRICS
 from data_prep.errors import UserError
 

@@ -22,6 +22,8 @@ from data_prep.volume import Grid, Volume
 
 # Usual for coronary CT: vessels, myocardium and calcium all keep contrast.
 CTCA_WINDOW_HU = (-100.0, 700.0)
+
+
 # plane: axis cut, axis of rows, axis of columns, rows reversed,
 # letters at left, right, top and bottom.
 _LAYOUT = {

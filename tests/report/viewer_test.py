@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cadjax import viewer
+from cadjax.report import viewer
 from data_prep import geometry
 from data_prep.volume import Grid, Volume
 

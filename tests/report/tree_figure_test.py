@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cadjax import tree_plot
+from cadjax.report import tree_figure
 from cadjax.vessels.find import find_vessels
 
 
@@ -24,9 +24,9 @@ def test_branches_and_findings_lie_inside(tree, drawn_finding):
     drawn_finding(position_mm=(60.0, -40.0, -30.0)),
   ]
   heat = np.full(vessels.shape, 0.2, np.float32)
-  figure = tree_plot.tree_figure(vessels, heat, findings, aorta=aorta)
+  figure = tree_figure.tree_figure(vessels, heat, findings, aorta=aorta)
   panels = figure.axes[:2]
-  for ax, (axis, _, _) in zip(panels, tree_plot.VIEWS.values(), strict=True):
+  for ax, (axis, _, _) in zip(panels, tree_figure.VIEWS.values(), strict=True):
     texts = [text.get_text() for text in ax.texts]
     assert {"1", "2", *vessels.names} <= set(texts)
     for finding in findings:
@@ -43,7 +43,7 @@ def test_branches_and_findings_lie_inside(tree, drawn_finding):
 def test_nothing_found_is_drawn_too():
   empty = np.zeros((8, 8, 8), bool)
   vessels = find_vessels(empty, None, np.eye(4))
-  figure = tree_plot.tree_figure(vessels, np.zeros((8, 8, 8)), [])
+  figure = tree_figure.tree_figure(vessels, np.zeros((8, 8, 8)), [])
   assert len(figure.axes) == 3
   for axes in figure.axes[:2]:
     assert [text.get_text() for text in axes.texts] == ["no vessel was found"]

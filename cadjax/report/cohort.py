@@ -11,8 +11,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadjax import linked_report, report
 from cadjax.core import files
+from cadjax.report import classified, linked, pages
 from data_prep.errors import UserError
 
 PAGE = "index.html"
@@ -44,13 +44,13 @@ def write(
   """
   result = files.read_json(folder / "metrics.json")
   classifies = result["task"] == "classify"
-  pages = _pages(cases, folder)
+  case_pages = _pages(cases, folder)
   rows = files.read_rows(
     folder / f"{result['cases']}.jsonl", ("case_id", "patient_id")
   )
   named = {name: folder / f"{name}.png" for name in PICTURES}
   text = (
-    report.templates()
+    pages.templates()
     .get_template("cohort.html")
     .render(
       r=result,
@@ -65,7 +65,7 @@ def write(
       failures=failures(rows, result["threshold"]) if classifies else (),
       most=MOST_FAILURES,
       rows=case_lines(rows) if classifies else segmented_lines(rows),
-      pages=pages,
+      pages=case_pages,
       cell=_cell,
     )
   )
@@ -161,7 +161,7 @@ def _pages(
   """Returns the link to each case's page, from the folder."""
   check_cases(cases)
   found = {}
-  for name in (report.FILES["page"], linked_report.FILES["page"]):
+  for name in (classified.FILES["page"], linked.FILES["page"]):
     for page in pathlib.Path(cases).glob(f"*/{name}") if cases else ():
       link = os.path.relpath(page.resolve(), folder.resolve())
       found[page.parent.name] = pathlib.PurePath(link).as_posix()

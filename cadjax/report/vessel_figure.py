@@ -12,8 +12,8 @@ import matplotlib.figure
 import matplotlib.patheffects
 import numpy as np
 
-from cadjax import planes
 from cadjax.findings import Finding
+from cadjax.report import planes
 from cadjax.vessels import centrelines, reformat
 from cadjax.vessels.stenosis import Calibre
 from cadjax.vessels.tree import Branch, VesselTree

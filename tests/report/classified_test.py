@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import planes, report
+from cadjax.report import classified, pages, planes
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 
@@ -29,9 +29,9 @@ def volume(shape, spacing) -> Volume:
   return Volume(hu, grid, path="somewhere/secret/scan.nii.gz")
 
 
-def case(**changes) -> report.CaseResult:
+def case(**changes) -> classified.CaseResult:
   scan = volume((10, 20, 30), (3.0, 2.0, 1.0))
-  result = report.CaseResult(
+  result = classified.CaseResult(
     case="scan",
     input_name="scan.nii.gz",
     scan=scan,
@@ -100,9 +100,9 @@ def test_a_case_is_four_whole_files(tmp_path, monkeypatch):
   for name, draw in DRAW.items():
     monkeypatch.setattr(planes, name, draw)
   result = case()
-  written = report.write_case(result, tmp_path / "made" / "case")
+  written = classified.write_case(result, tmp_path / "made" / "case")
   folder = tmp_path / "made" / "case"
-  assert {p.name for p in folder.iterdir()} == set(report.FILES.values())
+  assert {p.name for p in folder.iterdir()} == set(classified.FILES.values())
   assert [p.name for p in folder.parent.iterdir()] == ["case"]
   assert json.loads((folder / "result.json").read_text()) == written
   with Image.open(folder / "planes.png") as picture:
@@ -117,52 +117,52 @@ def test_a_case_is_four_whole_files(tmp_path, monkeypatch):
 
 
 def test_json_is_strict_and_names_no_path():
-  text = json.dumps(report.to_json(case()), allow_nan=False)
+  text = json.dumps(classified.to_json(case()), allow_nan=False)
   assert json.loads(text)["plausibility"]["features"]["undefined"] is None
   assert "secret" not in text
-  assert json.loads(text)["schema"] == report.SCHEMA
+  assert json.loads(text)["schema"] == classified.SCHEMA
 
 
 def test_the_documented_fields_are_the_written_ones():
   top = [
     line.split()[0]
-    for line in report.__doc__.splitlines()
+    for line in classified.__doc__.splitlines()
     if line.startswith("  ") and line[2] != " "
   ]
-  assert list(report.to_json(case())) == top
+  assert list(classified.to_json(case())) == top
 
 
 def test_json_and_page_carry_the_notice():
-  assert report.to_json(case())["notice"] == report.NOTICE
-  assert report.NOTICE in Page(report.render_page(case())).text
+  assert classified.to_json(case())["notice"] == pages.NOTICE
+  assert pages.NOTICE in Page(classified.render_page(case())).text
 
 
 def test_no_warning_without_a_reason():
-  page = report.render_page(case())
-  assert report.to_json(case())["warnings"] == []
+  page = classified.render_page(case())
+  assert classified.to_json(case())["warnings"] == []
   assert 'class="warning"' not in page
 
 
 def test_phantom_training_is_said():
   result = case(classifier=trained_on_phantoms())
-  assert report.to_json(result)["warnings"] == [report.PHANTOM_WARNING]
-  assert report.PHANTOM_WARNING in Page(report.render_page(result)).text
+  assert classified.to_json(result)["warnings"] == [classified.PHANTOM_WARNING]
+  assert classified.PHANTOM_WARNING in Page(classified.render_page(result)).text
 
 
 def test_concerns_are_said_before_the_number():
   concern = "no contrast in the heart: 45 HU"
   result = case(concerns=(concern,), classifier=trained_on_phantoms())
-  text = Page(report.render_page(result)).text
+  text = Page(classified.render_page(result)).text
   assert text.count(concern) == 1
-  assert report.CONCERN_WARNING in text
+  assert classified.CONCERN_WARNING in text
   assert text.index(concern) < text.index("73.1 %")
-  document = report.to_json(result)
+  document = classified.to_json(result)
   assert document["plausibility"]["concerns"] == [concern]
-  assert document["warnings"][0] == report.CONCERN_WARNING
+  assert document["warnings"][0] == classified.CONCERN_WARNING
 
 
 def test_the_page_tells_number_threshold_and_calibration():
-  text = Page(report.render_page(case())).text
+  text = Page(classified.render_page(case())).text
   assert "73.1 %" in text
   assert "at or above the threshold of 35.0 %: called CAD" in text
   assert "youden on 14 validation patients" in text
@@ -178,13 +178,13 @@ def test_an_uncalibrated_number_is_called_that():
     "label": "normal",
     "probability": 0.2,
   }
-  text = Page(report.render_page(case(prediction=prediction))).text
+  text = Page(classified.render_page(case(prediction=prediction))).text
   assert "Not calibrated : never evaluated" in text
   assert "below the threshold of 35.0 %: called normal" in text
 
 
 def test_the_page_needs_no_network():
-  page = Page(report.render_page(case()))
+  page = Page(classified.render_page(case()))
   sources = [v for _, name, v in page.attributes if name in ("src", "href")]
   assert len(sources) == 6
   assert all(v.startswith("data:image/png;base64,") for v in sources)
@@ -195,7 +195,7 @@ def test_the_page_needs_no_network():
 def test_names_are_escaped():
   name = "<script>alert(1)</script>&"
   page = Page(
-    report.render_page(case(case=name, input_name=name, concerns=(name,)))
+    classified.render_page(case(case=name, input_name=name, concerns=(name,)))
   )
   assert "script" not in page.tags
   assert name in page.text
@@ -207,41 +207,41 @@ def test_slices_have_their_own_curve():
     "probability": [0.1, 0.9, 0.4],
     "offset_mm": [0.0, 1.5, 3.0],
   }
-  page = Page(report.render_page(case(slices=slices)))
+  page = Page(classified.render_page(case(slices=slices)))
   assert page.tags.count("img") == 7
   assert "the topk over 3 slices" in page.text
-  assert report.to_json(case(slices=slices))["slices"] == slices
+  assert classified.to_json(case(slices=slices))["slices"] == slices
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(report, "write_nifti", fail)
+  monkeypatch.setattr(classified, "write_nifti", fail)
   with pytest.raises(UserError, match="No space left"):
-    report.write_case(case(), tmp_path / "case")
+    classified.write_case(case(), tmp_path / "case")
   assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_replacement_keeps_the_old_result(tmp_path, monkeypatch):
-  report.write_case(case(case="old"), tmp_path / "case")
+  classified.write_case(case(case="old"), tmp_path / "case")
 
   def fail(*_):
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(report, "write_nifti", fail)
+  monkeypatch.setattr(classified, "write_nifti", fail)
   with pytest.raises(UserError):
-    report.write_case(case(case="new"), tmp_path / "case", overwrite=True)
+    classified.write_case(case(case="new"), tmp_path / "case", overwrite=True)
   (folder,) = tmp_path.iterdir()
   assert json.loads((folder / "result.json").read_text())["case"] == "old"
 
 
 def test_a_result_is_replaced_only_when_asked(tmp_path):
   folder = tmp_path / "case"
-  report.write_case(case(case="old"), folder)
+  classified.write_case(case(case="old"), folder)
   with pytest.raises(UserError, match="--overwrite"):
-    report.write_case(case(case="new"), folder)
-  report.write_case(case(case="new"), folder, overwrite=True)
+    classified.write_case(case(case="new"), folder)
+  classified.write_case(case(case="new"), folder, overwrite=True)
   assert json.loads((folder / "result.json").read_text())["case"] == "new"
   assert [p.name for p in tmp_path.iterdir()] == ["case"]
 
@@ -252,7 +252,7 @@ def fill(folder: pathlib.Path) -> None:
 
 
 def fill_beside_result(folder: pathlib.Path) -> None:
-  report.write_case(case(), folder)
+  classified.write_case(case(), folder)
   (folder / "thesis.txt").touch()
 
 
@@ -269,10 +269,10 @@ def test_a_users_own_files_are_never_replaced(tmp_path, make):
   make(folder)
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
   with pytest.raises(UserError):
-    report.write_case(case(), folder, overwrite=True)
+    classified.write_case(case(), folder, overwrite=True)
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
 def test_an_empty_folder_is_used(tmp_path):
-  report.write_case(case(), tmp_path)
+  classified.write_case(case(), tmp_path)
   assert (tmp_path / "result.json").exists()

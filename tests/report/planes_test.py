@@ -6,7 +6,7 @@ import pytest
 from matplotlib.contour import QuadContourSet
 from PIL import Image
 
-from cadjax import planes
+from cadjax.report import planes
 from data_prep.volume import Grid, Volume
 
 SHAPE, SPACING = (10, 20, 30), (3.0, 2.0, 1.0)

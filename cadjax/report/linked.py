@@ -1,6 +1,6 @@
 """The report of a linked case: result.json, masks, maps and report.html.
 
-result.json is that of `cadjax.report` with three objects more:
+result.json is that of `cadjax.report.classified` with three objects more:
 
   segmentation    summary, classes, segmenter and settings, as in
                   segments.json of `cadjax.segment`
@@ -32,21 +32,18 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import (
-  decision,
-  evidence,
-  explain_maps,
-  link,
-  planes,
-  report,
-  segment,
-  tree_plot,
-  vessel_figure,
-  viewer,
-)
+from cadjax import decision, evidence, explain_maps, link, segment
 from cadjax.core import files
 from cadjax.findings import FILLS, MERGED, Finding
 from cadjax.pair import PairResult
+from cadjax.report import (
+  classified,
+  pages,
+  planes,
+  tree_figure,
+  vessel_figure,
+  viewer,
+)
 from data_prep.volume import Volume, write_nifti
 
 MOST_SHOWN = 8
@@ -56,7 +53,7 @@ THUMBNAIL_MM = 24.0
 NO_LUMEN = 0.95
 # A smaller share of the heat map is lost to the borders of voxels.
 LEAST_OUTSIDE = 0.02
-FILES = report.FILES | {
+FILES = classified.FILES | {
   "page": "report.html",
   "segments": "segments.nii.gz",
   "tree": "tree.png",
@@ -74,7 +71,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
   """Returns the contents of result.json: strict JSON, NaN as None."""
   linked, tree = result.linked, result.linked.structures.tree
   segments = segment.to_json(result.segments)
-  document = report.to_json(result.case) | {
+  document = classified.to_json(result.case) | {
     "segmentation": {
       "settings": segments["segmentation"],
       **{name: segments[name] for name in ("summary", "classes", "segmenter")},
@@ -176,8 +173,6 @@ def describe(finding: Finding) -> str:
 
 
 # --- Pictures ---------------------------------------------------------------
-
-
 def _outlines(result: PairResult) -> list[tuple[np.ndarray, str]]:
   structures = result.linked.structures
   return [
@@ -250,7 +245,7 @@ def tree_png(result: PairResult) -> bytes:
   """Returns the coronary tree with the evidence along it."""
   structures = result.linked.structures
   return planes.to_png(
-    tree_plot.tree_figure(
+    tree_figure.tree_figure(
       structures.tree,
       result.linked.heats[result.linked.layer],
       result.linked.findings[:MOST_SHOWN],
@@ -281,8 +276,6 @@ def vessel_pngs(result: PairResult) -> dict[str, bytes]:
 
 
 # --- The page and the files -------------------------------------------------
-
-
 def evidence_table(result: PairResult) -> list[dict[str, Any]]:
   """Returns a row for each structure that has a volume, most lift first."""
   linked = result.linked
@@ -343,32 +336,32 @@ def render_page(
       volume, linked.structures.labels, colors, center, **options
     ),
   }
-  return report.render_page(
+  return classified.render_page(
     result.case,
     "linked.html",
     document,
     summary=summary(result),
     feature_words=decision.FEATURES,
-    overlay=[report.picture(panel) for panel in overlay_panels(result)],
+    overlay=[pages.picture(panel) for panel in overlay_panels(result)],
     legend=[
       (name.replace("_", " "), segment.COLORS[name][0])
       for name in linked.structures.names[1:]
     ],
-    tree=report.data_url(tree),
+    tree=pages.data_url(tree),
     evidence=evidence_table(result),
     evidence_notes=evidence_notes(result),
     findings=[
       {
         "text": describe(finding),
-        "src": report.data_url(thumbnail(result, finding)),
+        "src": pages.data_url(thumbnail(result, finding)),
         **finding.to_dict(),
       }
       for finding in linked.findings[:MOST_SHOWN]
     ],
     vessels={
-      name: report.data_url(png) for name, png in vessel_pngs(result).items()
+      name: pages.data_url(png) for name, png in vessel_pngs(result).items()
     },
-    layers=report.data_url(layers),
+    layers=pages.data_url(layers),
     # As the text of an attribute.
     views={name: html.escape(page) for name, page in views.items()},
   )
@@ -395,9 +388,9 @@ def write_linked(
   # They are files of their own and on the page.
   tree, layers = tree_png(result), layers_png(result)
   page = render_page(result, document, tree=tree, layers=layers)
-  with report.KIND.writing(folder, overwrite=overwrite) as made:
+  with classified.KIND.writing(folder, overwrite=overwrite) as made:
     for key, content in (
-      ("planes", report.render_planes(case)),
+      ("planes", classified.render_planes(case)),
       ("tree", tree),
       ("layers", layers),
       ("page", page.encode()),
