@@ -9,10 +9,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from cadjax import steps, tasks
 from cadjax.data import input_pipeline
 from cadjax.models import layers
-from cadjax.workdir import Trained
+from cadjax.training import steps, task
+from cadjax.training.workdir import Trained
 from data_prep.errors import UserError
 
 
@@ -36,7 +36,7 @@ def adapt_norms(
       f" {trained.config.model.norm!r}), so there are no statistics to adapt"
     )
   config = trained.config
-  model, kept = tasks.make_model(config), layers.BATCH_NORM_MOMENTUM
+  model, kept = task.make_model(config), layers.BATCH_NORM_MOMENTUM
 
   @jax.jit
   def statistics(variables, image):

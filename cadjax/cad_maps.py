@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cadjax import cam, models, steps, workdir
+from cadjax import cam, models
 from cadjax.metrics import calibration
+from cadjax.training import steps, workdir
 
 CAD = 1
 # method -> layer -> map on its own cells [D, H, W].

@@ -19,9 +19,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cadjax import findings, link, workdir
+from cadjax import findings, link
 from cadjax.core import files
 from cadjax.metrics import calibration
+from cadjax.training import workdir
 from data_prep.errors import UserError
 
 FEATURES = {

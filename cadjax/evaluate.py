@@ -19,12 +19,13 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import evaluate_explain, evaluate_segments, evaluation, workdir
+from cadjax import evaluate_explain, evaluate_segments, evaluation
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.metrics import calibration, patient_level
 from cadjax.report import cohort, curves, tables
+from cadjax.training import workdir
 from data_prep import errors
 from data_prep.errors import UserError
 

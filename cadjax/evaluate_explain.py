@@ -16,19 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import (
-  cam,
-  explain_checks,
-  explain_metrics,
-  models,
-  segment_metrics,
-  workdir,
-)
+from cadjax import cam, explain_checks, explain_metrics, models, segment_metrics
 from cadjax.cad_maps import CadMaps, Cells
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.report import curves, tables
+from cadjax.training import workdir
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 

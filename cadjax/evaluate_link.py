@@ -23,10 +23,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import decision, findings, link, workdir
+from cadjax import decision, findings, link
 from cadjax.core import files
 from cadjax.metrics import intervals
 from cadjax.pair import Pair, load_pair, predict_pair
+from cadjax.training import workdir
 from data_prep import errors, sources
 from data_prep.errors import UserError
 

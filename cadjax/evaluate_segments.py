@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import components, evaluation, segment_metrics, workdir
+from cadjax import components, evaluation, segment_metrics
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import classes, input_pipeline
 from cadjax.metrics import intervals, patient_level
 from cadjax.report import planes
 from cadjax.segment_metrics import METRICS
+from cadjax.training import workdir
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 

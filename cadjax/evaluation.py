@@ -6,10 +6,11 @@ from typing import Any
 
 import ml_collections
 
-from cadjax import checkpoint, priors, tasks, workdir
+from cadjax import priors, tasks
 from cadjax.core import files
 from cadjax.core.files import Row, read_rows
 from cadjax.data import input_pipeline
+from cadjax.training import checkpoint, workdir
 from data_prep.errors import UserError
 
 DISCLAIMER = "Research software, not a medical device."

@@ -30,19 +30,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from cadjax import (
-  cam,
-  explain_maps,
-  explain_target,
-  explainer,
-  scoring,
-  workdir,
-)
+from cadjax import cam, explain_maps, explain_target, explainer, scoring
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
 from cadjax.explainer import Explainer
 from cadjax.report import explained, pages
+from cadjax.training import workdir
 from data_prep import errors, geometry
 from data_prep.errors import UserError
 
@@ -95,7 +89,7 @@ def explain_scan(
     case=scan.case,
     input_name=scan.name,
     prepared=prepared,
-    model=scans.describe_model(trained),
+    model=workdir.describe_model(trained),
     options=explain.described(shape),
     software=workdir.versions(),
     created=now.isoformat(timespec="seconds"),

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cadjax import regions, workdir
+from cadjax import regions
 from cadjax.core import lookup
 from cadjax.data import classes, scans
 from cadjax.explainer import Explainer
+from cadjax.training import workdir
 from data_prep import geometry, volume
 from data_prep.errors import UserError
 

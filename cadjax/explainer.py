@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import attribution, cam, cam_windows, steps, tasks, workdir
+from cadjax import attribution, cam, cam_windows
 from cadjax.core import lookup
 from cadjax.explain_maps import HeatMap
+from cadjax.training import steps, task, workdir
 from data_prep.errors import UserError
 
 REFERENCES = ("occlusion", "integrated_gradients", "smoothgrad")
@@ -74,7 +75,7 @@ class Explainer:
 
   def __init__(self, trained: workdir.Trained, options: Options):
     self._trained, self.options = trained, options
-    self._model = tasks.make_model(trained.config)
+    self._model = task.make_model(trained.config)
     self._ndim = self._model.ndim
     self._window_hu = tuple(trained.config.data.window_hu)
     self.is_segmenter = cam.is_segmenter(self._model)

@@ -15,8 +15,8 @@ import sys
 import IPython
 from IPython.display import HTML, Image, display
 
-from cadjax import workdir
 from cadjax.data import scans
+from cadjax.training import workdir
 from data_prep import dicom, matching, splits
 from data_prep.errors import UserError
 

@@ -16,12 +16,12 @@ from cadjax import (
   link,
   scoring,
   segment,
-  workdir,
 )
 from cadjax.core import lookup
 from cadjax.data import classes, scans
 from cadjax.explainer import Explainer, Options
 from cadjax.report import classified
+from cadjax.training import workdir
 
 CAD = 1
 # HiResCAM locates best on phantoms. The stem does better than stage1 on average

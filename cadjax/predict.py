@@ -19,11 +19,12 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import cam, scoring, workdir
+from cadjax import cam, scoring
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
 from cadjax.report import classified, linked, pages
+from cadjax.training import workdir
 from data_prep import errors
 from data_prep.errors import UserError
 

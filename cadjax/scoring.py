@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import workdir
 from cadjax.core import files
 from cadjax.data import scans
 from cadjax.metrics import calibration
 from cadjax.report import classified
+from cadjax.training import workdir
 from data_prep.errors import UserError
 
 
@@ -186,7 +186,7 @@ def score_scan(
     slices=slices,
     concerns=prepared.concerns,
     features=prepared.features,
-    classifier=scans.describe_model(trained),
+    classifier=workdir.describe_model(trained),
     software=workdir.versions(),
     created=now.isoformat(timespec="seconds"),
   )

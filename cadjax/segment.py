@@ -45,11 +45,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from cadjax import components, segment_metrics, workdir
+from cadjax import components, segment_metrics
 from cadjax.core import files, lookup
 from cadjax.data import classes, scans
 from cadjax.data import jobs as scan_jobs
 from cadjax.report import pages, planes
+from cadjax.training import workdir
 from data_prep import errors, geometry
 from data_prep.volume import Grid, Volume, write_nifti
 
@@ -244,7 +245,7 @@ def segment_read(
       "mirror": options.mirror,
       "min_component_mm3": options.min_component_mm3,
     },
-    segmenter=scans.describe_model(trained),
+    segmenter=workdir.describe_model(trained),
     software=workdir.versions(),
     created=now.isoformat(timespec="seconds"),
   )

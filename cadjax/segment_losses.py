@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cadjax import losses
 from cadjax.core import lookup
+from cadjax.training import losses
 
 # Logit of what cannot be. Finite, so that 0 times its logarithm is 0.
 NEVER = -1e9

@@ -5,28 +5,25 @@ the rest: batches, target, loss, the score of a step and validation.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import ml_collections
 import numpy as np
-from flax import linen as nn
 
-from cadjax import (
-  losses,
-  models,
-  patches,
-  priors,
-  segment_losses,
-  sliding,
-  steps,
-)
+from cadjax import patches, priors, segment_losses, sliding
 from cadjax.core import lookup, parallel
-from cadjax.data import augment, classes, input_pipeline
-from cadjax.data.input_pipeline import Batch, Dataset, Row
+from cadjax.data import classes, input_pipeline
+from cadjax.data.input_pipeline import Dataset, Row
 from cadjax.metrics import binary, patient_level
+from cadjax.training import losses, steps
+from cadjax.training.task import (
+  Task,
+  evaluate_split,
+  make_augment,
+  make_model,
+  task_of,
+)
 from data_prep.errors import UserError
 
 # What early stopping may watch on validation; all but the loss grow.
@@ -34,56 +31,11 @@ MONITORS = {
   "classify": ("loss", "accuracy", "balanced_accuracy", "roc_auc"),
   "segment": ("dice",),
 }
-# config.task: the models that do it.
-MODELS = {"classify": ("resnet",), "segment": ("unet", "resunet")}
 # config.task: the score of a step, see `steps.make_train_step`.
 SCORES = {
   "classify": ("accuracy", steps.hits),
   "segment": ("dice", steps.overlaps),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """The parts of training that depend on the task.
-
-  Attributes:
-    image_shape: of one example of the model, [(D,) H, W, 1].
-    steps_per_epoch: full batches in an epoch.
-    batches: (start, stop) to the batches of these steps and their rows.
-    prepare: of `steps.make_prepare`.
-    loss_fn: (logits, target) -> [N].
-    score: of `steps.make_train_step`.
-    validate: the variables of an evaluation to the metrics of validation.
-  """
-
-  image_shape: tuple[int, ...]
-  steps_per_epoch: int
-  batches: Callable[[int, int], Iterator[tuple[Batch, Sequence[Row]]]]
-  prepare: Callable
-  loss_fn: Callable[[jax.Array, steps.Target], jax.Array]
-  score: tuple[str, Callable]
-  validate: Callable[[Any], dict[str, float]]
-
-
-def task_of(config: ml_collections.ConfigDict) -> str:
-  """Returns "classify" or "segment".
-
-  Raises:
-    lookup.ConfigError: for another task, or a model that cannot do it.
-  """
-  # Runs from before there were segmenters do not say.
-  task = config.get("task", "classify")
-  wanted = lookup.look_up(MODELS, task, "config.task")
-  model = config.model.get("name", "resnet")
-  known = {name for some in MODELS.values() for name in some}
-  if model in known and model not in wanted:
-    takes = " or ".join(map(repr, wanted))
-    raise lookup.ConfigError(
-      f"config.task is {task!r}, which takes config.model.name = {takes}, not"
-      f" {model!r}"
-    )
-  return task
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -119,17 +71,6 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
     )
   reader = priors.make_reader(config.data.prior.masks, config.data.prior.use)
   return dataclasses.replace(dataset, prior=reader)
-
-
-def make_model(
-  config: ml_collections.ConfigDict, axis_name: str | None = None
-) -> nn.Module:
-  """Makes the model of a config; a segmenter has the classes of its task."""
-  options = dict(config.model)
-  if task_of(config) == "segment":
-    task = classes.get_task(config.segment.classes)
-    options["num_classes"] = len(task.names)
-  return models.get_model(options, axis_name=axis_name)
 
 
 def make_loss(
@@ -184,37 +125,6 @@ def make_task(
   """
   make = {"classify": _classification, "segment": _segmentation}
   return make[task_of(config)](config, dataset, devices)
-
-
-def make_augment(config: ml_collections.ConfigDict) -> Callable | None:
-  """The augmentation with the options of `config.augment`; None if empty."""
-  if not config:
-    return None
-  return functools.partial(augment.augment, options=config.to_dict())
-
-
-def evaluate_split(
-  dataset: Dataset,
-  split: str,
-  score: Callable[[Batch], np.ndarray],
-  batch_size: int,
-) -> tuple[list[Row], np.ndarray]:
-  """Scores every case of a split once.
-
-  Args:
-    dataset: the records.
-    split: "train", "validation" or "test".
-    score: a batch to logits [B, S, K].
-    batch_size: of the batches; the last one is padded.
-
-  Returns:
-    the rows of the cases and their logits [N, S, K].
-  """
-  rows, logits = [], []
-  for batch, cases in dataset.eval_batches(split, batch_size):
-    logits.append(score(batch)[: len(cases)])
-    rows.extend(cases)
-  return rows, np.concatenate(logits)
 
 
 def validation_metrics(

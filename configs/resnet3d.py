@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.parallel = "pmap"
   config.mesh = ml_collections.ConfigDict({"data": -1, "space": 1})
 
-  # A workdir to start from, see cadjax.warm_start; None starts anew.
+  # A workdir to start from, see cadjax.training.warm_start; None starts anew.
   config.init_from = ml_collections.config_dict.placeholder(str)
   config.epochs = 100
   config.patience = 10  # Epochs without improvement of the monitor.

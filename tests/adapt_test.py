@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cadjax import adapt, evaluation, steps, tasks, workdir
+from cadjax import adapt, evaluation
+from cadjax.training import steps, task, workdir
 from data_prep.errors import UserError
 
 
@@ -30,7 +31,7 @@ def test_of_one_batch_the_norms_do_as_in_training(trained, dataset):
   adapted = adapt.adapt_norms(trained, some, 4)
   image = some.batch(some.rows["train"], 4)["image"]
   examples = steps.window(image, tuple(trained.config.data.window_hu))
-  (logits, _), _ = tasks.make_model(trained.config).apply(
+  (logits, _), _ = task.make_model(trained.config).apply(
     trained.variables, examples, train=True, mutable=["batch_stats"]
   )
   np.testing.assert_allclose(

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from cadjax import cad_maps, cam, explain_checks, workdir
+from cadjax import cad_maps, cam, explain_checks
+from cadjax.training import workdir
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from cadjax import train, workdir
+from cadjax.training import loop, workdir
 
 CONFIGS = sorted(
   path.stem
@@ -47,7 +47,7 @@ def test_config_trains(name, tiny_data, tmp_path):
   config.epochs = 1
   config.mesh.data = 1
   config.parallel = "mesh"
-  state = train.train_and_evaluate(config, tmp_path / "run")
+  state = loop.train_and_evaluate(config, tmp_path / "run")
   assert int(state.step) == 2
   trained = workdir.load_trained(tmp_path / "run", config.task)
   assert trained.config.model.name == config.model.name

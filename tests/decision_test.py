@@ -8,8 +8,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from cadjax import decision, link, workdir
+from cadjax import decision, link
 from cadjax.data import classes
+from cadjax.training import workdir
 from data_prep import geometry, phantom
 from data_prep.errors import UserError
 

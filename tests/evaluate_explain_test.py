@@ -14,16 +14,15 @@ from PIL import Image
 from cadjax import (
   cad_maps,
   cam,
-  checkpoint,
   evaluate,
   evaluate_explain,
   explain_checks,
   explain_metrics,
   models,
-  workdir,
 )
 from cadjax.data import input_pipeline
 from cadjax.report import tables
+from cadjax.training import checkpoint, workdir
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 

@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import (
-  evaluate,
-  evaluate_segments,
-  segment_metrics,
-  sliding,
-  tasks,
-  workdir,
-)
+from cadjax import evaluate, evaluate_segments, segment_metrics, sliding, tasks
 from cadjax.data import classes
+from cadjax.training import workdir
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import checkpoint, evaluate, models, workdir
+from cadjax import evaluate, models
 from cadjax.core import files
 from cadjax.data import input_pipeline
 from cadjax.metrics import binary, patient_level
+from cadjax.training import checkpoint, workdir
 from configs import resnet3d
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig

@@ -16,20 +16,13 @@ from PIL import Image
 from tiny_models import Fcn, draw_variables
 from tiny_runs import write_workdir
 
-from cadjax import (
-  explain,
-  explain_maps,
-  explain_target,
-  models,
-  scoring,
-  tasks,
-  workdir,
-)
+from cadjax import explain, explain_maps, explain_target, models, scoring
 from cadjax.core import files, lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
 from cadjax.explainer import Explainer, Options
 from cadjax.report import explained, planes
+from cadjax.training import task, workdir
 from configs import unet3d
 from data_prep import volume
 from data_prep.errors import UserError
@@ -530,7 +523,7 @@ def test_a_unet_of_a_config_is_explained_by_the_names_of_its_task(
     config.segment.classes = "coronaries"
     config.model.deep_supervision = False
     config.data.patch_size = (32, 32, 32)
-  variables = draw_variables(tasks.make_model(config), 3)
+  variables = draw_variables(task.make_model(config), 3)
   grid = {"kind": "paper", "shape": [31, 33, 35]}
   trained = dataclasses.replace(
     classifier,

@@ -217,7 +217,7 @@ def test_what_the_picture_has_is_allowed(tmp_path):
   assert not cycle(importing)
   assert importing["cadjax.predict"] == {
     "cadjax.report.classified",
-    "cadjax.workdir",
+    "cadjax.training.workdir",
   }
 
 
@@ -227,7 +227,9 @@ def test_a_cycle_is_seen(tmp_path):
     cadjax__losses="from cadjax import metrics",
     cadjax__metrics="def f():\n  from . import losses",
   )
-  assert {"cadjax.losses", "cadjax.metrics.binary"} <= set(cycle(importing))
+  assert {"cadjax.training.losses", "cadjax.metrics.binary"} <= set(
+    cycle(importing)
+  )
 
 
 def tracked() -> list[pathlib.Path]:

@@ -14,7 +14,8 @@ import pytest
 import traitlets.config
 from IPython.core.interactiveshell import InteractiveShell
 
-from cadjax import notebook, workdir
+from cadjax import notebook
+from cadjax.training import workdir
 from data_prep import sources
 from data_prep.errors import UserError
 

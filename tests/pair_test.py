@@ -14,7 +14,7 @@ import pytest
 from cadjax import decision, findings, pair, sliding
 from cadjax.core import lookup
 from cadjax.report import linked, planes, viewer
-from cadjax.workdir import Trained
+from cadjax.training.workdir import Trained
 from data_prep import export, sources, volume
 from data_prep.errors import UserError
 

@@ -15,10 +15,11 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import STEP, write_workdir
 
-from cadjax import predict, scoring, workdir
+from cadjax import predict, scoring
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
 from cadjax.report import classified, pages
+from cadjax.training import workdir
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 

@@ -6,9 +6,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cadjax import priors, tasks, train, workdir
+from cadjax import priors, tasks
 from cadjax.core import lookup
 from cadjax.evaluate import evaluate
+from cadjax.training import loop, workdir
 from data_prep.errors import UserError
 
 
@@ -72,7 +73,7 @@ def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
   config = tiny_config.copy_and_resolve_references()
   config.epochs = 1
   config.data.prior.use = "channels"
-  state = train.train_and_evaluate(config, tmp_path / "w")
+  state = loop.train_and_evaluate(config, tmp_path / "w")
   seen = {x.shape[-2] for x in jax.tree.leaves(state.params) if x.ndim == 5}
   assert 3 in seen
   assert 1 not in seen

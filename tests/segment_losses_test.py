@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from cadjax import losses
 from cadjax import segment_losses as sl
 from cadjax.core import lookup
+from cadjax.training import losses
 from configs import unet3d
 
 SPACE = (5, 6, 7)

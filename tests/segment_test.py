@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import scoring, segment, sliding, workdir
+from cadjax import scoring, segment, sliding
 from cadjax.data import jobs, scans
 from cadjax.report import classified
+from cadjax.training import workdir
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import checkpoint, models, workdir
+from cadjax import models
 from cadjax.core import files
+from cadjax.training import checkpoint, workdir
 from configs import resnet3d
 from data_prep import geometry
 

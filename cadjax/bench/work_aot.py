@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 from jax.experimental import topologies
 
-from cadjax import steps, tasks
 from cadjax.bench import work_jax
 from cadjax.bench.work import Work, timed
 from cadjax.core import parallel
 from cadjax.models import flops
+from cadjax.training import steps, task
 from data_prep.errors import UserError
 
 # Of one chip, from its maker: bfloat16 FLOP/s, bytes/s and bytes of memory;
@@ -55,7 +55,7 @@ def train(spec: Mapping[str, Any]) -> Work:
     devices.abstract_replicated(state), devices.abstract_batch(batch)
   )
   seconds, compiled = timed(lowered.compile)
-  model = tasks.make_model(config)
+  model = task.make_model(config)
   counted = flops.count(model, work_jax.image_shape(spec, config))
   info = {
     "compile_seconds": seconds,

@@ -18,11 +18,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from cadjax import cam, optimizer, sliding, steps, tasks
+from cadjax import cam, sliding, tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
 from cadjax.core import parallel
 from cadjax.data import classes
 from cadjax.models import flops
+from cadjax.training import optimizer, steps
+from cadjax.training import task as training_task
 from data_prep.errors import UserError
 
 # Longer than any benchmark: the schedule needs an end, the reader too.
@@ -64,7 +66,7 @@ def train_step(
   *,
   real: bool,
 ) -> tuple[Callable, dict[str, Any]]:
-  """Makes the step of `cadjax.train`, and the arguments of `steps.make_init`.
+  """Makes the step of `training.loop`, and the arguments of `steps.make_init`.
 
   Args:
     spec: of the row.
@@ -72,15 +74,15 @@ def train_step(
     devices: where the step runs.
     real: whether augmentation is part of it, as the config says.
   """
-  model = tasks.make_model(config, axis_name=devices.axis_name)
-  task = tasks.task_of(config)
+  model = training_task.make_model(config, axis_name=devices.axis_name)
+  task = training_task.task_of(config)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=MANY_STEPS
   )
   prepare = steps.make_prepare(
     ndim=config.model.ndim,
     window_hu=tuple(config.data.window_hu),
-    augment=tasks.make_augment(config.augment) if real else None,
+    augment=training_task.make_augment(config.augment) if real else None,
     task=config.segment.classes if task == "segment" else None,
   )
   step = devices.train_step(
@@ -96,14 +98,14 @@ def train_step(
       axis_name=devices.axis_name,
     )
   )
-  return step, _start(tasks.make_model(config), tx, spec, config)
+  return step, _start(training_task.make_model(config), tx, spec, config)
 
 
 def infer(spec: Mapping[str, Any]) -> Work:
   """Makes an evaluation step on a batch that is on the device."""
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
-  model = tasks.make_model(config)
+  model = training_task.make_model(config)
   step = devices.eval_step(
     steps.make_eval_step(
       model, ndim=config.model.ndim, window_hu=tuple(config.data.window_hu)
@@ -127,7 +129,7 @@ def explain(spec: Mapping[str, Any]) -> Work:
   """
   config = ml_collections.ConfigDict(spec["config"])
   device = jax.devices()[0]
-  model = tasks.make_model(config)
+  model = training_task.make_model(config)
   layers = list(cam.layer_strides(model))
   if spec["variant"] == "pass":
     explained = jax.jit(cam.make_gradients(model, layers=layers[:1]))
@@ -151,7 +153,7 @@ def slide(spec: Mapping[str, Any]) -> Work:
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
   segment = tasks.make_sliding(config, devices)
-  variables = _variables(tasks.make_model(config), spec, config)
+  variables = _variables(training_task.make_model(config), spec, config)
   variables = devices.put_replicated(variables)
   hu = noise_hu(spec["scan_shape"])
   window, batch = spec["shape"], spec["batch"]
@@ -205,7 +207,7 @@ def stages(spec: Mapping[str, Any]) -> Work:
   """Makes forward passes that end after each stage of the network."""
   config = ml_collections.ConfigDict(spec["config"])
   device = jax.devices()[0]
-  model = tasks.make_model(config)
+  model = training_task.make_model(config)
   shape = image_shape(spec, config)
   counted = flops.by_stage(flops.count(model, shape))
   variables = _variables(model, spec, config)
@@ -282,7 +284,7 @@ def _devices(spec, config) -> parallel.Parallel:
 def _batch_shape(spec, config) -> tuple[int, ...]:
   """Returns [B, D, H, W, 1]; D is the slices drawn for a 2D classifier."""
   depth, *plane = spec["shape"]
-  if config.model.ndim == 2 and tasks.task_of(config) == "classify":
+  if config.model.ndim == 2 and training_task.task_of(config) == "classify":
     depth = config.data.slices_per_volume
   return (spec["batch"], depth, *plane, 1)
 
@@ -309,7 +311,7 @@ def fake_batch(
     "valid": np.ones(size, np.float32),
     "index": index,
   }
-  if tasks.task_of(config) == "classify":
+  if training_task.task_of(config) == "classify":
     return batch | {"label": index % config.model.num_classes}
   count = len(classes.CLASS_NAMES)
   rng = np.random.default_rng(1)
@@ -324,7 +326,7 @@ def _records(spec, config, devices) -> Iterator[dict[str, jax.Array]]:
   config = config.copy_and_resolve_references()
   config.data.path = spec["data"]
   config.data.batch_size = spec["batch"]
-  if tasks.task_of(config) == "segment":
+  if training_task.task_of(config) == "segment":
     config.data.patch_size = spec["shape"]
   task = tasks.make_task(config, tasks.open_dataset(config), devices)
   batches = task.batches(0, MANY_STEPS)
@@ -353,7 +355,7 @@ def _about(device: jax.Device, number: int) -> dict[str, Any]:
 
 
 def _flops(spec, config, *, train: bool) -> int:
-  model = tasks.make_model(config)
+  model = training_task.make_model(config)
   counted = flops.count(model, image_shape(spec, config))
   return flops.step_flops(counted, train=train)
 

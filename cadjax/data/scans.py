@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cadjax import workdir
-from cadjax.core import files
+from cadjax.training import workdir
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
@@ -154,29 +153,6 @@ def _read_heart_mask(path: str | None) -> Volume | None:
   if not (mask.hu > 0).any():
     raise UserError(f"{path}: the heart mask is empty")
   return mask
-
-
-def describe_model(trained: workdir.Trained) -> dict[str, Any]:
-  """Returns what a result says of the model that made it."""
-  dataset = trained.dataset
-  model = trained.config.model
-  source = dataset.get("source")
-  fields = ("name", "ndim", "depth", "features")
-  return {
-    "workdir": trained.path.resolve().name,
-    "step": trained.step,
-    "model": {name: model[name] for name in fields if name in model},
-    "trained_on": {
-      "source": source,
-      "is_phantom": source == "phantom",
-      "cases": dataset.get("cases"),
-      "patients": dataset.get("patients"),
-      "fingerprint": dataset["fingerprint"],
-    },
-    "grid": dataset["grid"],
-    "window_hu": list(trained.config.data.window_hu),
-    "versions": files.read_json(trained.path / "versions.json"),
-  }
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from cadjax import priors, tasks
+from cadjax import priors
 from cadjax.bench.work import median_seconds
 from cadjax.experiment.plan import Arm, Plan
 from cadjax.experiment.store import Store
 from cadjax.models import flops
+from cadjax.training import task
 from data_prep import build
 
 # Of the matmul rate of a CPU, in a train step of the scale "small": 0.21 by
@@ -75,7 +76,7 @@ def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
   """
   config = arm.config
   batch = config.data.batch_size
-  if tasks.task_of(config) == "segment":
+  if task.task_of(config) == "segment":
     depth, *plane = config.data.patch_size
     examples = config.data.patches_per_volume
   else:
@@ -87,7 +88,7 @@ def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
     shape = (batch * depth, *plane, channels)
   else:
     shape = (batch, depth, *plane, channels)
-  model = tasks.make_model(config)
+  model = task.make_model(config)
   counted = flops.count(model, shape)
   cases = config.data.get("subset") and config.data.subset.patients
   cases = cases or data["train"]

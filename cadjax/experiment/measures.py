@@ -19,13 +19,13 @@ from cadjax import (
   evaluate_link,
   evaluation,
   priors,
-  workdir,
 )
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.experiment import compare
 from cadjax.metrics import binary, calibration, patient_level
+from cadjax.training import workdir
 
 Entries = dict[str, list[Row]]
 # What is written beside the rows has few draws: intervals come of all cells.

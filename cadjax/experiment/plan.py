@@ -31,7 +31,7 @@ class Arm:
 
   Attributes:
     title: for tables and figures.
-    config: of `cadjax.train`; None for an arm that only measures what its
+    config: of `training.loop`; None for an arm that only measures what its
       needs have trained.
     data: the key in `Plan.data` that it is trained on or measured with.
     needs: role -> the arm that plays it, at the same fold and seed; roles are

@@ -16,13 +16,13 @@ import ml_collections
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import train, workdir
 from cadjax.core import lookup
 from cadjax.data import input_pipeline
 from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
 from cadjax.experiment.store import Store
+from cadjax.training import loop, workdir
 from data_prep import build, errors, export, workers
 from data_prep.errors import UserError
 
@@ -162,7 +162,7 @@ class Experiment:
     sizes = (0, 0)
     if arm.config is not None:
       config = cell_config(arm, cell, data[arm.data], needs)
-      train.train_and_evaluate(config, folder)
+      loop.train_and_evaluate(config, folder)
       if not workdir.is_finished(folder):
         raise Stopped
       opened = input_pipeline.open_dataset(config.data, labelled=False)

@@ -1,6 +1,6 @@
 """The folder of an experiment, shared by all processes that work on it.
 
-A cell is a folder: an ordinary workdir of `cadjax.train`, with cell.json when
+A cell is a folder: an ordinary workdir of `training.loop`, with cell.json when
 it is done, failed.txt when it failed, and claim.json while someone is at it.
 """
 

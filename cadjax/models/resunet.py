@@ -1,7 +1,7 @@
 """A U-Net whose encoder is a ResNet, with the ResNet's parameter names.
 
 What it learns of vessels from masks, a classifier may start from: see
-`cadjax.warm_start`. The decoder is that of `cadjax.models.unet`.
+`cadjax.training.warm_start`. The decoder is that of `cadjax.models.unet`.
 """
 
 from typing import Any

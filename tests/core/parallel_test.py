@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from cadjax import losses, models, segment_losses, steps
+from cadjax import models, segment_losses
 from cadjax.core import lookup, parallel
+from cadjax.training import losses, steps
 
 SHAPE = (16, 24, 32)
 BATCH = 8

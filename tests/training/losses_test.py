@@ -11,8 +11,8 @@ import optax
 import pytest
 from sklearn import metrics
 
-from cadjax import losses
 from cadjax.core import lookup
+from cadjax.training import losses
 
 LN2 = math.log(2)
 

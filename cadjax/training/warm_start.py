@@ -15,8 +15,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from cadjax import checkpoint, steps
 from cadjax.core import files
+from cadjax.training import checkpoint, steps
 from data_prep.errors import UserError
 
 # ("params" or "batch_stats", names of modules ..., name) to an array.

@@ -12,9 +12,11 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import checkpoint, optimizer, steps, tasks, warm_start, workdir
+from cadjax import tasks
 from cadjax.core import parallel
-from cadjax.log import RunLog
+from cadjax.training import checkpoint, optimizer, steps, warm_start, workdir
+from cadjax.training import task as training_task
+from cadjax.training.log import RunLog
 from data_prep.errors import UserError
 
 NOTHING_JUDGED = {
@@ -69,7 +71,7 @@ def train_and_evaluate(
   total_steps = per_epoch * config.epochs
 
   # Model and optimizer; the step is compiled at its first call.
-  model = tasks.make_model(config, axis_name=devices.axis_name)
+  model = training_task.make_model(config, axis_name=devices.axis_name)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=total_steps
   )
@@ -89,7 +91,7 @@ def train_and_evaluate(
 
   # State: new, or of another run, or where an earlier run of this workdir
   # stopped.
-  plain = tasks.make_model(config)
+  plain = training_task.make_model(config)
   taken = None
   if config.get("init_from") and not checkpoint.begun(path):
     taken = warm_start.read(config.init_from, plain, task.image_shape)

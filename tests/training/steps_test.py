@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from cadjax import losses, steps
+from cadjax.training import losses, steps
 
 
 class Mean(nn.Module):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tiny_runs import assert_same, best_variables, lines
 
-from cadjax import steps, tasks, train, workdir
+from cadjax import tasks
 from cadjax.core import files, lookup
 from cadjax.data import classes, input_pipeline
+from cadjax.training import loop, steps, workdir
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
 from data_prep.errors import UserError
@@ -77,9 +78,9 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
 
   with monkeypatch.context() as patch:
     patch.setattr(steps, "make_train_step", counting)
-    stopped = train.train_and_evaluate(tiny_segment_config, tmp_path / "run")
+    stopped = loop.train_and_evaluate(tiny_segment_config, tmp_path / "run")
   assert 39 <= int(stopped.step) < 64
-  resumed = train.train_and_evaluate(tiny_segment_config, tmp_path / "run")
+  resumed = loop.train_and_evaluate(tiny_segment_config, tmp_path / "run")
   assert int(resumed.step) == 64
   assert_same(best_variables(tmp_path / "run"), best_variables(tiny_segmenter))
   assert lines(tmp_path / "run") == lines(tiny_segmenter)
@@ -97,7 +98,7 @@ def test_augmentation_deep_supervision_and_ema_train_together(
   with config.unlocked():
     config.augment.spatial = {"probability": 1.0}
     config.augment.noise = {}
-  train.train_and_evaluate(config, tmp_path / "run")
+  loop.train_and_evaluate(config, tmp_path / "run")
   assert workdir.load_trained(tmp_path / "run").step == 8
 
 
@@ -141,7 +142,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_made(
   config = tiny_segment_config.copy_and_resolve_references()
   config.update_from_flattened_dict(changes)
   with pytest.raises((UserError, lookup.ConfigError), match=message):
-    train.train_and_evaluate(config, tmp_path / "run")
+    loop.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -155,7 +156,7 @@ def test_data_without_masks_are_refused(tiny_segment_config, tmp_path):
   config = tiny_segment_config.copy_and_resolve_references()
   config.data.path = str(tmp_path)
   with pytest.raises(UserError, match="holds no masks"):
-    train.train_and_evaluate(config, tmp_path / "run")
+    loop.train_and_evaluate(config, tmp_path / "run")
 
 
 def test_volumes_of_several_shapes_train_and_validate(
@@ -178,7 +179,7 @@ def test_volumes_of_several_shapes_train_and_validate(
   dataset = tasks.open_dataset(config)
   rows = [row for split in input_pipeline.SPLITS for row in dataset.rows[split]]
   assert len({dataset.read(row)["image"].shape for row in rows}) > 1
-  state = train.train_and_evaluate(config, tmp_path / "run")
+  state = loop.train_and_evaluate(config, tmp_path / "run")
   assert int(state.step) == 2
 
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from cadjax import workdir
 from cadjax.data import input_pipeline
+from cadjax.training import workdir
 from data_prep.errors import UserError
 
 

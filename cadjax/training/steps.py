@@ -19,6 +19,8 @@ from cadjax.data import classes
 
 PyTree = Any
 Batch = dict[str, jax.Array]
+
+
 # What a batch has to become: the label [N], or mask [N, *space] and known
 # [N, K] of a segmenter.
 Target = jax.Array | tuple[jax.Array, jax.Array]

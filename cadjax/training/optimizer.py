@@ -9,7 +9,6 @@ import optax
 from cadjax.core import lookup
 
 Schedule = Callable[[Any], Any]
-
 DEFAULTS = {
   "name": "adam",
   "learning_rate": 1e-3,

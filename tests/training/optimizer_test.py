@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from cadjax import optimizer
 from cadjax.core import lookup
+from cadjax.training import optimizer
 
 PARAMS = {
   "conv_stem": {"kernel": jnp.full((3, 1, 2), 2.0)},

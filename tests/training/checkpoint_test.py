@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cadjax import checkpoint
 from cadjax.core import files
+from cadjax.training import checkpoint
 from data_prep.errors import UserError
 
 

@@ -13,10 +13,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from cadjax import __version__, checkpoint, priors, sliding, steps, tasks
+from cadjax import __version__, priors, sliding, tasks
 from cadjax.core import files
 from cadjax.core.files import read_json
 from cadjax.data.input_pipeline import Dataset
+from cadjax.training import checkpoint, steps
+from cadjax.training import task as training_task
 from data_prep.errors import UserError
 
 # Where a run may differ from the one it resumes.
@@ -45,13 +47,13 @@ class Trained:
   @property
   def task(self) -> str:
     """What it was trained for: "classify" or "segment"."""
-    return tasks.task_of(self.config)
+    return training_task.task_of(self.config)
 
   @functools.cached_property
   def _eval_step(self):
     return jax.jit(
       steps.make_eval_step(
-        tasks.make_model(self.config),
+        training_task.make_model(self.config),
         ndim=self.config.model.ndim,
         window_hu=tuple(self.config.data.window_hu),
         prior=priors.make_prior(self.config),
@@ -126,7 +128,7 @@ def load_trained(
         f"{workdir} is not a workdir of cadjax.main: {name} is missing"
       )
   config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
-  found = tasks.task_of(config)
+  found = training_task.task_of(config)
   if task not in (None, found):
     kinds = {"classify": "classifier", "segment": "segmenter"}
     raise UserError(
@@ -271,3 +273,26 @@ def finish(workdir: pathlib.Path, step: int, meta: dict[str, Any]) -> None:
 def is_finished(workdir: pathlib.Path) -> bool:
   """Tells whether training came to its end, and was not interrupted."""
   return (workdir / "finished.json").exists()
+
+
+def describe_model(trained: Trained) -> dict[str, Any]:
+  """Returns what a result says of the model that made it."""
+  dataset = trained.dataset
+  model = trained.config.model
+  source = dataset.get("source")
+  fields = ("name", "ndim", "depth", "features")
+  return {
+    "workdir": trained.path.resolve().name,
+    "step": trained.step,
+    "model": {name: model[name] for name in fields if name in model},
+    "trained_on": {
+      "source": source,
+      "is_phantom": source == "phantom",
+      "cases": dataset.get("cases"),
+      "patients": dataset.get("patients"),
+      "fingerprint": dataset["fingerprint"],
+    },
+    "grid": dataset["grid"],
+    "window_hu": list(trained.config.data.window_hu),
+    "versions": files.read_json(trained.path / "versions.json"),
+  }

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from tiny_runs import assert_same, best_variables, lines
 
-from cadjax import checkpoint, steps, tasks, train, workdir
 from cadjax.data import input_pipeline
+from cadjax.training import checkpoint, loop, steps, task, workdir
 from data_prep.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_run_leaves_what_the_other_programs_read(tiny_workdir):
@@ -39,7 +39,7 @@ def test_loaded_model_repeats_the_validation_loss(tiny_workdir, tiny_config):
   """Batches of 3 with a padded remainder give the logged mean over cases."""
   trained = workdir.load_trained(tiny_workdir)
   dataset = input_pipeline.open_dataset(tiny_config.data)
-  rows, logits = tasks.evaluate_split(
+  rows, logits = task.evaluate_split(
     dataset, "validation", lambda b: trained.logits(b["image"]), 3
   )
   assert len({row["case_id"] for row in rows}) == len(rows) == 8
@@ -77,13 +77,13 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
 
   with monkeypatch.context() as patch:
     patch.setattr(steps, "make_train_step", counting)
-    stopped = train.train_and_evaluate(tiny_config, tmp_path / "run")
+    stopped = loop.train_and_evaluate(tiny_config, tmp_path / "run")
   assert 5 <= int(stopped.step) < 8
-  resumed = train.train_and_evaluate(tiny_config, tmp_path / "run")
+  resumed = loop.train_and_evaluate(tiny_config, tmp_path / "run")
   assert int(resumed.step) == 8
   assert_same(best_variables(tmp_path / "run"), best_variables(tiny_workdir))
   assert lines(tmp_path / "run") == lines(tiny_workdir)
-  again = train.train_and_evaluate(tiny_config, tmp_path / "run")
+  again = loop.train_and_evaluate(tiny_config, tmp_path / "run")
   assert_same(again, resumed)
 
 
@@ -97,7 +97,7 @@ def test_truncated_newest_checkpoint_falls_back(
     if path.is_file():
       path.write_bytes(path.read_bytes()[:10])
   with caplog.at_level("WARNING", logger="absl"):
-    train.train_and_evaluate(tiny_config, copy)
+    loop.train_and_evaluate(tiny_config, copy)
   assert "trying the one before" in caplog.text
   assert_same(best_variables(copy), best_variables(tiny_workdir))
   assert lines(copy) == lines(tiny_workdir)
@@ -120,7 +120,7 @@ def test_a_run_of_before_losses_were_kept_goes_on(
     return state, meta
 
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", older)
-  train.train_and_evaluate(tiny_config, copy)
+  loop.train_and_evaluate(tiny_config, copy)
   assert_same(best_variables(copy), best_variables(tiny_workdir))
 
 
@@ -130,12 +130,12 @@ def test_another_config_is_refused_with_the_difference(
   config = tiny_config.copy_and_resolve_references()
   config.optimizer.learning_rate = 0.5
   with pytest.raises(UserError, match="learning_rate: 0.0001 there, 0.5 now"):
-    train.train_and_evaluate(config, tiny_workdir)
+    loop.train_and_evaluate(config, tiny_workdir)
   config = tiny_config.copy_and_resolve_references()
   with config.unlocked():
     config.augment = {"noise": {}}
   with pytest.raises(UserError, match="augment.noise"):
-    train.train_and_evaluate(config, tiny_workdir)
+    loop.train_and_evaluate(config, tiny_workdir)
 
 
 def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
@@ -144,8 +144,8 @@ def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
   config.optimizer.clip_norm = 0.0
   config.optimizer.warmup_steps = 0
   config.optimizer.learning_rate = 1e38
-  with pytest.raises(train.NonFiniteLossError, match=r"step \d.*phantom_00"):
-    train.train_and_evaluate(config, tmp_path / "run")
+  with pytest.raises(loop.NonFiniteLossError, match=r"step \d.*phantom_00"):
+    loop.train_and_evaluate(config, tmp_path / "run")
   with pytest.raises(UserError, match="no trained model"):
     workdir.load_trained(tmp_path / "run")
 
@@ -166,8 +166,8 @@ def test_gradients_that_are_not_finite_are_not_saved(
     return step
 
   monkeypatch.setattr(steps, "make_train_step", spoiling)
-  with pytest.raises(train.NonFiniteLossError, match="gradients' norm is inf"):
-    train.train_and_evaluate(tiny_config, tmp_path / "run")
+  with pytest.raises(loop.NonFiniteLossError, match="gradients' norm is inf"):
+    loop.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
@@ -175,11 +175,11 @@ def test_early_stopping_counts_epochs_without_improvement():
   class Config:
     monitor, patience = "loss", 2
 
-  meta = dict(train.NOTHING_JUDGED)
+  meta = dict(loop.NOTHING_JUDGED)
   values = [3.0, 2.0, 2.5, 1.0, float("nan"), 1.0]
   seen = []
   for step, value in enumerate(values, 1):
-    train._judge(meta, {"loss": value}, step, Config)
+    loop._judge(meta, {"loss": value}, step, Config)
     seen.append((meta["best_step"], meta["stopped"]))
   assert seen == [
     (1, False), (2, False), (2, False), (4, False), (4, False), (4, True),
@@ -199,12 +199,12 @@ def test_equal_monitors_are_told_apart_by_the_loss(epochs, best_steps):
   class Config:
     monitor, patience = "roc_auc", 10
 
-  meta = dict(train.NOTHING_JUDGED)
+  meta = dict(loop.NOTHING_JUDGED)
   for step, ((value, loss), best) in enumerate(
     zip(epochs, best_steps, strict=True), 1
   ):
     values = {"roc_auc": value} | ({} if loss is None else {"loss": loss})
-    train._judge(meta, values, step, Config)
+    loop._judge(meta, values, step, Config)
     assert meta["best_step"] == best
 
 
@@ -213,7 +213,7 @@ def test_two_dimensional_baseline_trains(tiny_config, tmp_path):
   config.model.ndim = 2
   config.data.slices_per_volume = 3
   config.epochs = 1
-  train.train_and_evaluate(config, tmp_path / "run")
+  loop.train_and_evaluate(config, tmp_path / "run")
   trained = workdir.load_trained(tmp_path / "run")
   logits = trained.logits(np.zeros((2, 16, 24, 32, 1), np.int16))
   assert logits.shape == (2, 16, 2)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cadjax import checkpoint, steps, tasks, train, warm_start, workdir
+from cadjax.training import checkpoint, loop, steps, task, warm_start, workdir
 from configs import resunet3d
 from data_prep.errors import UserError
 
@@ -17,10 +17,10 @@ def donor_of(path):
 
 def test_a_classifier_begins_with_all_of_another(tiny_config, tiny_workdir):
   shape = (16, 24, 32, 1)
-  model = tasks.make_model(tiny_config)
+  model = task.make_model(tiny_config)
   found, new = warm_start.read(tiny_workdir, model, shape)
   assert new == []
-  tx = train.optimizer.get_optimizer({}, total_steps=1)[0]
+  tx = loop.optimizer.get_optimizer({}, total_steps=1)[0]
   state = steps.create_state(model, tx, jax.random.key(5), shape, ema=True)
   begun = warm_start.begin(state, found)
   given = donor_of(tiny_workdir)
@@ -36,14 +36,14 @@ def test_a_classifier_begins_with_all_of_another(tiny_config, tiny_workdir):
 def test_what_does_not_fit_begins_anew(tiny_config, tiny_workdir):
   config = tiny_config.copy_and_resolve_references()
   config.model.num_classes = 3
-  model = tasks.make_model(config)
+  model = task.make_model(config)
   found, new = warm_start.read(tiny_workdir, model, (16, 24, 32, 1))
   assert new == ["head"]
   assert ("params", "conv_stem", "kernel") in found
   # A head's bias of the same size does not come without its kernel.
   config.model.num_classes, config.model.width = 2, 8
   with pytest.raises(UserError, match="none of its convolutions"):
-    warm_start.read(tiny_workdir, tasks.make_model(config), (16, 24, 32, 1))
+    warm_start.read(tiny_workdir, task.make_model(config), (16, 24, 32, 1))
 
 
 def test_a_classifier_begins_with_a_segmenters_encoder(
@@ -57,13 +57,13 @@ def test_a_classifier_begins_with_a_segmenters_encoder(
   config.optimizer.warmup_steps = 1
   config.epochs = 1
   config.parallel, config.mesh.data = "mesh", 1
-  train.train_and_evaluate(config, tmp_path / "masks")
+  loop.train_and_evaluate(config, tmp_path / "masks")
 
   config = tiny_config.copy_and_resolve_references()
   config.init_from = str(tmp_path / "masks")
   config.optimizer.learning_rate = 0.0
   config.epochs = 1
-  state = train.train_and_evaluate(config, tmp_path / "run")
+  state = loop.train_and_evaluate(config, tmp_path / "run")
   said = capsys.readouterr()
   assert "new: head" in said.out + said.err
   given = donor_of(tmp_path / "masks")["params"]
@@ -75,7 +75,7 @@ def test_a_classifier_begins_with_a_segmenters_encoder(
 
   # A run that has begun goes on without what it started from.
   shutil.rmtree(tmp_path / "masks")
-  again = train.train_and_evaluate(config, tmp_path / "run")
+  again = loop.train_and_evaluate(config, tmp_path / "run")
   assert int(again.step) == int(state.step)
   assert workdir.load_trained(tmp_path / "run").config.init_from
 
@@ -98,5 +98,5 @@ def test_nothing_to_take_is_one_line_and_leaves_nothing(
     "2d": "none of its convolutions",
   }[kind]
   with pytest.raises(UserError, match=message):
-    train.train_and_evaluate(config, tmp_path / "run")
+    loop.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

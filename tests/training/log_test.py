@@ -2,7 +2,7 @@
 
 import json
 
-from cadjax.log import RunLog
+from cadjax.training.log import RunLog
 
 
 def steps_in(path):

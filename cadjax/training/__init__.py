@@ -1,0 +1,1 @@
+"""The loop, its steps, and the workdir that it leaves."""
