@@ -6,7 +6,8 @@ from typing import Any
 
 import ml_collections
 
-from cadjax import priors, tasks
+from cadjax import tasks
+from cadjax.classification import priors
 from cadjax.core import files
 from cadjax.core.files import Row, read_rows
 from cadjax.data import input_pipeline

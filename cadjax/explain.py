@@ -30,7 +30,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from cadjax import cam, explain_maps, explain_target, explainer, scoring
+from cadjax import cam, explain_maps, explain_target, explainer
+from cadjax.classification import scan as classification_scan
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
@@ -98,13 +99,13 @@ def explain_scan(
 
 
 def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
-  settled = scoring.read_calibration(trained)
+  settled = classification_scan.read_calibration(trained)
   hu = prepared.model_input.hu
   known, origin = explain_target.class_names(trained, explain), "given"
   logits = None
   if target == explain_target.PREDICTED:
-    logits, probs = scoring.score(trained, hu)
-    prediction = scoring.describe_prediction(logits, probs, settled)
+    logits, probs = classification_scan.score(trained, hu)
+    prediction = classification_scan.describe_prediction(logits, probs, settled)
     number, origin = (
       explain_target.find_target(prediction["label"], known),
       explain_target.PREDICTED,
@@ -114,9 +115,9 @@ def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
   found, maps = explain.explain(hu, number)
   if logits is None:
     if found is None:  # By references alone.
-      found, _ = scoring.score(trained, hu)
-    logits, probs = scoring.check_logits(trained, found)
-    prediction = scoring.describe_prediction(logits, probs, settled)
+      found, _ = classification_scan.score(trained, hu)
+    logits, probs = classification_scan.check_logits(trained, found)
+    prediction = classification_scan.describe_prediction(logits, probs, settled)
   return {
     "maps": maps,
     "target": {

@@ -14,13 +14,12 @@ from cadjax import (
   explain_maps,
   findings,
   link,
-  scoring,
   segment,
 )
+from cadjax.classification import scan as classification_scan
 from cadjax.core import lookup
 from cadjax.data import classes, scans
 from cadjax.explainer import Explainer, Options
-from cadjax.report import classified
 from cadjax.training import workdir
 
 CAD = 1
@@ -75,7 +74,7 @@ class PairResult:
     combined: see `cadjax.report.linked`; None without a fitted decision.
   """
 
-  case: classified.CaseResult
+  case: classification_scan.CaseResult
   segments: segment.SegmentResult
   maps: dict[str, np.ndarray]
   linked: link.Linked
@@ -122,7 +121,7 @@ def load_pair(
   lookup.check_known([method], cam.METHODS, "--method")
   if layer is not None:
     lookup.check_known([layer], pair.explainer.strides, "--layer")
-  scoring.read_calibration(pair.classifier)
+  classification_scan.read_calibration(pair.classifier)
   if decision_file is None:
     return pair
   fitted = decision.read(decision_file, pair.classifier, pair.segmenter)
@@ -152,7 +151,7 @@ def predict_pair(
     UserError: the scan or the mask cannot be used.
   """
   scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
-  scored = scoring.score_scan(pair.classifier, scan)
+  scored = classification_scan.score_scan(pair.classifier, scan)
   segments = segment.segment_read(pair.segmenter, scan)
   seen = scored.model_input
   with scans.memory_told("explaining", seen.shape):

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import cam, scoring
+from cadjax import cam
+from cadjax.classification import scan
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
@@ -29,7 +30,7 @@ from data_prep import errors
 from data_prep.errors import UserError
 
 
-def _tell(job: scan_jobs.Job, result: classified.CaseResult) -> str:
+def _tell(job: scan_jobs.Job, result: scan.CaseResult) -> str:
   """Returns what is printed of a scored scan."""
   prediction = result.prediction
   how = "calibrated" if prediction["calibrated"] else "uncalibrated"
@@ -58,7 +59,7 @@ def predict_all(
   return scan_jobs.handle_all(
     jobs,
     classified.KIND,
-    functools.partial(scoring.predict_scan, trained),
+    functools.partial(scan.predict_scan, trained),
     classified.write_case,
     _tell,
     series=series,
@@ -137,7 +138,7 @@ def main(_: Sequence[str]) -> int:
       if args[name].present:
         raise UserError(f"--{name} is of both models: give --segmenter, too")
     trained = workdir.load_trained(args.classifier, "classify")
-    scoring.read_calibration(trained)
+    scan.read_calibration(trained)
     predict, models = predict_all, trained
   else:
     predict, models = (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, models, tasks
+from cadjax import cam, models
 from cadjax.bench import (
   about,
   figures,
@@ -26,6 +26,7 @@ from cadjax.bench import (
   work_jax,
   worker,
 )
+from cadjax.classification import task
 from cadjax.core.lookup import ConfigError, UnknownName
 from cadjax.models import flops
 from cadjax.report import linked
@@ -512,7 +513,7 @@ def test_a_segmenters_loss_is_torchs(work_torch, levels):
   sizes = [tuple(n // 2**level for n in SHAPE) for level in range(levels)]
   logits = [rng.standard_normal((2, *s, 3), np.float32) for s in sizes]
   mask = rng.integers(3, size=(2, *SHAPE))
-  ours = tasks.make_loss(config)(
+  ours = task.make_loss(config)(
     tuple(logits) if levels > 1 else logits[0], (mask, np.ones((2, 3)))
   )
   theirs = tuple(torch.tensor(np.moveaxis(x, -1, 1).copy()) for x in logits)

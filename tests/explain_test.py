@@ -16,7 +16,8 @@ from PIL import Image
 from tiny_models import Fcn, draw_variables
 from tiny_runs import write_workdir
 
-from cadjax import explain, explain_maps, explain_target, models, scoring
+from cadjax import explain, explain_maps, explain_target, models
+from cadjax.classification import scan as classification_scan
 from cadjax.core import files, lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
@@ -238,7 +239,7 @@ def test_references_see_the_lesion(classifier, monkeypatch, tmp_path, method):
   }
   assert document["options"] == {method: described[method]}
   # Without a map of a layer the prediction is there all the same.
-  own = scoring.predict_scan(trained, scan).prediction
+  own = classification_scan.predict_scan(trained, scan).prediction
   assert document["prediction"] == own
 
 
@@ -281,7 +282,7 @@ def test_the_document_is_strict_and_names_all_files_and_no_path(
 
 def test_predicted_is_the_label_of_predict(classifier, tmp_path):
   scan = write_scan(tmp_path / "scan.nii.gz", "plain")
-  own = scoring.predict_scan(classifier, scan).prediction
+  own = classification_scan.predict_scan(classifier, scan).prediction
   result, document = run(classifier, scan, tmp_path / "out", target="predicted")
   assert document["target"]["name"] == own["label"]
   assert document["target"]["origin"] == "predicted"

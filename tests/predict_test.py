@@ -15,7 +15,8 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import STEP, write_workdir
 
-from cadjax import predict, scoring
+from cadjax import predict
+from cadjax.classification import scan as classification_scan
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
 from cadjax.report import classified, pages
@@ -121,12 +122,14 @@ def test_all_formats_of_the_real_ct_give_one_probability(
   for suffix in ("nrrd", "mha"):
     sitk.WriteImage(like, str(tmp_path / f"scan.{suffix}"))
   paths = [nifti, *(tmp_path / n for n in ("series", "scan.nrrd", "scan.mha"))]
-  results = [scoring.predict_scan(trained, path) for path in paths]
+  results = [classification_scan.predict_scan(trained, path) for path in paths]
   first, *others = [r.prediction["probability"] for r in results]
   assert others == pytest.approx([first] * 3, abs=1e-4)
   # Not because the model gives one answer to everything.
   upside_down = results[0].model_input.hu[::-1]
-  _, (flipped,) = scoring.score(trained, np.ascontiguousarray(upside_down))
+  _, (flipped,) = classification_scan.score(
+    trained, np.ascontiguousarray(upside_down)
+  )
   assert 0.01 < first < 0.99
   assert abs(flipped - first) > 1e-2
 
@@ -137,7 +140,9 @@ def test_no_header_field_of_a_dicom_series_reaches_an_output(
   image = nib.load(scan)
   # The fixture's file has x to the left and y to posterior, as DICOM wants.
   write_dicom(tmp_path / "series", np.asarray(image.dataobj), image.affine)
-  result = scoring.predict_scan(trained, tmp_path / "series", case="case-1")
+  result = classification_scan.predict_scan(
+    trained, tmp_path / "series", case="case-1"
+  )
   classified.write_case(result, tmp_path / "out")
   for path in (tmp_path / "out").iterdir():
     content = path.read_bytes()
@@ -148,14 +153,14 @@ def test_no_header_field_of_a_dicom_series_reaches_an_output(
 
 
 def test_the_planes_of_the_real_ct_cross_in_its_heart(trained, real_ct):
-  result = scoring.predict_scan(trained, real_ct / "ct.nii.gz")
+  result = classification_scan.predict_scan(trained, real_ct / "ct.nii.gz")
   heart = volume.read_mask(real_ct / "heart.nii.gz")
   index = np.rint(heart.grid.to_index(result.heart_mm)).astype(int)
   assert heart.hu[tuple(index)] > 0
 
 
 def test_without_an_evaluation_the_number_is_called_uncalibrated(trained, scan):
-  prediction = scoring.predict_scan(trained, scan).prediction
+  prediction = classification_scan.predict_scan(trained, scan).prediction
   assert not prediction["calibrated"]
   assert prediction["temperature"] is None
   assert prediction["probability"] == prediction["uncalibrated_probability"]
@@ -170,7 +175,7 @@ def test_an_evaluation_settles_temperature_and_threshold(
   trained, evaluate, scan
 ):
   evaluate()
-  prediction = scoring.predict_scan(trained, scan).prediction
+  prediction = classification_scan.predict_scan(trained, scan).prediction
   assert prediction["calibrated"]
   assert logit(prediction["probability"]) == pytest.approx(
     logit(prediction["uncalibrated_probability"]) / 2.5
@@ -184,21 +189,21 @@ def test_an_evaluation_settles_temperature_and_threshold(
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_the_threshold_decides(trained, evaluate, scan, threshold):
   evaluate(threshold=threshold)
-  label = scoring.predict_scan(trained, scan).prediction["label"]
+  label = classification_scan.predict_scan(trained, scan).prediction["label"]
   assert label == ("cad" if threshold == 0.0 else "normal")
 
 
 def test_a_temperature_that_was_not_fitted_is_no_calibration(trained, evaluate):
   why = "not fitted: validation holds one class only"
   evaluate(temperature=1.0, temperature_origin=why)
-  settled = scoring.read_calibration(trained)
+  settled = classification_scan.read_calibration(trained)
   assert (settled.temperature, settled.origin) == (None, why)
   assert settled.threshold == 0.31
 
 
 def test_an_evaluation_of_another_step_is_not_used(trained, evaluate):
   evaluate(step=STEP - 1)
-  settled = scoring.read_calibration(trained)
+  settled = classification_scan.read_calibration(trained)
   assert (settled.temperature, settled.threshold) == (None, 0.5)
   assert "of step 6, not of step 7" in settled.threshold_origin
 
@@ -206,7 +211,7 @@ def test_an_evaluation_of_another_step_is_not_used(trained, evaluate):
 def test_a_damaged_evaluation_is_told(trained, evaluate):
   evaluate(threshold=None)
   with pytest.raises(UserError, match="not what cadjax.evaluate writes"):
-    scoring.read_calibration(trained)
+    classification_scan.read_calibration(trained)
 
 
 def test_a_2d_model_pools_its_slices(tmp_path, scan):
@@ -215,7 +220,7 @@ def test_a_2d_model_pools_its_slices(tmp_path, scan):
   results = {}
   for pooling in ("mean", "max"):
     write_evaluation(path, pooling=pooling, temperature=1.0)
-    results[pooling] = scoring.predict_scan(trained, scan)
+    results[pooling] = classification_scan.predict_scan(trained, scan)
   for pooling, result in results.items():
     slices = result.slices
     probs = np.array(slices["probability"])
@@ -225,13 +230,13 @@ def test_a_2d_model_pools_its_slices(tmp_path, scan):
     assert slices["pooling"] == pooling
     # 12 slices of 9 mm, resized to 24.
     np.testing.assert_allclose(np.diff(slices["offset_mm"]), 4.5)
-    assert classified.PHANTOM_WARNING not in result.warnings
+    assert classification_scan.PHANTOM_WARNING not in result.warnings
   assert np.ptp(probs) > 1e-3
 
 
 def test_phantom_training_is_said(trained, scan):
-  result = scoring.predict_scan(trained, scan)
-  assert classified.PHANTOM_WARNING in result.warnings
+  result = classification_scan.predict_scan(trained, scan)
+  assert classification_scan.PHANTOM_WARNING in result.warnings
 
 
 def test_concerns_are_of_the_scan_and_of_the_training_range(
@@ -247,11 +252,11 @@ def test_concerns_are_of_the_scan_and_of_the_training_range(
 
   monkeypatch.setattr(plausibility, "describe", lambda v: {"shape": v.shape[0]})
   monkeypatch.setattr(plausibility, "concerns", concerns)
-  result = scoring.predict_scan(trained, scan)
+  result = classification_scan.predict_scan(trained, scan)
   # Anatomy is judged on the scan, ranges where the training cases lived.
   assert seen == [(12, None), (24, reference)]
   assert result.concerns == ("twice", "not the thorax", "far from training")
-  assert classified.CONCERN_WARNING in result.warnings
+  assert classification_scan.CONCERN_WARNING in result.warnings
 
 
 @pytest.mark.parametrize(
@@ -270,12 +275,14 @@ def test_an_unusual_scan_is_flagged_in_words(
   hu = change(np.asarray(image.dataobj)).astype(np.int16)
   path = tmp_path / "scan.nii"
   nib.save(nib.Nifti1Image(hu, image.affine), path)
-  result = scoring.predict_scan(trained, path)
+  result = classification_scan.predict_scan(trained, path)
   if said is None:
     assert result.concerns == ()
   else:
     assert said in " ".join(result.concerns)
-  assert (classified.CONCERN_WARNING in result.warnings) == (said is not None)
+  assert (classification_scan.CONCERN_WARNING in result.warnings) == (
+    said is not None
+  )
 
 
 def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
@@ -283,14 +290,14 @@ def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
   mask[2:5, 4:7, 20:23] = 3
   read = volume.read_volume(scan)
   volume.write_nifti(tmp_path / "mask.nii.gz", mask, read)
-  result = scoring.predict_scan(
+  result = classification_scan.predict_scan(
     trained, scan, heart_mask=str(tmp_path / "mask.nii.gz")
   )
   expected = read.grid.to_mm((3, 5, 21))
   np.testing.assert_allclose(result.heart_mm, expected, atol=1e-3)
   volume.write_nifti(tmp_path / "empty.nii.gz", 0 * mask, read)
   with pytest.raises(UserError, match="heart mask is empty"):
-    scoring.predict_scan(
+    classification_scan.predict_scan(
       trained, scan, heart_mask=str(tmp_path / "empty.nii.gz")
     )
 
@@ -302,7 +309,7 @@ def test_a_scan_without_a_heart_is_scored_but_flagged(
     raise UserError("there is no body in the scan")
 
   monkeypatch.setattr(geometry, "find_heart", no_heart)
-  result = scoring.predict_scan(trained, scan)
+  result = classification_scan.predict_scan(trained, scan)
   assert "no heart was found in the image" in result.concerns
   np.testing.assert_allclose(result.heart_mm, result.scan.grid.center_mm)
 
@@ -313,7 +320,7 @@ def test_running_out_of_memory_is_one_line(trained, monkeypatch):
 
   monkeypatch.setattr(workdir.Trained, "logits", full)
   with pytest.raises(UserError, match="out of memory while scoring 4x5x6"):
-    scoring.score(trained, np.zeros((4, 5, 6), np.int16))
+    classification_scan.score(trained, np.zeros((4, 5, 6), np.int16))
 
 
 def test_logits_that_are_not_finite_are_no_result(trained, monkeypatch):
@@ -321,7 +328,7 @@ def test_logits_that_are_not_finite_are_no_result(trained, monkeypatch):
     workdir.Trained, "logits", lambda *_: np.full((1, 1, 2), np.nan)
   )
   with pytest.raises(UserError, match="NaN"):
-    scoring.score(trained, np.zeros((4, 5, 6), np.int16))
+    classification_scan.score(trained, np.zeros((4, 5, 6), np.int16))
 
 
 def test_an_unexpected_error_does_not_stop_the_others(
@@ -392,13 +399,13 @@ def test_each_bad_input_fails_alone_in_one_line(trained, scan, tmp_path):
   # The good one is whole, and nothing else is there, hidden or not.
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["scan"]
   document = json.loads((tmp_path / "out/scan/result.json").read_text())
-  expected = scoring.predict_scan(trained, scan).prediction
+  expected = classification_scan.predict_scan(trained, scan).prediction
   assert document["prediction"]["probability"] == pytest.approx(
     expected["probability"], abs=1e-4
   )
   assert "1 scored, 4 failed" in done.stdout
   assert pages.NOTICE in done.stdout
-  assert classified.PHANTOM_WARNING in done.stdout
+  assert classification_scan.PHANTOM_WARNING in done.stdout
   assert "uncalibrated" in done.stdout
 
 

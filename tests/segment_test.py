@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import scoring, segment, sliding
+from cadjax import segment, sliding
+from cadjax.classification import scan as classification_scan
 from cadjax.data import jobs, scans
 from cadjax.report import classified
 from cadjax.training import workdir
@@ -260,7 +261,7 @@ def test_both_programs_share_the_way_from_scan_to_input(
   """The classifier and the segmenter of one data set see the same voxels."""
   classifier = workdir.load_trained(tiny_workdir, "classify")
   ours = segment.segment_scan(trained, scan).prepared
-  theirs = scoring.predict_scan(classifier, scan)
+  theirs = classification_scan.predict_scan(classifier, scan)
   np.testing.assert_array_equal(ours.model_input.hu, theirs.model_input.hu)
   (job,) = jobs.make_jobs([str(scan)], "out")
   assert job.case == "scan"

@@ -20,6 +20,7 @@ import optax
 
 from cadjax import cam, sliding, tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
+from cadjax.classification import task as classification_task
 from cadjax.core import parallel
 from cadjax.data import classes
 from cadjax.models import flops
@@ -89,9 +90,9 @@ def train_step(
     steps.make_train_step(
       model,
       tx,
-      tasks.make_loss(config),
+      classification_task.make_loss(config),
       prepare,
-      score=tasks.SCORES[task],
+      score=classification_task.SCORES[task],
       seed=config.seed,
       schedule=schedule,
       ema_decay=config.ema_decay,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from cadjax import priors
 from cadjax.bench.work import median_seconds
+from cadjax.classification import priors
 from cadjax.experiment.plan import Arm, Plan
 from cadjax.experiment.store import Store
 from cadjax.models import flops

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from cadjax import (
-  adapt,
   decision,
   evaluate,
   evaluate_explain,
   evaluate_link,
   evaluation,
-  priors,
 )
+from cadjax.classification import adapt, priors
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline

@@ -30,79 +30,26 @@ result.json, schema "cadjax.case/1" (null where undefined or not known):
 No header field of the scan is copied but for its lattice.
 """
 
-import dataclasses
 import json
 import os
 from typing import Any
 
 import matplotlib.figure
 
+from cadjax.classification.scan import CaseResult
 from cadjax.core import files
 from cadjax.report import planes
 from cadjax.report.pages import NOTICE, UNDEFINED, data_url, picture, templates
-from data_prep.volume import Volume, write_nifti
+from data_prep.volume import write_nifti
 
 SCHEMA = "cadjax.case/1"
 KIND = files.ResultFolder("result.json", "cadjax.case/")
-PHANTOM_WARNING = (
-  "The classifier was trained on phantoms: its probability is not evidence"
-  " about patients."
-)
-CONCERN_WARNING = (
-  "The scan is unlike the data that the classifier was trained on: its"
-  " probability is not to be relied on."
-)
 FILES = {
   "result": "result.json",
   "page": "case.html",
   "planes": "planes.png",
   "preprocessed": "preprocessed.nii.gz",
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CaseResult:
-  """All that is known of one scored scan.
-
-  Attributes:
-    case: its name, safe to print.
-    input_name: base name of the file or folder.
-    scan: on the scanner's grid.
-    model_input: int16 HU on the grid that the classifier saw.
-    heart_mm: LPS mm (x, y, z) where the pictures' planes cross.
-    heart_origin: how that point was found.
-    prediction: see the schema.
-    slices: see the schema; None for a 3D model.
-    concerns: why the scan is unlike the training data, in sentences.
-    features: the numbers behind the concerns.
-    classifier: see the schema.
-    software: versions of this run.
-    created: UTC, ISO 8601.
-  """
-
-  case: str
-  input_name: str
-  scan: Volume
-  model_input: Volume
-  heart_mm: tuple[float, float, float]
-  heart_origin: str
-  prediction: dict[str, Any]
-  slices: dict[str, Any] | None
-  concerns: tuple[str, ...]
-  features: dict[str, float]
-  classifier: dict[str, Any]
-  software: dict[str, Any]
-  created: str
-
-  @property
-  def warnings(self) -> list[str]:
-    """What must be read with the number."""
-    said = []
-    if self.concerns:
-      said.append(CONCERN_WARNING)
-    if self.classifier["trained_on"]["is_phantom"]:
-      said.append(PHANTOM_WARNING)
-    return said
 
 
 def to_json(result: CaseResult) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from cadjax import __version__, priors, sliding, tasks
+from cadjax import __version__, sliding, tasks
+from cadjax.classification import priors
 from cadjax.core import files
 from cadjax.core.files import read_json
 from cadjax.data.input_pipeline import Dataset

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cadjax.classification import scan as classification_scan
 from cadjax.report import classified, pages, planes
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
@@ -29,9 +30,9 @@ def volume(shape, spacing) -> Volume:
   return Volume(hu, grid, path="somewhere/secret/scan.nii.gz")
 
 
-def case(**changes) -> classified.CaseResult:
+def case(**changes) -> classification_scan.CaseResult:
   scan = volume((10, 20, 30), (3.0, 2.0, 1.0))
-  result = classified.CaseResult(
+  result = classification_scan.CaseResult(
     case="scan",
     input_name="scan.nii.gz",
     scan=scan,
@@ -145,8 +146,13 @@ def test_no_warning_without_a_reason():
 
 def test_phantom_training_is_said():
   result = case(classifier=trained_on_phantoms())
-  assert classified.to_json(result)["warnings"] == [classified.PHANTOM_WARNING]
-  assert classified.PHANTOM_WARNING in Page(classified.render_page(result)).text
+  assert classified.to_json(result)["warnings"] == [
+    classification_scan.PHANTOM_WARNING
+  ]
+  assert (
+    classification_scan.PHANTOM_WARNING
+    in Page(classified.render_page(result)).text
+  )
 
 
 def test_concerns_are_said_before_the_number():
@@ -154,11 +160,11 @@ def test_concerns_are_said_before_the_number():
   result = case(concerns=(concern,), classifier=trained_on_phantoms())
   text = Page(classified.render_page(result)).text
   assert text.count(concern) == 1
-  assert classified.CONCERN_WARNING in text
+  assert classification_scan.CONCERN_WARNING in text
   assert text.index(concern) < text.index("73.1 %")
   document = classified.to_json(result)
   assert document["plausibility"]["concerns"] == [concern]
-  assert document["warnings"][0] == classified.CONCERN_WARNING
+  assert document["warnings"][0] == classification_scan.CONCERN_WARNING
 
 
 def test_the_page_tells_number_threshold_and_calibration():

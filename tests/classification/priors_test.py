@@ -6,7 +6,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cadjax import priors, tasks
+from cadjax import tasks
+from cadjax.classification import priors
 from cadjax.core import lookup
 from cadjax.evaluate import evaluate
 from cadjax.training import loop, workdir

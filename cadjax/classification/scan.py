@@ -10,9 +10,63 @@ import numpy as np
 from cadjax.core import files
 from cadjax.data import scans
 from cadjax.metrics import calibration
-from cadjax.report import classified
 from cadjax.training import workdir
 from data_prep.errors import UserError
+from data_prep.volume import Volume
+
+PHANTOM_WARNING = (
+  "The classifier was trained on phantoms: its probability is not evidence"
+  " about patients."
+)
+CONCERN_WARNING = (
+  "The scan is unlike the data that the classifier was trained on: its"
+  " probability is not to be relied on."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CaseResult:
+  """All that is known of one scored scan.
+
+  Attributes:
+    case: its name, safe to print.
+    input_name: base name of the file or folder.
+    scan: on the scanner's grid.
+    model_input: int16 HU on the grid that the classifier saw.
+    heart_mm: LPS mm (x, y, z) where the pictures' planes cross.
+    heart_origin: how that point was found.
+    prediction: see the schema.
+    slices: see the schema; None for a 3D model.
+    concerns: why the scan is unlike the training data, in sentences.
+    features: the numbers behind the concerns.
+    classifier: see the schema.
+    software: versions of this run.
+    created: UTC, ISO 8601.
+  """
+
+  case: str
+  input_name: str
+  scan: Volume
+  model_input: Volume
+  heart_mm: tuple[float, float, float]
+  heart_origin: str
+  prediction: dict[str, Any]
+  slices: dict[str, Any] | None
+  concerns: tuple[str, ...]
+  features: dict[str, float]
+  classifier: dict[str, Any]
+  software: dict[str, Any]
+  created: str
+
+  @property
+  def warnings(self) -> list[str]:
+    """What must be read with the number."""
+    said = []
+    if self.concerns:
+      said.append(CONCERN_WARNING)
+    if self.classifier["trained_on"]["is_phantom"]:
+      said.append(PHANTOM_WARNING)
+    return said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +192,7 @@ def predict_scan(
   case: str | None = None,
   series: str | None = None,
   heart_mask: str | None = None,
-) -> classified.CaseResult:
+) -> CaseResult:
   """Scores one scan.
 
   Args:
@@ -158,9 +212,7 @@ def predict_scan(
   return score_scan(trained, scan)
 
 
-def score_scan(
-  trained: workdir.Trained, scan: scans.Scan
-) -> classified.CaseResult:
+def score_scan(trained: workdir.Trained, scan: scans.Scan) -> CaseResult:
   """Scores a scan that is read already; see `predict_scan`."""
   settled = read_calibration(trained)
   prepared = scans.prepare(trained, scan)
@@ -175,7 +227,7 @@ def score_scan(
       "offset_mm": [i * step_mm for i in range(len(probs))],
     }
   now = datetime.datetime.now(datetime.UTC)
-  return classified.CaseResult(
+  return CaseResult(
     case=scan.case,
     input_name=scan.name,
     scan=prepared.scan,

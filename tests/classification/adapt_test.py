@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cadjax import adapt, evaluation
+from cadjax import evaluation
+from cadjax.classification import adapt
 from cadjax.training import steps, task, workdir
 from data_prep.errors import UserError
 

@@ -1,0 +1,1 @@
+"""A classifier: its training task, and scoring a scan."""
