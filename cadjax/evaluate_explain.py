@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import cam, explain_checks, explain_metrics, models, segment_metrics
+from cadjax import cam, explain_checks, explain_metrics, models
 from cadjax.cad_maps import CadMaps, Cells
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.report import curves, tables
+from cadjax.segmentation import metrics
 from cadjax.training import workdir
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
@@ -64,7 +65,7 @@ def read_structures(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
   if "mask" not in record:
     return {}
   lesions = json.loads(record["lesions"])
-  centers, _ = segment_metrics.lesion_centers(lesions, record["grid_affine"])
+  centers, _ = metrics.lesion_centers(lesions, record["grid_affine"])
   known = np.asarray(record["mask_classes"], bool)
   found = {}
   for name, classes in STRUCTURES.items():

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import components, evaluation, segment_metrics
+from cadjax import evaluation
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import classes, input_pipeline
 from cadjax.metrics import intervals, patient_level
 from cadjax.report import planes
-from cadjax.segment_metrics import METRICS
+from cadjax.segmentation import components, metrics
+from cadjax.segmentation.metrics import METRICS
 from cadjax.training import workdir
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
@@ -128,9 +129,7 @@ def score_cases(
     spacing = record["spacing"]
     for number, name in enumerate(_foreground(trained), 1):
       if known[number]:
-        values = segment_metrics.case_metrics(
-          found == number, truth == number, spacing
-        )
+        values = metrics.case_metrics(found == number, truth == number, spacing)
         rows.append(who | {"class": name} | values)
     plaques = [
       number
@@ -161,12 +160,12 @@ def _detect(found, truth, record) -> dict[str, float]:
   affine, centers, lengths = record["grid_affine"], None, None
   listed = json.loads(record["lesions"])
   if listed:
-    centers, lengths = segment_metrics.lesion_centers(listed, affine)
+    centers, lengths = metrics.lesion_centers(listed, affine)
     # The grid may be a box that leaves some out.
     inside = (centers > -0.5) & (centers < np.array(truth.shape) - 0.5)
     inside = inside.all(1)
     centers, lengths = centers[inside], lengths[inside]
-  return segment_metrics.lesion_detection(
+  return metrics.lesion_detection(
     found, truth, record["spacing"], centers=centers, lengths_mm=lengths
   )
 
@@ -326,8 +325,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append(f"{'lesions: ' + metric:<27}{_cell(entry)}")
   if "against" in result:
     lines.append(f"difference to {result['against']['workdir']}:")
-    for name, metrics in result["against"]["difference"].items():
-      lines.append(f"  {name}: dice {_cell(metrics['dice'], sign='+')}")
+    for name, entries in result["against"]["difference"].items():
+      lines.append(f"  {name}: dice {_cell(entries['dice'], sign='+')}")
   draws = result["bootstrap"]["draws"]
   lines.append(
     "means over patients (n), 95 % intervals by a bootstrap over patients"

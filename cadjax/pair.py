@@ -7,19 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import (
-  agreement,
-  cam,
-  decision,
-  explain_maps,
-  findings,
-  link,
-  segment,
-)
+from cadjax import agreement, cam, decision, explain_maps, findings, link
 from cadjax.classification import scan as classification_scan
 from cadjax.core import lookup
 from cadjax.data import classes, scans
 from cadjax.explainer import Explainer, Options
+from cadjax.segmentation import scan as segmentation_scan
 from cadjax.training import workdir
 
 CAD = 1
@@ -75,7 +68,7 @@ class PairResult:
   """
 
   case: classification_scan.CaseResult
-  segments: segment.SegmentResult
+  segments: segmentation_scan.SegmentResult
   maps: dict[str, np.ndarray]
   linked: link.Linked
   method: str
@@ -152,7 +145,7 @@ def predict_pair(
   """
   scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
   scored = classification_scan.score_scan(pair.classifier, scan)
-  segments = segment.segment_read(pair.segmenter, scan)
+  segments = segmentation_scan.segment_read(pair.segmenter, scan)
   seen = scored.model_input
   with scans.memory_told("explaining", seen.shape):
     _, found = pair.explainer.explain(seen.hu, CAD)

@@ -7,17 +7,15 @@ All on the host, on [D, H, W]. Seg-Grad-CAM (Vinogradova et al. 2020, arXiv
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.ndimage
 
 from cadjax.core import lookup
+from cadjax.segmentation.components import largest
 from data_prep.errors import UserError
 
 # Of a class, from its labels; the last three want the true ones, too.
 OF_A_CLASS = ("predicted", "largest", "truth", "false_positive",
               "false_negative")  # fmt: skip
 _TRUTH = OF_A_CLASS[2:]
-# Voxels that share a face, an edge or a corner belong together.
-_CONNECTED_26 = np.ones((3, 3, 3), bool)
 
 
 def of_class(
@@ -56,7 +54,7 @@ def of_class(
   if kind == "predicted":
     region = labels == number
   elif kind == "largest":
-    region = _largest(labels == number)
+    region = largest(labels == number)
   elif kind == "truth":
     region = truth == number
   elif kind == "false_positive":
@@ -64,15 +62,6 @@ def of_class(
   else:
     region = (labels != number) & (truth == number)
   return _checked(region, f"the region {kind!r} of class {number}")
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-  parts, count = scipy.ndimage.label(mask, _CONNECTED_26)
-  if not count:
-    return mask
-  sizes = np.bincount(parts.ravel())
-  sizes[0] = 0
-  return parts == sizes.argmax()
 
 
 def box(

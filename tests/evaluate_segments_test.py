@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import evaluate, evaluate_segments, segment_metrics, sliding, tasks
+from cadjax import evaluate, evaluate_segments, tasks
 from cadjax.data import classes
+from cadjax.segmentation import metrics, sliding
 from cadjax.training import workdir
 from data_prep.errors import UserError
 
@@ -57,9 +58,7 @@ def test_rows_are_those_of_every_case_and_class(tiny_segmenter, result):
   record = dataset.read(dataset.rows["test"][1])
   found = trained.segment(record["image"]).labels
   truth = classes.map_mask(record["mask"], "aorta_coronaries")
-  direct = segment_metrics.case_metrics(
-    found == 1, truth == 1, record["spacing"]
-  )
+  direct = metrics.case_metrics(found == 1, truth == 1, record["spacing"])
   for name, value in direct.items():
     assert rows[2][name] == (None if np.isnan(value) else value), name
   with (tiny_segmenter / "eval" / "test_cases.csv").open(newline="") as f:
@@ -69,7 +68,7 @@ def test_rows_are_those_of_every_case_and_class(tiny_segmenter, result):
 def test_numbers_follow_from_the_rows(tiny_segmenter, result):
   rows = read(tiny_segmenter / "eval" / "test_cases.jsonl")
   for name in ("aorta", "coronaries"):
-    for metric in segment_metrics.METRICS:
+    for metric in metrics.METRICS:
       values = [row[metric] for row in rows if row["class"] == name]
       values = [v for v in values if v is not None]
       entry = result["patient"][name][metric]
@@ -152,7 +151,7 @@ def test_plaque_is_scored_by_lesion(tiny_segmenter, monkeypatch):
 
 
 def row_of(case, patient, name, **values):
-  blank = dict.fromkeys(segment_metrics.METRICS)
+  blank = dict.fromkeys(metrics.METRICS)
   who = {"split": "test", "index": case, "case_id": f"c{case}"}
   return who | {"patient_id": patient, "class": name} | blank | values
 

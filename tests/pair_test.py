@@ -11,9 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cadjax import decision, findings, pair, sliding
+from cadjax import decision, findings, pair
 from cadjax.core import lookup
 from cadjax.report import linked, planes, viewer
+from cadjax.segmentation import sliding
 from cadjax.training.workdir import Trained
 from data_prep import export, sources, volume
 from data_prep.errors import UserError

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import segment, sliding
 from cadjax.classification import scan as classification_scan
 from cadjax.data import jobs, scans
-from cadjax.report import classified
+from cadjax.report import classified, segmented
+from cadjax.segmentation import scan as segmentation_scan
+from cadjax.segmentation import sliding
 from cadjax.training import workdir
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
@@ -66,10 +67,10 @@ def answers(monkeypatch, labels_of):
 def test_the_mask_has_exactly_the_grid_and_affine_of_the_scan(
   trained, scan, tmp_path
 ):
-  result = segment.segment_scan(trained, scan)
-  written = segment.write_segments(result, tmp_path / "out")
+  result = segmentation_scan.segment_scan(trained, scan)
+  written = segmented.write_segments(result, tmp_path / "out")
   assert {p.name for p in (tmp_path / "out").iterdir()} == set(
-    segment.FILES.values()
+    segmented.FILES.values()
   )
   mask, image = nib.load(tmp_path / "out/segments.nii.gz"), nib.load(scan)
   assert mask.shape == image.shape
@@ -84,7 +85,7 @@ def test_the_mask_has_exactly_the_grid_and_affine_of_the_scan(
   text = (tmp_path / "out/segments.json").read_text()
   assert json.loads(text, parse_constant=pytest.fail) == written
   assert str(tmp_path) not in text
-  assert segment.PHANTOM_WARNING in written["warnings"]
+  assert segmentation_scan.PHANTOM_WARNING in written["warnings"]
   with Image.open(tmp_path / "out/planes.png") as picture:
     assert picture.size[0] > 1000
 
@@ -97,7 +98,7 @@ def test_the_way_there_and_back_keeps_the_place(trained, drawn, monkeypatch):
   )
   aorta = volume.Volume((drawn.mask == 1).astype(np.uint8), drawn.volume.grid)
   there = geometry.mask_to_grid(aorta, grid)
-  back = segment.labels_on_scan(
+  back = segmentation_scan.labels_on_scan(
     np.eye(2, dtype=np.float16)[there], grid, drawn.volume
   )
   box = geometry.back_to_source(
@@ -115,7 +116,9 @@ def test_the_most_probable_class_wins_between_voxels():
   fine = volume.Grid((1, 1, 16), (1, 1, 1), (-3.5, 0, 0), np.eye(3)[:, ::-1])
   scan = volume.Volume(np.zeros(fine.shape, np.int16), fine)
   p = np.array([[0.2, 0.8, 0.0], [0.1, 0.0, 0.9]], np.float16)
-  labels = segment.labels_on_scan(p.reshape(1, 1, 2, 3), grid, scan).ravel()
+  labels = segmentation_scan.labels_on_scan(
+    p.reshape(1, 1, 2, 3), grid, scan
+  ).ravel()
   # Between the centres x = 0 and 8: 0.8 (1 - t) = 0.9 t at t = 0.47.
   x = -3.5 + np.arange(16)
   np.testing.assert_array_equal(labels, np.where(x < 0.8 / 1.7 * 8, 1, 2))
@@ -133,7 +136,7 @@ def test_millilitres_of_a_tilted_gantry_are_those_of_its_sheared_voxels(
   )
   answers(monkeypatch, lambda hu: hu > 300)
   given = scans.Scan("tilted", "tilted", volume.Volume(drawn.volume.hu, grid))
-  aorta = segment.segment_read(trained, given).classes[0]
+  aorta = segmentation_scan.segment_read(trained, given).classes[0]
   voxel_ml = 4 * 4.5 * 4.2 * np.cos(tilt) / 1e3
   assert aorta["voxels"] > 0
   assert aorta["volume_ml"] == pytest.approx(aorta["voxels"] * voxel_ml)
@@ -143,10 +146,10 @@ def test_an_empty_segmentation_is_said_in_words(
   trained, scan, tmp_path, monkeypatch
 ):
   answers(monkeypatch, np.zeros_like)
-  result = segment.segment_scan(trained, scan)
+  result = segmentation_scan.segment_scan(trained, scan)
   assert result.summary == "Nothing was found: no aorta and no coronaries."
   assert "The segmentation is empty." in result.warnings
-  segment.write_segments(result, tmp_path / "out")
+  segmented.write_segments(result, tmp_path / "out")
   assert not np.asarray(
     nib.load(tmp_path / "out/segments.nii.gz").dataobj
   ).any()
@@ -154,7 +157,7 @@ def test_an_empty_segmentation_is_said_in_words(
 
 def test_a_class_that_is_missing_is_named(trained, scan, monkeypatch):
   answers(monkeypatch, lambda hu: hu > 300)
-  result = segment.segment_scan(trained, scan)
+  result = segmentation_scan.segment_scan(trained, scan)
   assert "Not found: coronaries." in result.summary
   assert "Found: aorta " in result.summary
 
@@ -167,9 +170,9 @@ def test_small_components_are_left_out(trained, scan, monkeypatch):
     return labels
 
   answers(monkeypatch, dots)
-  kept = segment.segment_scan(trained, scan)
+  kept = segmentation_scan.segment_scan(trained, scan)
   monkeypatch.setitem(trained.config.segment, "min_component_mm3", 2000.0)
-  left = segment.segment_scan(trained, scan)
+  left = segmentation_scan.segment_scan(trained, scan)
   assert [bool(x["voxels"]) for x in kept.classes] == [True, True]
   assert [bool(x["voxels"]) for x in left.classes] == [True, False]
   assert kept.classes[0] == left.classes[0]
@@ -181,10 +184,10 @@ def test_a_failure_leaves_nothing_half_written(
   def fail(*_):
     raise OSError("No space left on device")
 
-  result = segment.segment_scan(trained, scan)
-  monkeypatch.setattr(segment, "render_planes", fail)
+  result = segmentation_scan.segment_scan(trained, scan)
+  monkeypatch.setattr(segmented, "render_planes", fail)
   with pytest.raises(UserError, match="No space left"):
-    segment.write_segments(result, tmp_path / "out")
+    segmented.write_segments(result, tmp_path / "out")
   assert list(tmp_path.iterdir()) == []
 
 
@@ -193,9 +196,9 @@ def test_a_result_of_another_kind_is_not_replaced(trained, scan, tmp_path):
   folder.mkdir()
   document = {"schema": classified.SCHEMA, "files": {"result": "result.json"}}
   (folder / "result.json").write_text(json.dumps(document))
-  result = segment.segment_scan(trained, scan)
+  result = segmentation_scan.segment_scan(trained, scan)
   with pytest.raises(UserError, match="holds no result"):
-    segment.write_segments(result, folder, overwrite=True)
+    segmented.write_segments(result, folder, overwrite=True)
 
 
 def test_a_model_of_nan_is_no_segmenter(trained, scan, monkeypatch):
@@ -207,7 +210,7 @@ def test_a_model_of_nan_is_no_segmenter(trained, scan, monkeypatch):
     ),
   )
   with pytest.raises(UserError, match="NaN; it is no trained model"):
-    segment.segment_scan(trained, scan)
+    segmentation_scan.segment_scan(trained, scan)
 
 
 def run(module, *flags):
@@ -260,7 +263,7 @@ def test_both_programs_share_the_way_from_scan_to_input(
 ):
   """The classifier and the segmenter of one data set see the same voxels."""
   classifier = workdir.load_trained(tiny_workdir, "classify")
-  ours = segment.segment_scan(trained, scan).prepared
+  ours = segmentation_scan.segment_scan(trained, scan).prepared
   theirs = classification_scan.predict_scan(classifier, scan)
   np.testing.assert_array_equal(ours.model_input.hu, theirs.model_input.hu)
   (job,) = jobs.make_jobs([str(scan)], "out")

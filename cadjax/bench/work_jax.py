@@ -18,12 +18,14 @@ import ml_collections
 import numpy as np
 import optax
 
-from cadjax import cam, sliding, tasks
+from cadjax import cam, tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
 from cadjax.classification import task as classification_task
 from cadjax.core import parallel
 from cadjax.data import classes
 from cadjax.models import flops
+from cadjax.segmentation import sliding
+from cadjax.segmentation import task as segmentation_task
 from cadjax.training import optimizer, steps
 from cadjax.training import task as training_task
 from data_prep.errors import UserError
@@ -153,7 +155,7 @@ def slide(spec: Mapping[str, Any]) -> Work:
   """Makes the way of a volume of HU through windows to its labels."""
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
-  segment = tasks.make_sliding(config, devices)
+  segment = segmentation_task.make_sliding(config, devices)
   variables = _variables(training_task.make_model(config), spec, config)
   variables = devices.put_replicated(variables)
   hu = noise_hu(spec["scan_shape"])

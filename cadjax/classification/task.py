@@ -6,10 +6,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from cadjax import segment_losses
 from cadjax.classification import priors
 from cadjax.data.input_pipeline import Row
 from cadjax.metrics import binary
+from cadjax.segmentation import losses as segmentation_losses
 from cadjax.training import losses, steps
 from cadjax.training.task import (
   Task,
@@ -38,8 +38,8 @@ def make_loss(
   """Makes the loss of a config, (logits, target) -> [N]."""
   if task_of(config) == "classify":
     return losses.get_loss(config.loss)
-  loss_fn = segment_losses.deep_supervision(
-    segment_losses.get_segment_loss(config.loss)
+  loss_fn = segmentation_losses.deep_supervision(
+    segmentation_losses.get_segment_loss(config.loss)
   )
   return lambda logits, target: loss_fn(logits, *target)
 

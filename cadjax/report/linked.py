@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import decision, evidence, explain_maps, link, segment
+from cadjax import decision, evidence, explain_maps, link
 from cadjax.core import files
 from cadjax.findings import FILLS, MERGED, Finding
 from cadjax.pair import PairResult
@@ -40,6 +40,7 @@ from cadjax.report import (
   classified,
   pages,
   planes,
+  segmented,
   tree_figure,
   vessel_figure,
   viewer,
@@ -70,7 +71,7 @@ def file_names(result: PairResult) -> dict[str, str]:
 def to_json(result: PairResult) -> dict[str, Any]:
   """Returns the contents of result.json: strict JSON, NaN as None."""
   linked, tree = result.linked, result.linked.structures.tree
-  segments = segment.to_json(result.segments)
+  segments = segmented.to_json(result.segments)
   document = classified.to_json(result.case) | {
     "segmentation": {
       "settings": segments["segmentation"],
@@ -176,7 +177,7 @@ def describe(finding: Finding) -> str:
 def _outlines(result: PairResult) -> list[tuple[np.ndarray, str]]:
   structures = result.linked.structures
   return [
-    (structures.labels == number, segment.COLORS[name][0])
+    (structures.labels == number, segmented.COLORS[name][0])
     for number, name in enumerate(structures.names)
     if number
   ]
@@ -328,7 +329,7 @@ def render_page(
   linked = result.linked
   volume = linked.structures.volume
   options = {"window_hu": planes.CTCA_WINDOW_HU}
-  colors = [segment.COLORS[name][0] for name in linked.structures.names[1:]]
+  colors = [segmented.COLORS[name][0] for name in linked.structures.names[1:]]
   center = _center(result)
   views = {
     "Heat map": viewer.heat_viewer(volume, _heat(result), center, **options),
@@ -344,7 +345,7 @@ def render_page(
     feature_words=decision.FEATURES,
     overlay=[pages.picture(panel) for panel in overlay_panels(result)],
     legend=[
-      (name.replace("_", " "), segment.COLORS[name][0])
+      (name.replace("_", " "), segmented.COLORS[name][0])
       for name in linked.structures.names[1:]
     ],
     tree=pages.data_url(tree),

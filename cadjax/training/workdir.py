@@ -13,11 +13,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from cadjax import __version__, sliding, tasks
+from cadjax import __version__
 from cadjax.classification import priors
 from cadjax.core import files
 from cadjax.core.files import read_json
 from cadjax.data.input_pipeline import Dataset
+from cadjax.segmentation import sliding
+from cadjax.segmentation import task as segmentation_task
 from cadjax.training import checkpoint, steps
 from cadjax.training import task as training_task
 from data_prep.errors import UserError
@@ -63,7 +65,7 @@ class Trained:
 
   @functools.cached_property
   def _sliding(self) -> sliding.SlidingWindow:
-    return tasks.make_sliding(self.config)
+    return segmentation_task.make_sliding(self.config)
 
   def logits(
     self, image: np.ndarray, prior: np.ndarray | None = None

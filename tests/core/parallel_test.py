@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from cadjax import models, segment_losses
+from cadjax import models
 from cadjax.core import lookup, parallel
+from cadjax.segmentation import losses as segmentation_losses
 from cadjax.training import losses, steps
 
 SHAPE = (16, 24, 32)
@@ -183,7 +184,7 @@ def segmenter_steps(devices):
   prepare = steps.make_prepare(
     ndim=3, window_hu=window_hu, augment=jitter, task="aorta_coronaries"
   )
-  loss_fn = segment_losses.get_segment_loss({"name": "dice_ce"})
+  loss_fn = segmentation_losses.get_segment_loss({"name": "dice_ce"})
   step = devices.train_step(
     steps.make_train_step(
       model,

@@ -8,7 +8,7 @@ from cadjax import evaluate_segments
 from cadjax.core import files
 from cadjax.metrics import patient_level
 from cadjax.report import cohort
-from cadjax.segment_metrics import METRICS
+from cadjax.segmentation.metrics import METRICS
 from data_prep.errors import UserError
 
 ABOUT = {

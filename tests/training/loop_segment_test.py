@@ -13,6 +13,7 @@ from tiny_runs import assert_same, best_variables, lines
 from cadjax import tasks
 from cadjax.core import files, lookup
 from cadjax.data import classes, input_pipeline
+from cadjax.segmentation import task
 from cadjax.training import loop, steps, workdir
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
@@ -219,5 +220,5 @@ def test_the_same_model_on_two_shapes_compiles_once(tiny_segmenter):
 def test_overlap_by_class_counts_voxels():
   predicted = np.array([[[0, 1, 1, 2]]])
   truth = np.array([[[1, 1, 0, 0]]])
-  found = tasks.overlap_by_class(predicted, truth, 4)
+  found = task.overlap_by_class(predicted, truth, 4)
   np.testing.assert_array_equal(found, [[2, 0, 0], [4, 1, 0]])

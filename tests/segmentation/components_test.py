@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cadjax import components
+from cadjax.segmentation import components
 
 
 def islands():

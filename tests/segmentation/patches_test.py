@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from cadjax import patches
 from cadjax.data import input_pipeline
+from cadjax.segmentation import patches
 from data_prep.errors import UserError
 
 SHAPES = [(12, 14, 16), (10, 20, 9), (3, 14, 12)]

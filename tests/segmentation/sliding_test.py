@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import sliding
 from cadjax.core import lookup, parallel
+from cadjax.segmentation import sliding
 
 WINDOW = (4, 6, 8)
 SCALE = {"a": jnp.float32(0.3)}

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cadjax import sliding
 from cadjax.data import classes, input_pipeline
 from cadjax.data.input_pipeline import Batch, Dataset, Row
+from cadjax.segmentation import sliding
 from data_prep.errors import UserError
 
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.ndimage
+import scipy.spatial
 
-from cadjax.segment_metrics import CONNECTED_26
+# Voxels that share a face, an edge or a corner belong together.
+CONNECTED_26 = np.ones((3, 3, 3), bool)
 
 
 def remove_small(
@@ -34,3 +36,18 @@ def remove_small(
     keep = np.bincount(parts.ravel()) >= smallest
     kept[box] = np.where(keep[parts], labels[box], 0)
   return kept
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+  """Returns the largest 26-connected component of a mask [D, H, W]."""
+  parts, count = scipy.ndimage.label(mask, CONNECTED_26)
+  if not count:
+    return mask
+  sizes = np.bincount(parts.ravel())
+  sizes[0] = 0
+  return parts == sizes.argmax()
+
+
+def betti0(mask: np.ndarray) -> int:
+  """Returns the number of 26-connected components of a mask [D, H, W]."""
+  return int(scipy.ndimage.label(np.asarray(mask, bool), CONNECTED_26)[1])

@@ -6,8 +6,8 @@ import pytest
 import scipy.ndimage
 import sklearn.metrics
 
-from cadjax import segment_metrics
 from cadjax.metrics import intervals
+from cadjax.segmentation import metrics
 
 SPACING = (0.5, 1.25, 0.8)
 SHAPE = (9, 11, 13)
@@ -62,7 +62,7 @@ def components_by_hand(mask):
 @pytest.mark.parametrize("seed", range(4))
 def test_overlap_metrics_equal_sklearn(seed):
   p, t = blobs(seed), blobs(seed + 10)
-  ours = segment_metrics.case_metrics(p, t, SPACING)
+  ours = metrics.case_metrics(p, t, SPACING)
   flat = t.ravel(), p.ravel()
   assert ours["dice"] == pytest.approx(sklearn.metrics.f1_score(*flat))
   assert ours["iou"] == pytest.approx(sklearn.metrics.jaccard_score(*flat))
@@ -70,7 +70,7 @@ def test_overlap_metrics_equal_sklearn(seed):
     sklearn.metrics.precision_score(*flat)
   )
   assert ours["recall"] == pytest.approx(sklearn.metrics.recall_score(*flat))
-  assert set(ours) == set(segment_metrics.METRICS)
+  assert set(ours) == set(metrics.METRICS)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -79,7 +79,7 @@ def test_distances_and_betti_equal_brute_force(seed):
   a, b = (surface_by_hand(x) * SPACING for x in (p, t))
   pairs = np.linalg.norm(a[:, None] - b[None], axis=-1)
   there, back = pairs.min(1), pairs.min(0)
-  ours = segment_metrics.case_metrics(p, t, SPACING)
+  ours = metrics.case_metrics(p, t, SPACING)
   worst = max(np.percentile(there, 95), np.percentile(back, 95))
   assert ours["hd95_mm"] == pytest.approx(worst)
   assert ours["assd_mm"] == pytest.approx(
@@ -93,7 +93,7 @@ def test_distances_and_betti_equal_brute_force(seed):
 def test_a_shifted_box_has_distances_in_mm_along_each_axis():
   t = box((12, 12, 12), (2, 5), (2, 5), (2, 5))
   for axis, step in enumerate(SPACING):
-    ours = segment_metrics.case_metrics(np.roll(t, 4, axis), t, SPACING)
+    ours = metrics.case_metrics(np.roll(t, 4, axis), t, SPACING)
     # The far face is 4 voxels from the other box's, the rest is nearer.
     assert ours["hd95_mm"] == pytest.approx(4 * step)
     assert ours["dice"] == 0
@@ -102,18 +102,18 @@ def test_a_shifted_box_has_distances_in_mm_along_each_axis():
 
 def test_a_surface_at_the_border_counts_and_inner_voxels_do_not():
   full = np.ones((4, 5, 6), bool)
-  assert segment_metrics.surface(full).sum() == 4 * 5 * 6 - 2 * 3 * 4
+  assert metrics.surface(full).sum() == 4 * 5 * 6 - 2 * 3 * 4
   # Where the volume ends a mask ends: not dependent on how much is around it.
   p, t = blobs(1), blobs(2)
   padded = [np.pad(x, ((3, 1), (0, 2), (5, 0))) for x in (p, t)]
-  assert segment_metrics.case_metrics(
-    *padded, SPACING
-  ) == segment_metrics.case_metrics(p, t, SPACING)
+  assert metrics.case_metrics(*padded, SPACING) == metrics.case_metrics(
+    p, t, SPACING
+  )
 
 
 def test_equal_masks_are_perfect():
   t = blobs(3)
-  ours = segment_metrics.case_metrics(t, t, SPACING)
+  ours = metrics.case_metrics(t, t, SPACING)
   for name in ("dice", "iou", "precision", "recall", "cldice"):
     assert ours[name] == 1, name
   for name in ("hd95_mm", "assd_mm", "volume_bias_ml", "betti0_error"):
@@ -123,7 +123,7 @@ def test_equal_masks_are_perfect():
 def test_volumes_are_in_ml():
   p, t = box((20, 20, 20), (0, 10), (0, 10), (0, 10)), np.zeros((20,) * 3)
   t[:5, :4, :5] = 3  # Any label but 0 is inside.
-  ours = segment_metrics.case_metrics(p, t, (1.0, 2.0, 0.5))
+  ours = metrics.case_metrics(p, t, (1.0, 2.0, 0.5))
   assert ours["volume_ml"] == pytest.approx(1.0)
   assert ours["truth_volume_ml"] == pytest.approx(0.1)
   assert ours["volume_bias_ml"] == pytest.approx(0.9)
@@ -134,7 +134,7 @@ def test_empty_masks_are_undefined_and_not_0():
   distances = {"hd95_mm", "assd_mm"}
 
   def undefined(p, t):
-    ours = segment_metrics.case_metrics(p, t, SPACING)
+    ours = metrics.case_metrics(p, t, SPACING)
     return {k for k, v in ours.items() if math.isnan(v)}, ours
 
   names, ours = undefined(none, none)
@@ -149,15 +149,15 @@ def test_empty_masks_are_undefined_and_not_0():
 def test_cldice_of_a_shortened_and_a_broken_tube():
   t = box((7, 7, 40), (2, 5), (2, 5), (2, 38))
   half = box((7, 7, 40), (2, 5), (2, 5), (2, 20))
-  skeleton = segment_metrics.cldice(t, t)
+  skeleton = metrics.cldice(t, t)
   assert skeleton == 1
   # The half's skeleton is all in the whole, half of the whole's in the half.
-  sensitivity = segment_metrics.cldice(half, t)
+  sensitivity = metrics.cldice(half, t)
   expected = 2 * 0.5 / 1.5
   assert sensitivity == pytest.approx(expected, abs=0.03)
   # Thinner all along: Dice falls, the centreline stays.
   thin = box((7, 7, 40), (3, 4), (3, 4), (3, 37))
-  ours = segment_metrics.case_metrics(thin, t, SPACING)
+  ours = metrics.case_metrics(thin, t, SPACING)
   assert ours["cldice"] == 1
   assert ours["dice"] < 0.3
 
@@ -166,10 +166,10 @@ def test_cldice_of_a_shortened_and_a_broken_tube():
 def test_cldice_where_thinning_deletes_everything(shape):
   t = np.zeros((8, 8, 14), bool)
   t[tuple(slice(1, 1 + n) for n in shape)] = True
-  assert segment_metrics.cldice(t, t) == 1
+  assert metrics.cldice(t, t) == 1
   beside = np.roll(t, -7, 2)
   beside[:, :, :7] &= ~t[:, :, :7]
-  assert segment_metrics.cldice(t, beside & ~t) == 0
+  assert metrics.cldice(t, beside & ~t) == 0
 
 
 def lesion_case():
@@ -186,21 +186,17 @@ def test_lesions_without_a_table_are_components():
   predicted = np.zeros_like(truth)
   predicted[8, 10, 5] = True  # On the rod.
   predicted[10, 2, 17] = True  # 4 mm from the far one.
-  ours = segment_metrics.lesion_detection(predicted, truth, spacing)
+  ours = metrics.lesion_detection(predicted, truth, spacing)
   assert ours == {
     "lesions": 3,
     "detected": 1,
     "recall": 1 / 3,
     "false_positives": 1,
   }
-  ours = segment_metrics.lesion_detection(
-    predicted, truth, spacing, tolerance_mm=4.0
-  )
+  ours = metrics.lesion_detection(predicted, truth, spacing, tolerance_mm=4.0)
   assert ours["detected"] == 2
   assert ours["false_positives"] == 0
-  ours = segment_metrics.lesion_detection(
-    predicted, truth, spacing, tolerance_mm=3.9
-  )
+  ours = metrics.lesion_detection(predicted, truth, spacing, tolerance_mm=3.9)
   assert ours["detected"] == 1
 
 
@@ -212,23 +208,23 @@ def test_a_lesion_table_splits_merges_and_keeps_what_has_no_voxel():
   predicted = np.zeros_like(truth)
   predicted[15, 10, 5] = True  # The rod's end, nearer to the dot's centre.
   options = {"centers": centers, "tolerance_mm": 0.0}
-  ours = segment_metrics.lesion_detection(
+  ours = metrics.lesion_detection(
     predicted, truth, spacing, lengths_mm=lengths, **options
   )
   assert (ours["lesions"], ours["detected"]) == (4, 1)
   assert ours["false_positives"] == 0
   # The end belongs to the rod: hitting the dot too makes two.
   predicted[17, 10, 5] = True
-  ours = segment_metrics.lesion_detection(
+  ours = metrics.lesion_detection(
     predicted, truth, spacing, lengths_mm=lengths, **options
   )
   assert ours["detected"] == 2
   # Without lengths the end falls to the dot.
-  ours = segment_metrics.lesion_detection(predicted, truth, spacing, **options)
+  ours = metrics.lesion_detection(predicted, truth, spacing, **options)
   assert ours["detected"] == 1
   # The lesion without a voxel is found at its centre.
   predicted[1, 1, 1] = True
-  ours = segment_metrics.lesion_detection(
+  ours = metrics.lesion_detection(
     predicted, truth, spacing, lengths_mm=lengths, **options
   )
   assert ours["detected"] == 3
@@ -241,7 +237,7 @@ def test_a_voxel_belongs_to_the_lesion_whose_end_is_nearest():
   for place, both in ((5, False), (7, True)):
     predicted = np.zeros_like(truth)
     predicted[0, 0, 0] = predicted[place, 0, 0] = True
-    ours = segment_metrics.lesion_detection(
+    ours = metrics.lesion_detection(
       predicted,
       truth,
       (1, 1, 1),
@@ -255,18 +251,16 @@ def test_a_voxel_belongs_to_the_lesion_whose_end_is_nearest():
 def test_lesion_detection_of_nothing():
   truth, spacing = lesion_case()
   none = np.zeros_like(truth)
-  ours = segment_metrics.lesion_detection(none, truth, spacing)
+  ours = metrics.lesion_detection(none, truth, spacing)
   assert (ours["recall"], ours["false_positives"]) == (0, 0)
-  ours = segment_metrics.lesion_detection(truth, none, spacing)
+  ours = metrics.lesion_detection(truth, none, spacing)
   assert math.isnan(ours["recall"])
   assert ours["false_positives"] == 3
   table = {"centers": np.zeros((0, 3))}
-  ours = segment_metrics.lesion_detection(truth, none, spacing, **table)
+  ours = metrics.lesion_detection(truth, none, spacing, **table)
   assert math.isnan(ours["recall"])
   assert ours["false_positives"] == 3
-  ours = segment_metrics.lesion_detection(
-    truth, none, spacing, min_volume_mm3=2.0 * 12
-  )
+  ours = metrics.lesion_detection(truth, none, spacing, min_volume_mm3=2.0 * 12)
   assert ours["false_positives"] == 1
 
 
@@ -280,21 +274,21 @@ def test_lesion_centers_undo_the_affine():
     {"position_mm": list(x), "length_mm": n}
     for x, n in zip(mm, (7, 9), strict=True)
   ]
-  centers, lengths = segment_metrics.lesion_centers(lesions, affine)
+  centers, lengths = metrics.lesion_centers(lesions, affine)
   np.testing.assert_allclose(centers, voxels)
   assert lengths.tolist() == [7, 9]
-  centers, lengths = segment_metrics.lesion_centers([], affine)
+  centers, lengths = metrics.lesion_centers([], affine)
   assert (centers.shape, lengths.shape) == ((0, 3), (0,))
 
 
 def test_what_cannot_be_measured_is_refused():
   mask = np.zeros((3, 4, 5))
   with pytest.raises(ValueError, match=r"\(3, 4, 5\) and \(3, 5, 4\)"):
-    segment_metrics.case_metrics(mask, mask.swapaxes(1, 2), SPACING)
+    metrics.case_metrics(mask, mask.swapaxes(1, 2), SPACING)
   with pytest.raises(ValueError, match="3D"):
-    segment_metrics.case_metrics(mask[0], mask[0], SPACING)
+    metrics.case_metrics(mask[0], mask[0], SPACING)
   with pytest.raises(ValueError, match="above 0"):
-    segment_metrics.case_metrics(mask, mask, (1, 0, 1))
+    metrics.case_metrics(mask, mask, (1, 0, 1))
 
 
 def test_the_table_of_cases_counts_patients():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, special
 
-from cadjax import segment_losses as sl
 from cadjax.core import lookup
+from cadjax.segmentation import losses as segmentation_losses
 from cadjax.training import losses
 from configs import unet3d
 
@@ -42,7 +42,7 @@ def pull(name):
   """`fn(logits, mask, known) -> (loss [B], gradient of its sum)`, jitted."""
 
   def total(logits, mask, known):
-    each = sl.SEGMENT_LOSSES[name](logits, mask, known)
+    each = segmentation_losses.SEGMENT_LOSSES[name](logits, mask, known)
     return each.sum(), each
 
   gradient = jax.value_and_grad(total, has_aux=True)
@@ -93,7 +93,7 @@ def ce_by_hand(logits, mask, known, weights=(1, 1, 1, 1)):
 
 def test_merging_keeps_the_partition():
   logits, _ = draw(size=5.0)
-  merged = sl.merge_unknown(logits, SOME)
+  merged = segmentation_losses.merge_unknown(logits, SOME)
   assert merged.dtype == jnp.float32
   expected, _ = reference(logits, np.zeros((3, *SPACE), int), SOME)
   np.testing.assert_allclose(jax.nn.softmax(merged), expected, atol=1e-6)
@@ -111,7 +111,7 @@ def test_what_is_unknown_is_not_learned_as_absent():
   mask[mask == 3] = 0
 
   def loss(logits):
-    return sl.dice_ce(logits, mask, known).sum()
+    return segmentation_losses.dice_ce(logits, mask, known).sum()
 
   # What moves from class 3 to the background changes nothing.
   share = 0.3 * special.softmax(logits, -1)[..., 3]
@@ -150,7 +150,7 @@ def test_dice_by_hand(known, options):
     for key, value in options.items()
   }
   expected = dice_by_hand(logits, mask, known, **given)
-  ours = sl.soft_dice(logits, mask, known, **options)
+  ours = segmentation_losses.soft_dice(logits, mask, known, **options)
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_dice_ce_by_hand(known):
   weights = (0.5, 1.0, 2.0, 3.0)
   expected = 0.7 * np.array(dice_by_hand(logits, mask, known, weights=weights))
   expected += 1.5 * ce_by_hand(logits, mask, known, weights)
-  ours = sl.dice_ce(
+  ours = segmentation_losses.dice_ce(
     logits, mask, known, dice_weight=0.7, ce_weight=1.5, weights=weights
   )
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
@@ -173,10 +173,10 @@ def test_focal_by_hand(known):
   p, t = reference(logits, mask, known)
   loss = -special.xlogy(t, p) * (1 - p) ** 1.5 * np.array(alpha)
   expected = loss.sum(-1).reshape(3, -1).mean(-1)
-  ours = sl.focal(logits, mask, known, gamma=1.5, alpha=alpha)
+  ours = segmentation_losses.focal(logits, mask, known, gamma=1.5, alpha=alpha)
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
   np.testing.assert_allclose(
-    sl.focal(logits, mask, known, gamma=0.0),
+    segmentation_losses.focal(logits, mask, known, gamma=0.0),
     ce_by_hand(logits, mask, known),
     rtol=1e-5,
   )
@@ -198,15 +198,19 @@ def test_tversky_by_hand(known, batch):
         wrong = 0.2 * (x * (1 - y)).sum() + 0.9 * ((1 - x) * y).sum()
         scores.append(1 - hit / (hit + wrong))
     expected.append(np.mean(scores))
-  ours = sl.tversky(logits, mask, known, alpha=0.2, beta=0.9, batch=batch)
+  ours = segmentation_losses.tversky(
+    logits, mask, known, alpha=0.2, beta=0.9, batch=batch
+  )
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
 def test_tversky_with_halves_is_dice():
   logits, mask = draw()
   np.testing.assert_allclose(
-    sl.tversky(logits, mask, SOME, alpha=0.5, beta=0.5, smooth=5e-6),
-    sl.soft_dice(logits, mask, SOME),
+    segmentation_losses.tversky(
+      logits, mask, SOME, alpha=0.5, beta=0.5, smooth=5e-6
+    ),
+    segmentation_losses.soft_dice(logits, mask, SOME),
     rtol=1e-5,
   )
 
@@ -235,7 +239,7 @@ def skeleton(x, iterations):
 @pytest.mark.parametrize("space", [(9, 12), (7, 8, 11)])
 def test_the_soft_skeleton_is_scipys(space):
   x = np.random.default_rng(0).random((2, *space, 3))
-  ours = sl.soft_skeleton(jnp.asarray(x, jnp.float32), 2)
+  ours = segmentation_losses.soft_skeleton(jnp.asarray(x, jnp.float32), 2)
   for b in range(2):
     for k in range(3):
       expected = skeleton(x[b, ..., k], 2)
@@ -246,7 +250,9 @@ def test_the_skeleton_of_a_tube_is_its_middle():
   tube = np.zeros((1, 20, 9, 9, 1), np.float32)
   y, x = np.mgrid[-4:5, -4:5]
   tube[0, 2:18, :, :, 0] = x**2 + y**2 <= 9
-  found = np.asarray(sl.soft_skeleton(jnp.asarray(tube), 4))[0, ..., 0]
+  found = np.asarray(segmentation_losses.soft_skeleton(jnp.asarray(tube), 4))[
+    0, ..., 0
+  ]
   assert set(np.unique(found)) == {0, 1}
   assert np.all(found[6:14, 4, 4] == 1)
   assert found[6:14].sum() == 8  # Away from the ends, the middle alone.
@@ -270,7 +276,7 @@ def test_cldice_by_hand(known, classes):
         scores.append(2 / (1 / precision + 1 / sensitivity))
         shares.append(weights[k])
     expected.append(1 - np.average(scores, weights=shares))
-  ours = sl.cldice(
+  ours = segmentation_losses.cldice(
     logits,
     mask,
     known,
@@ -281,8 +287,10 @@ def test_cldice_by_hand(known, classes):
     weights=weights,
   )
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
-  voxels = sl.dice_ce(logits, mask, known, smooth=0.1, weights=weights)
-  mixed = sl.cldice(
+  voxels = segmentation_losses.dice_ce(
+    logits, mask, known, smooth=0.1, weights=weights
+  )
+  mixed = segmentation_losses.cldice(
     logits,
     mask,
     known,
@@ -303,13 +311,13 @@ def test_cldice_asks_for_the_whole_vessel():
   gap[:, 10:12] = 0  # 18 voxels.
   rim[:, :18, 3, 3] = 0
   known = np.ones((1, 2), bool)
-  cldice = jax.jit(functools.partial(sl.cldice, weight=1.0))
+  cldice = jax.jit(functools.partial(segmentation_losses.cldice, weight=1.0))
   lost = {}
   for name, shown in (("gap", gap), ("rim", rim)):
     logits = 20 * np.eye(2, dtype=np.float32)[shown]
     lost[name] = [
       float(loss(logits, mask, known)[0])
-      for loss in (cldice, jax.jit(sl.soft_dice))
+      for loss in (cldice, jax.jit(segmentation_losses.soft_dice))
     ]
   np.testing.assert_allclose(lost["gap"][1], lost["rim"][1], rtol=1e-5)
   assert lost["gap"][0] > 0.03
@@ -324,7 +332,7 @@ def stored(known):
   return mask
 
 
-@pytest.mark.parametrize("name", sl.SEGMENT_LOSSES)
+@pytest.mark.parametrize("name", segmentation_losses.SEGMENT_LOSSES)
 def test_a_voxel_of_an_unknown_class_is_background(name):
   logits, mask = draw()
 
@@ -337,7 +345,7 @@ def test_a_voxel_of_an_unknown_class_is_background(name):
   np.testing.assert_array_equal(loss(mask, ALL), loss(emptied, ALL))
 
 
-@pytest.mark.parametrize("name", sl.SEGMENT_LOSSES)
+@pytest.mark.parametrize("name", segmentation_losses.SEGMENT_LOSSES)
 @pytest.mark.parametrize("background", [0, 1])
 def test_a_case_without_classes_adds_nothing(name, background):
   logits, mask = draw()
@@ -357,7 +365,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", sl.SEGMENT_LOSSES)
+@pytest.mark.parametrize("name", segmentation_losses.SEGMENT_LOSSES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("known", [ALL, SOME])
@@ -373,7 +381,7 @@ def test_values_and_gradients_are_finite(name, case, empty, known):
     assert np.all(loss > 0.01)
 
 
-@pytest.mark.parametrize("name", sl.SEGMENT_LOSSES)
+@pytest.mark.parametrize("name", segmentation_losses.SEGMENT_LOSSES)
 def test_gradients_equal_finite_differences(name):
   logits, mask = draw()
 
@@ -388,9 +396,9 @@ def test_gradients_equal_finite_differences(name):
   np.testing.assert_allclose(difference, norm, rtol=0.02)
 
 
-@pytest.mark.parametrize("name", sl.SEGMENT_LOSSES)
+@pytest.mark.parametrize("name", segmentation_losses.SEGMENT_LOSSES)
 def test_losses_are_per_example_float32_and_jitted(name):
-  loss = sl.SEGMENT_LOSSES[name]
+  loss = segmentation_losses.SEGMENT_LOSSES[name]
   kinds = [p.kind for p in inspect.signature(loss).parameters.values()]
   assert kinds[:3] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3
   assert set(kinds[3:]) == {inspect.Parameter.KEYWORD_ONLY}
@@ -414,8 +422,8 @@ def test_dice_over_the_batch_shares_what_one_example_lacks():
   logits, mask = draw(batch=2)
   mask[0] = 0
   known = np.ones((2, 4), bool)
-  alone = sl.soft_dice(logits, mask, known)
-  shared = sl.soft_dice(logits, mask, known, batch=True)
+  alone = segmentation_losses.soft_dice(logits, mask, known)
+  shared = segmentation_losses.soft_dice(logits, mask, known, batch=True)
   assert alone[0] > 0.999  # An absent class is all or nothing.
   assert shared[0] == shared[1] < 0.9
 
@@ -425,8 +433,8 @@ def test_deep_supervision_strides_the_mask_and_halves_the_weights():
   logits = tuple(
     draw(space=(8 // s, 12 // s, 16 // s), seed=s)[0] for s in (1, 2, 4)
   )
-  loss = jax.jit(sl.dice_ce)
-  ours = sl.deep_supervision(loss)(logits, mask, SOME)
+  loss = jax.jit(segmentation_losses.dice_ce)
+  ours = segmentation_losses.deep_supervision(loss)(logits, mask, SOME)
   each = [
     loss(x, mask[:, ::s, ::s, ::s], SOME)
     for s, x in zip((1, 2, 4), logits, strict=True)
@@ -434,7 +442,7 @@ def test_deep_supervision_strides_the_mask_and_halves_the_weights():
   expected = (4 * each[0] + 2 * each[1] + each[2]) / 7
   np.testing.assert_allclose(ours, expected, rtol=1e-6)
   np.testing.assert_array_equal(
-    sl.deep_supervision(loss)(logits[0], mask, SOME), each[0]
+    segmentation_losses.deep_supervision(loss)(logits[0], mask, SOME), each[0]
   )
 
 
@@ -444,27 +452,29 @@ def test_get_segment_loss_reads_a_config():
   )
   logits, mask = draw()
   np.testing.assert_array_equal(
-    sl.get_segment_loss(config)(logits, mask, SOME),
-    sl.dice_ce(logits, mask, SOME, ce_weight=2.0, weights=(1.0, 2.0, 3.0, 4.0)),
+    segmentation_losses.get_segment_loss(config)(logits, mask, SOME),
+    segmentation_losses.dice_ce(
+      logits, mask, SOME, ce_weight=2.0, weights=(1.0, 2.0, 3.0, 4.0)
+    ),
   )
 
 
-@pytest.mark.parametrize("name", sl.SEGMENT_LOSSES)
+@pytest.mark.parametrize("name", segmentation_losses.SEGMENT_LOSSES)
 def test_weights_that_are_not_set_go_with_every_loss(name):
   config = unet3d.get_config().loss
   config.name = name
   assert config.weights is None
   logits, mask = draw()
   np.testing.assert_array_equal(
-    sl.get_segment_loss(config)(logits, mask, SOME),
-    sl.SEGMENT_LOSSES[name](logits, mask, SOME),
+    segmentation_losses.get_segment_loss(config)(logits, mask, SOME),
+    segmentation_losses.SEGMENT_LOSSES[name](logits, mask, SOME),
   )
   config.weights = (1.0, 2.0, 3.0, 4.0)
   if name == "focal":
     with pytest.raises(lookup.UnknownName, match="'weights'"):
-      sl.get_segment_loss(config)
+      segmentation_losses.get_segment_loss(config)
   else:
-    sl.get_segment_loss(config)
+    segmentation_losses.get_segment_loss(config)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +487,7 @@ def test_weights_that_are_not_set_go_with_every_loss(name):
 )
 def test_unknown_names_are_told(config, message):
   with pytest.raises(lookup.UnknownName, match=message):
-    sl.get_segment_loss(config)
+    segmentation_losses.get_segment_loss(config)
 
 
 @pytest.mark.parametrize(
@@ -493,17 +503,19 @@ def test_unknown_names_are_told(config, message):
 )
 def test_impossible_options_are_told(config, message):
   with pytest.raises(lookup.ConfigError, match=message):
-    sl.get_segment_loss(config)(*draw(), ALL)
+    segmentation_losses.get_segment_loss(config)(*draw(), ALL)
 
 
 def test_shapes_that_do_not_fit_are_told():
   logits, mask = draw()
   with pytest.raises(ValueError, match=r"mask \(3, 5, 6, 6\) do not fit"):
-    sl.soft_dice(logits, mask[..., :-1], ALL)
+    segmentation_losses.soft_dice(logits, mask[..., :-1], ALL)
   with pytest.raises(ValueError, match=r"known \(3, 3\) does not fit"):
-    sl.soft_dice(logits, mask, ALL[:, :3])
+    segmentation_losses.soft_dice(logits, mask, ALL[:, :3])
   with pytest.raises(ValueError, match=r"mask \(3, 5, 3, 4\) do not fit"):
-    sl.deep_supervision(sl.soft_dice)((logits[:, ::2, ::2, :3],), mask, ALL)
+    segmentation_losses.deep_supervision(segmentation_losses.soft_dice)(
+      (logits[:, ::2, ::2, :3],), mask, ALL
+    )
 
 
 # --- MONAI ------------------------------------------------------------------
@@ -547,14 +559,16 @@ def test_dice_is_monais(monai_losses, space, background, squared):
   dice = monai_losses.DiceLoss(reduction="none", **options)
   given = {"include_background": background, "squared": squared}
   assert_same(
-    lambda x: sl.soft_dice(x, mask, ALL, **given),
+    lambda x: segmentation_losses.soft_dice(x, mask, ALL, **given),
     lambda x, y: dice(x, y).flatten(1).mean(1),
     logits,
     mask,
   )
   whole = monai_losses.DiceLoss(batch=True, **options)
   assert_same(
-    lambda x: sl.soft_dice(x, mask, ALL, batch=True, **given)[:1],
+    lambda x: segmentation_losses.soft_dice(x, mask, ALL, batch=True, **given)[
+      :1
+    ],
     lambda x, y: whole(x, y)[None],
     logits,
     mask,
@@ -573,7 +587,7 @@ def test_dice_ce_is_monais(monai_losses, space):
   )
   options = {"dice_weight": 0.6, "ce_weight": 1.4}
   assert_same(
-    lambda x: sl.dice_ce(x, mask, ALL, **options).mean()[None],
+    lambda x: segmentation_losses.dice_ce(x, mask, ALL, **options).mean()[None],
     lambda x, y: loss(x, y)[None],
     logits,
     mask,
@@ -591,7 +605,7 @@ def test_tversky_is_monais(monai_losses):
     reduction="none",
   )
   assert_same(
-    lambda x: sl.tversky(x, mask, ALL),
+    lambda x: segmentation_losses.tversky(x, mask, ALL),
     lambda x, y: loss(x, y).flatten(1).mean(1),
     logits,
     mask,
@@ -606,7 +620,7 @@ def test_the_soft_skeleton_is_monais(monai_losses, space):
   x = np.random.default_rng(0).random((2, *space, 3)).astype(np.float32)
   expected = soft_skel(torch.tensor(np.moveaxis(x, -1, 1).copy()), 3)
   np.testing.assert_allclose(
-    sl.soft_skeleton(jnp.asarray(x), 3),
+    segmentation_losses.soft_skeleton(jnp.asarray(x), 3),
     np.moveaxis(expected.numpy(), 1, -1),
     atol=1e-6,
   )
@@ -615,7 +629,7 @@ def test_the_soft_skeleton_is_monais(monai_losses, space):
 def test_cross_entropy_of_one_voxel_is_that_of_one_example():
   logits, mask = draw(space=(1, 1))
   np.testing.assert_allclose(
-    sl.focal(logits, mask, ALL, gamma=0.0),
+    segmentation_losses.focal(logits, mask, ALL, gamma=0.0),
     losses.cross_entropy(logits[:, 0, 0], mask[:, 0, 0]),
     rtol=1e-6,
   )

@@ -15,6 +15,8 @@ import scipy.ndimage
 import scipy.spatial
 import skimage.morphology
 
+from cadjax.segmentation.components import CONNECTED_26, betti0
+
 METRICS = (
   "dice",
   "iou",
@@ -28,8 +30,6 @@ METRICS = (
   "volume_bias_ml",
   "betti0_error",
 )
-# Voxels that share a face, an edge or a corner belong together.
-CONNECTED_26 = np.ones((3, 3, 3), bool)
 
 
 def case_metrics(
@@ -151,11 +151,6 @@ def cldice(predicted: np.ndarray, truth: np.ndarray) -> float:
   if precision + sensitivity == 0:
     return 0.0
   return 2 * precision * sensitivity / (precision + sensitivity)
-
-
-def betti0(mask: np.ndarray) -> int:
-  """Returns the number of 26-connected components of a mask [D, H, W]."""
-  return int(scipy.ndimage.label(np.asarray(mask, bool), CONNECTED_26)[1])
 
 
 def lesion_centers(

@@ -1,0 +1,1 @@
+"""A segmenter: its training task, losses, windows, and scans."""

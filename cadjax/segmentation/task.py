@@ -1,0 +1,164 @@
+"""What training a segmenter needs beside the loop."""
+
+import ml_collections
+import numpy as np
+
+from cadjax.classification.task import SCORES, make_loss
+from cadjax.core import lookup, parallel
+from cadjax.data import classes
+from cadjax.data.input_pipeline import Dataset
+from cadjax.metrics import patient_level
+from cadjax.segmentation import patches, sliding
+from cadjax.training import steps
+from cadjax.training.task import Task, make_augment, make_model
+from data_prep.errors import UserError
+
+
+def make_sliding(
+  config: ml_collections.ConfigDict,
+  devices: parallel.Parallel | None = None,
+) -> sliding.SlidingWindow:
+  """Makes the sliding window of a segmenter's config.
+
+  Args:
+    config: of a segmenter; `config.segment` has window (None: the patch of
+      training), overlap and mirror, `config.data.eval_batch_size` is how many
+      windows run at a time.
+    devices: where it runs; the first device if left out.
+  """
+  model = make_model(config)
+  apply = steps.make_voxel_logits(
+    model, ndim=config.model.ndim, window_hu=tuple(config.data.window_hu)
+  )
+  return sliding.SlidingWindow(
+    apply,
+    _window(config),
+    config.segment.overlap,
+    config.data.eval_batch_size,
+    model.num_classes,
+    mirror=config.segment.mirror,
+    devices=devices,
+  )
+
+
+def overlap_by_class(
+  predicted: np.ndarray, truth: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """Returns the two parts of the Dice coefficient of each foreground class.
+
+  Args:
+    predicted: integers [D, H, W] in 0 ... K - 1.
+    truth: the same of the mask.
+    num_classes: K.
+
+  Returns:
+    float64 [2, K - 1]: twice the voxels in both, and the voxels of one plus
+    those of the other.
+  """
+  pairs = truth.astype(np.int64).ravel() * num_classes + predicted.ravel()
+  table = np.bincount(pairs, minlength=num_classes**2)
+  table = table.reshape(num_classes, num_classes)
+  parts = 2.0 * np.diag(table), table.sum(0) + table.sum(1)
+  return np.stack(parts)[:, 1:]
+
+
+def _segmentation(config, dataset, devices) -> Task:
+  _check_segment(config, dataset)
+  task, ndim = config.segment.classes, config.model.ndim
+  data = config.data
+  patch = tuple(data.patch_size)
+  devices.check_batch(data.batch_size, patch[0])
+  segment = make_sliding(config, devices)
+  foreground = classes.get_task(task).names[1:]
+
+  def validate(variables):
+    # Pooled over the cases: the mean over patients would have a 0 for every
+    # speck of plaque in a patient without any, and stop before plaque is
+    # learned at all.
+    both, sizes = np.zeros((2, len(foreground)))
+    for row in dataset.rows["validation"]:
+      record = dataset.read(row)
+      labels = segment(variables, record["image"]).labels
+      truth = classes.map_mask(record["mask"], task)
+      known = classes.map_known(record["mask_classes"], task)[1:] > 0
+      parts = overlap_by_class(labels, truth, len(foreground) + 1)
+      both, sizes = both + known * parts[0], sizes + known * parts[1]
+    if not sizes.any():
+      raise UserError(
+        f"{dataset.path}: no validation case has {' or '.join(foreground)} in"
+        " its mask"
+      )
+    dice = np.divide(
+      both, sizes, out=np.full_like(both, np.nan), where=sizes > 0
+    )
+    return {
+      "dice": patient_level.defined_mean(dice),
+      **{
+        f"dice_{name}": float(value)
+        for name, value in zip(foreground, dice, strict=True)
+      },
+    }
+
+  return Task(
+    image_shape=(*(patch[1:] if ndim == 2 else patch), 1),
+    steps_per_epoch=patches.steps_per_epoch(
+      dataset, data.batch_size, data.patches_per_volume
+    ),
+    batches=lambda start, stop: patches.train_batches(
+      dataset,
+      task,
+      batch_size=data.batch_size,
+      patch_size=patch,
+      patches_per_volume=data.patches_per_volume,
+      foreground_share=data.foreground_share,
+      seed=config.seed,
+      start=start,
+      stop=stop,
+    ),
+    prepare=steps.make_prepare(
+      ndim=ndim,
+      window_hu=tuple(data.window_hu),
+      augment=make_augment(config.augment),
+      task=task,
+    ),
+    loss_fn=make_loss(config),
+    score=SCORES["segment"],
+    validate=validate,
+  )
+
+
+def _window(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  return tuple(config.segment.window or config.data.patch_size)
+
+
+def _check_segment(config, dataset: Dataset) -> None:
+  for split in ("train", "validation"):
+    if not dataset.rows[split]:
+      raise UserError(f"{dataset.path}: the {split} split has no case")
+  if not dataset.has_masks:
+    raise UserError(
+      f"{dataset.path} holds no masks, which a segmenter learns from; build it"
+      " from a source with masks, or a manifest.csv with a column mask"
+    )
+  stride = make_model(config).stride
+  sizes = {
+    "config.data.patch_size": tuple(config.data.patch_size),
+    "config.segment.window": _window(config),
+  }
+  for name, size in sizes.items():
+    in_model = size[1:] if config.model.ndim == 2 else size
+    if len(size) != 3 or size[0] < 1 or any(n % stride for n in in_model):
+      axes = "H and W" if config.model.ndim == 2 else "D, H and W"
+      raise lookup.ConfigError(
+        f"{name} is {size}; it must be 3 sizes, and {axes} multiples of"
+        f" {stride} for this model"
+      )
+  if not 0 <= config.data.foreground_share <= 1:
+    raise lookup.ConfigError(
+      f"config.data.foreground_share is {config.data.foreground_share}; it"
+      " must be in [0, 1]"
+    )
+  if config.data.patches_per_volume < 1:
+    raise lookup.ConfigError(
+      "config.data.patches_per_volume must be at least 1"
+    )
