@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import cam, explain_checks, explain_metrics, models
-from cadjax.cad_maps import CadMaps, Cells
+from cadjax import models
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
+from cadjax.explanation import cam, checks, location
+from cadjax.explanation.cad_maps import CadMaps, Cells
 from cadjax.report import curves, tables
 from cadjax.segmentation import metrics
 from cadjax.training import workdir
@@ -60,7 +61,7 @@ def read_structures(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
   Returns:
     {name: float32 [D, H, W]}, infinite where the structure is known to be
-    absent; see `explain_metrics.distance_mm`.
+    absent; see `location.distance_mm`.
   """
   if "mask" not in record:
     return {}
@@ -71,7 +72,7 @@ def read_structures(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
   for name, classes in STRUCTURES.items():
     numbers = [CLASS_NAMES.index(each) for each in classes]
     if known[numbers[0]]:
-      found[name] = explain_metrics.distance_mm(
+      found[name] = location.distance_mm(
         np.isin(record["mask"], numbers),
         record["spacing"],
         centers if name == "plaque" else None,
@@ -90,7 +91,7 @@ def measure(
   region: str = "volume",
   other: workdir.Trained | None = None,
   bootstrap: int = 2000,
-  rolls: int = explain_metrics.ROLLS,
+  rolls: int = location.ROLLS,
   batch_size: int = 4,
   seed: int = 0,
 ) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def measure(
       against structures.
     other: another classifier of the same data, whose maps may agree.
     bootstrap: number of draws.
-    rolls: of the null, see `explain_metrics.rolled_null`.
+    rolls: of the null, see `location.rolled_null`.
     batch_size: volumes at a time for insertion and deletion.
     seed: of rolls, random orders, fresh weights and the bootstrap.
 
@@ -144,12 +145,12 @@ def measure(
     "n_patients": len({case["patient_id"] for case in cases}),
     "region": region,
     "rolls": rolls,
-    "radii_mm": list(explain_metrics.RADII_MM),
-    "peak_mm": explain_metrics.PEAK_MM,
+    "radii_mm": list(location.RADII_MM),
+    "peak_mm": location.PEAK_MM,
     "bootstrap": options | {"confidence": 0.95},
   }
   for name, by in TABLES.items():
-    result[name] = explain_metrics.summarise(rows[name], by, **options)
+    result[name] = location.summarise(rows[name], by, **options)
   result["best"] = best(result["location"])
   result["unrelated"] = unrelated
   if other:
@@ -254,7 +255,7 @@ def _measure_cases(
     )
   pairs = [
     {"layer": layer, "method": method}
-    | explain_checks.random_pairs(
+    | checks.random_pairs(
       [each[method][layer] for each in kept.values()], seed=seed
     )
     for layer, method in _keys(maps)
@@ -284,7 +285,7 @@ def _locate(
   together = max(1, MAPS_BYTES // (12 * image.size))
   for start in range(0, len(keys), together):
     some = keys[start : start + together]
-    found = explain_metrics.location_metrics(
+    found = location.location_metrics(
       np.stack(
         [
           maps.heat(cells[method][layer], layer, image.shape)
@@ -312,14 +313,14 @@ def _faithful(
 ) -> list[Row]:
   image, score = record["image"], maps.log_odds
   options |= {
-    "baseline": explain_checks.blurred(image, record["spacing"]),
+    "baseline": checks.blurred(image, record["spacing"]),
     "block": max(1, min(image.shape) // 16),
   }
-  chance = explain_checks.random_perturbation_auc(score, image, **options)
+  chance = checks.random_perturbation_auc(score, image, **options)
   rows = []
   for layer, method in _keys(maps):
     heat = maps.heat(cells[method][layer], layer, image.shape)
-    found = explain_checks.perturbation_auc(score, image, heat, **options)
+    found = checks.perturbation_auc(score, image, heat, **options)
     rows.append(
       {"layer": layer, "method": method}
       | found
@@ -344,11 +345,11 @@ def _randomised(
   for upto in order:
     other = maps.cells(
       image,
-      explain_checks.randomise(maps.variables, fresh, order, upto),
+      checks.randomise(maps.variables, fresh, order, upto),
     )
     rows += [
       {"layer": layer, "method": method, "upto": upto}
-      | explain_checks.compare(cells[method][layer], other[method][layer])
+      | checks.compare(cells[method][layer], other[method][layer])
       for layer, method in _keys(maps)
     ]
   return rows
@@ -375,10 +376,10 @@ def _agree(
     if a.shape != b.shape:
       a = maps.heat(a, layer, shape)
       b, c = (second.heat(x, layer, shape) for x in (b, c))
-    chance = explain_checks.compare(a, c)
+    chance = checks.compare(a, c)
     rows.append(
       {"layer": layer, "method": method}
-      | explain_checks.compare(a, b)
+      | checks.compare(a, b)
       | {f"{name}_unrelated": value for name, value in chance.items()}
     )
   return rows

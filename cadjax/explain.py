@@ -21,157 +21,24 @@ is explained for a class in a region of the scan:
   --region=box_mm:x,y,z,x,y,z, voxel_mm:x,y,z mm (LPS)
 """
 
-import datetime
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
-from cadjax import cam, explain_maps, explain_target, explainer
-from cadjax.classification import scan as classification_scan
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
-from cadjax.data import scans
-from cadjax.explainer import Explainer
+from cadjax.explanation import cam, explainer, heat_maps, scan, targets
+from cadjax.explanation.explainer import Explainer
+from cadjax.explanation.scan import explain_scan
 from cadjax.report import explained, pages
 from cadjax.training import workdir
 from data_prep import errors, geometry
 from data_prep.errors import UserError
 
 
-def explain_scan(
-  trained: workdir.Trained,
-  explain: Explainer,
-  path: str | pathlib.Path,
-  *,
-  target: str,
-  case: str | None = None,
-  series: str | None = None,
-  heart_mask: str | None = None,
-  region: str = explain_target.PREDICTED,
-  truth: str | None = None,
-) -> explain_maps.Explanation:
-  """Explains one scan.
-
-  Args:
-    trained: from `workdir.load_trained`.
-    explain: of the same model.
-    path: a file or a folder of DICOM slices.
-    target: name or number of a class; of a classifier also "predicted".
-    case: the name in the results; by default from the path's last part.
-    series: which DICOM series, by UID or number.
-    heart_mask: a mask file; labels above 0 are the heart.
-    region: of a segmenter, see above.
-    truth: of a segmenter, a mask file with the labels of
-      `classes.CLASS_NAMES`.
-
-  Returns:
-    what `explained.write_explanation` writes.
-
-  Raises:
-    UserError: the scan or a mask cannot be used, or the region is empty.
-    lookup.UnknownName: there is no such target or region.
-  """
-  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
-  prepared = scans.prepare(trained, scan)
-  shape = prepared.model_input.shape
-  with scans.memory_told("explaining", shape):
-    if explain.is_segmenter:
-      found = _explain_segmenter(
-        trained, explain, prepared, target, region, truth
-      )
-    else:
-      found = _explain_classifier(trained, explain, prepared, target)
-  now = datetime.datetime.now(datetime.UTC)
-  return explain_maps.Explanation(
-    case=scan.case,
-    input_name=scan.name,
-    prepared=prepared,
-    model=workdir.describe_model(trained),
-    options=explain.described(shape),
-    software=workdir.versions(),
-    created=now.isoformat(timespec="seconds"),
-    **found,
-  )
-
-
-def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
-  settled = classification_scan.read_calibration(trained)
-  hu = prepared.model_input.hu
-  known, origin = explain_target.class_names(trained, explain), "given"
-  logits = None
-  if target == explain_target.PREDICTED:
-    logits, probs = classification_scan.score(trained, hu)
-    prediction = classification_scan.describe_prediction(logits, probs, settled)
-    number, origin = (
-      explain_target.find_target(prediction["label"], known),
-      explain_target.PREDICTED,
-    )
-  else:
-    number = explain_target.find_target(target, known)
-  found, maps = explain.explain(hu, number)
-  if logits is None:
-    if found is None:  # By references alone.
-      found, _ = classification_scan.score(trained, hu)
-    logits, probs = classification_scan.check_logits(trained, found)
-    prediction = classification_scan.describe_prediction(logits, probs, settled)
-  return {
-    "maps": maps,
-    "target": {
-      "class": number,
-      "name": known[number],
-      "origin": origin,
-      "score": explain.options.score,
-      "value": explain.score(logits, number),
-    },
-    "region": None,
-    "prediction": prediction,
-  }
-
-
-def _explain_segmenter(
-  trained, explain, prepared, target, region, truth
-) -> dict[str, Any]:
-  known = explain_target.class_names(trained, explain)
-  number = explain_target.find_target(target, known)
-  hu = prepared.model_input.hu
-  logits = explain.logits(hu)
-  if not np.isfinite(logits).all():
-    raise UserError(
-      f"the segmenter {trained.path} gives NaN or infinite logits; it is no"
-      " trained model"
-    )
-  true = (
-    None
-    if truth is None
-    else explain_target.read_truth(
-      truth, prepared, explain_target.segment_task(trained)
-    )
-  )
-  mask = explain_target.select_region(
-    region, number, logits.argmax(-1), prepared, true
-  )
-  value = explain.score(logits, number, mask)
-  del logits
-  _, maps = explain.explain(hu, number, mask)
-  return {
-    "maps": maps,
-    "target": {
-      "class": number,
-      "name": known[number],
-      "origin": "given",
-      "score": explain.options.score,
-      "value": value,
-    },
-    "region": {"kind": region, "voxels": int(mask.sum())},
-    "prediction": None,
-  }
-
-
-def _tell(job: scan_jobs.Job, result: explain_maps.Explanation, files) -> str:
+def _tell(job: scan_jobs.Job, result: scan.Explanation, files) -> str:
   """Returns what is printed of an explained scan."""
   target = result.target
   said = f"{job.case}: {target['score']} of {target['name']!r}"
@@ -204,7 +71,7 @@ def explain_all(
   jobs: Sequence[scan_jobs.Job],
   *,
   target: str,
-  region: str = explain_target.PREDICTED,
+  region: str = targets.PREDICTED,
   truths: Sequence[str] = (),
   series: str | None = None,
   grid: str = "scanner",
@@ -274,9 +141,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "score", "logit", list(cam.SCORES), "The logit, or minus the others' mean."
   )
-  flags.DEFINE_string(
-    "region", explain_target.PREDICTED, "Of a segmenter: see above."
-  )
+  flags.DEFINE_string("region", targets.PREDICTED, "Of a segmenter: see above.")
   flags.DEFINE_multi_string(
     "truth",
     [],
@@ -284,7 +149,7 @@ def define_flags() -> None:
     " unstable plaque.",
   )
   flags.DEFINE_enum(
-    "grid", "scanner", list(explain_maps.GRIDS), "Grid of the NIfTI files."
+    "grid", "scanner", list(heat_maps.GRIDS), "Grid of the NIfTI files."
   )
   flags.DEFINE_enum(
     "planes",
@@ -349,8 +214,8 @@ def _target(target: str | None, explain: Explainer, known: list[str]) -> str:
   if target is None and explain.is_segmenter:
     raise UserError(f"--target is missing; the classes are {', '.join(known)}")
   target = target or "cad"
-  if explain.is_segmenter or target != explain_target.PREDICTED:
-    explain_target.find_target(target, known)
+  if explain.is_segmenter or target != targets.PREDICTED:
+    targets.find_target(target, known)
   return target
 
 
@@ -369,11 +234,9 @@ def main(_: Sequence[str]) -> int:
   )
   if args.truth and len(args.truth) != len(jobs):
     raise UserError(f"{len(args.truth)} of --truth for {len(jobs)} scans")
-  target = _target(
-    args.target, explain, explain_target.class_names(trained, explain)
-  )
+  target = _target(args.target, explain, targets.class_names(trained, explain))
   if explain.is_segmenter:
-    explain_target.parse_region(args.region)
+    targets.parse_region(args.region)
   print(
     f"{pages.NOTICE}\nExplaining {len(jobs)}"
     f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import agreement, cam, decision, explain_maps, findings, link
+from cadjax import agreement, decision, findings, link
 from cadjax.classification import scan as classification_scan
 from cadjax.core import lookup
 from cadjax.data import classes, scans
-from cadjax.explainer import Explainer, Options
+from cadjax.explanation import cam, heat_maps
+from cadjax.explanation.explainer import Explainer, Options
 from cadjax.segmentation import scan as segmentation_scan
 from cadjax.training import workdir
 
@@ -150,7 +151,7 @@ def predict_pair(
   with scans.memory_told("explaining", seen.shape):
     _, found = pair.explainer.explain(seen.hu, CAD)
   maps = {
-    heat.layer: explain_maps.on_model_grid(heat, seen.shape) for heat in found
+    heat.layer: heat_maps.on_model_grid(heat, seen.shape) for heat in found
   }
   task = classes.get_task(pair.segmenter.config.segment.classes)
   structures = link.find_structures(

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from cadjax import cam
 from cadjax.classification import scan
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
+from cadjax.explanation import cam
 from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
 from cadjax.report import classified, linked, pages
 from cadjax.training import workdir

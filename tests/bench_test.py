@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, models
+from cadjax import models
 from cadjax.bench import (
   about,
   figures,
@@ -28,6 +28,7 @@ from cadjax.bench import (
 )
 from cadjax.classification import task
 from cadjax.core.lookup import ConfigError, UnknownName
+from cadjax.explanation import cam
 from cadjax.models import flops
 from cadjax.report import linked
 from configs import resnet2d, resnet3d, unet2d, unet3d

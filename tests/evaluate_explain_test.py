@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import (
-  cad_maps,
-  cam,
-  evaluate,
-  evaluate_explain,
-  explain_checks,
-  explain_metrics,
-  models,
-)
+from cadjax import evaluate, evaluate_explain, models
 from cadjax.data import input_pipeline
+from cadjax.explanation import cad_maps, cam, checks, location
 from cadjax.report import tables
 from cadjax.training import checkpoint, workdir
 from data_prep.cases import CLASS_NAMES
@@ -133,7 +126,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
       record["image"].shape,
       (maker.strides[layer]),
     )[0]
-    (expected,) = explain_metrics.location_metrics(
+    (expected,) = location.location_metrics(
       np.asarray(heat)[None], evaluate_explain.read_structures(record), rolls=5
     )
     for name, values in expected.items():
@@ -213,7 +206,7 @@ def test_randomisation_starts_at_the_head_and_ends_at_the_input(
   # With another seed for all layers it is another network, as `other` is.
   maker = cad_maps.CadMaps(workdir.load_trained(trained))
   fresh = maker.fresh(1)
-  mixed = explain_checks.randomise(maker.variables, fresh, order, "stem")
+  mixed = checks.randomise(maker.variables, fresh, order, "stem")
   assert jax.tree.all(jax.tree.map(np.array_equal, mixed, fresh))
 
 
@@ -230,10 +223,10 @@ def test_faithfulness_uses_the_log_odds(trained, dataset, result):
   np.testing.assert_allclose(
     maker.log_odds(same), logits[:, 1] - logits[:, 0], atol=1e-5
   )
-  chance = explain_checks.random_perturbation_auc(
+  chance = checks.random_perturbation_auc(
     maker.log_odds,
     image,
-    baseline=explain_checks.blurred(image, record["spacing"]),
+    baseline=checks.blurred(image, record["spacing"]),
     block=1,
     batch_size=16,
   )

@@ -16,12 +16,14 @@ from PIL import Image
 from tiny_models import Fcn, draw_variables
 from tiny_runs import write_workdir
 
-from cadjax import explain, explain_maps, explain_target, models
+from cadjax import explain, models
 from cadjax.classification import scan as classification_scan
 from cadjax.core import files, lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
-from cadjax.explainer import Explainer, Options
+from cadjax.explanation import heat_maps, targets
+from cadjax.explanation import scan as explanation_scan
+from cadjax.explanation.explainer import Explainer, Options
 from cadjax.report import explained, planes
 from cadjax.training import task, workdir
 from configs import unet3d
@@ -129,13 +131,13 @@ def centroid_mm(path: pathlib.Path) -> np.ndarray:
 
 def run(trained, path, out, *, grid="scanner", options=None, **given):
   explainer = Explainer(trained, options or Options(methods=("hirescam",)))
-  result = explain.explain_scan(
+  result = explanation_scan.explain_scan(
     trained, explainer, path, **({"target": "cad"} | given)
   )
   return result, explained.write_explanation(result, out, grid=grid)
 
 
-@pytest.mark.parametrize("grid", explain_maps.GRIDS)
+@pytest.mark.parametrize("grid", heat_maps.GRIDS)
 @pytest.mark.parametrize("lattice", LATTICES)
 def test_the_map_lies_where_the_lesion_is(
   classifier, monkeypatch, tmp_path, lattice, grid
@@ -275,7 +277,7 @@ def test_the_document_is_strict_and_names_all_files_and_no_path(
   assert json.loads(text) == document
   assert str(tmp_path) not in text
   assert document["target"]["origin"] == "given"
-  for word in explain_maps.__doc__.split("No map")[0].splitlines():
+  for word in heat_maps.__doc__.split("No map")[0].splitlines():
     if word.startswith("  ") and word[2:3].isalpha():
       assert word.split()[0] in document, word
 
@@ -287,7 +289,7 @@ def test_predicted_is_the_label_of_predict(classifier, tmp_path):
   assert document["target"]["name"] == own["label"]
   assert document["target"]["origin"] == "predicted"
   assert document["prediction"] == own
-  number = explain_target.CLASSES.index(own["label"])
+  number = targets.CLASSES.index(own["label"])
   assert document["target"]["value"] == pytest.approx(
     own["logits"][number], rel=1e-4
   )
@@ -312,7 +314,7 @@ def test_one_function_is_compiled_for_all_scans_of_a_shape(
   counts = []
   for i, lattice in enumerate(LATTICES):
     scan = write_scan(tmp_path / f"{i}.nii.gz", lattice)
-    explain.explain_scan(
+    explanation_scan.explain_scan(
       trained, explainer, scan, target=("cad", "normal")[i % 2]
     )
     counts.append(len(traces))
@@ -389,7 +391,7 @@ def test_a_box_is_the_same_in_mm_and_in_voxels(segmenter, tmp_path, lattice):
   ends = prepared.scan.grid.to_index(np.stack([low, high]) * [-1, -1, 1])
   labels = np.zeros(prepared.model_input.shape, np.uint8)
   a, b = (
-    explain_target.select_region(text, 1, labels, prepared)
+    targets.select_region(text, 1, labels, prepared)
     for text in (
       f"box_mm:{ras_to_text(low, high)}",
       "box:" + ",".join(f"{x:.4f}" for x in ends.ravel()),
@@ -496,7 +498,7 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
     assert top > 0
     np.testing.assert_allclose(a.cells, b.cells, atol=0.02 * top)
   # A large volume takes windows by itself, if it knows of which size.
-  monkeypatch.setattr("cadjax.explainer.WHOLE_VOXELS", 1000)
+  monkeypatch.setattr("cadjax.explanation.explainer.WHOLE_VOXELS", 1000)
   with pytest.raises(UserError, match="give --patch"):
     run(trained, path, tmp_path / "x", target="2", region=region)
   with trained.config.unlocked():
@@ -552,7 +554,7 @@ def test_a_unet_of_a_config_is_explained_by_the_names_of_its_task(
     ball = 4 / 3 * np.pi * 8**3 / np.prod(result.prepared.model_input.spacing)
     assert document["region"]["voxels"] == pytest.approx(ball, rel=0.25)
   explainer = Explainer(trained, Options())
-  assert explain_target.class_names(trained, explainer) == [
+  assert targets.class_names(trained, explainer) == [
     "background",
     "coronaries",
   ]

@@ -18,11 +18,12 @@ import ml_collections
 import numpy as np
 import optax
 
-from cadjax import cam, tasks
+from cadjax import tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
 from cadjax.classification import task as classification_task
 from cadjax.core import parallel
 from cadjax.data import classes
+from cadjax.explanation import cam
 from cadjax.models import flops
 from cadjax.segmentation import sliding
 from cadjax.segmentation import task as segmentation_task

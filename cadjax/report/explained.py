@@ -9,7 +9,8 @@ import numpy as np
 
 from cadjax.core import files
 from cadjax.data.scans import Prepared
-from cadjax.explain_maps import Explanation, HeatMap, on_grid
+from cadjax.explanation.heat_maps import HeatMap, on_grid
+from cadjax.explanation.scan import Explanation
 from cadjax.report import pages, planes
 from data_prep import resampling
 from data_prep.volume import Grid, Volume, write_nifti

@@ -32,8 +32,9 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import decision, evidence, explain_maps, link
+from cadjax import decision, evidence, link
 from cadjax.core import files
+from cadjax.explanation import heat_maps
 from cadjax.findings import FILLS, MERGED, Finding
 from cadjax.pair import PairResult
 from cadjax.report import (
@@ -401,7 +402,7 @@ def write_linked(
     write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
     write_nifti(made / names["segments"], result.segments.labels, case.scan)
     for layer, heat in result.maps.items():
-      on_scan = explain_maps.on_scanner_grid(heat, seen.grid, case.scan)
+      on_scan = heat_maps.on_scanner_grid(heat, seen.grid, case.scan)
       write_nifti(made / names[f"heat_{layer}"], on_scan, case.scan)
     text = json.dumps(document, indent=2, allow_nan=False)
     (made / names["result"]).write_text(text + "\n", "utf-8")

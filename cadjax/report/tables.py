@@ -36,7 +36,7 @@ def heat_table(
   """Draws mean lifts: layers down, methods across, one panel a structure.
 
   Args:
-    location: of `explain_metrics.summarise`.
+    location: of `location.summarise`.
     value: a lift; 1 is white, red is above and blue below.
     title: of the figure.
     footer: small print.

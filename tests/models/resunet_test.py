@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, models
+from cadjax import models
 from cadjax.core import lookup
+from cadjax.explanation import cam
 
 KEY = jax.random.key(0)
 

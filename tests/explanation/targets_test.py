@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cadjax import explain_target
 from cadjax.core import lookup
 from cadjax.data import scans
+from cadjax.explanation import targets
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 
@@ -14,12 +14,12 @@ LPS = np.eye(3)[:, ::-1]
 
 
 def test_a_wrong_target_is_told():
-  assert explain_target.find_target("cad", explain_target.CLASSES) == 1
-  assert explain_target.find_target("0", explain_target.CLASSES) == 0
+  assert targets.find_target("cad", targets.CLASSES) == 1
+  assert targets.find_target("0", targets.CLASSES) == 0
   with pytest.raises(lookup.UnknownName, match="target 'cat'.*mean 'cad'"):
-    explain_target.find_target("cat", explain_target.CLASSES)
+    targets.find_target("cat", targets.CLASSES)
   with pytest.raises(lookup.UnknownName, match="target '2'"):
-    explain_target.find_target("2", explain_target.CLASSES)
+    targets.find_target("2", targets.CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_wrong_target_is_told():
 )
 def test_a_region_that_cannot_be_read_is_told(text, message):
   with pytest.raises((UserError, lookup.UnknownName), match=message):
-    explain_target.parse_region(text)
+    targets.parse_region(text)
 
 
 def place(grid, index) -> str:
@@ -58,7 +58,7 @@ def test_a_region_by_its_place_is_on_the_grid_of_the_model():
   labels[4:6, 5, 6] = 1
 
   def select(text, truth=None):
-    return explain_target.select_region(text, 1, labels, prepared, truth)
+    return targets.select_region(text, 1, labels, prepared, truth)
 
   np.testing.assert_array_equal(select("predicted"), labels == 1)
   expected = np.zeros(model.shape, bool)

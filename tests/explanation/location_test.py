@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from cadjax import explain_metrics
+from cadjax.explanation import location
 
 SPACING = (0.5, 1.25, 0.8)
 SHAPE = (8, 10, 12)
@@ -27,11 +27,11 @@ def test_distance_equals_brute_force(seed):
   points = np.concatenate([np.argwhere(mask), centers]) * SPACING
   grid = np.argwhere(np.ones(SHAPE)) * SPACING
   expected = np.linalg.norm(grid[:, None] - points, axis=-1).min(1)
-  ours = explain_metrics.distance_mm(mask, SPACING, centers)
+  ours = location.distance_mm(mask, SPACING, centers)
   np.testing.assert_allclose(ours.ravel(), expected, rtol=1e-6)
   empty = np.zeros(SHAPE, bool)
-  assert np.isinf(explain_metrics.distance_mm(empty, SPACING)).all()
-  alone = explain_metrics.distance_mm(empty, SPACING, centers)
+  assert np.isinf(location.distance_mm(empty, SPACING)).all()
+  alone = location.distance_mm(empty, SPACING, centers)
   near = np.linalg.norm(grid[:, None] - centers * SPACING, axis=-1).min(1)
   np.testing.assert_allclose(alone.ravel(), near, rtol=1e-6)
 
@@ -39,7 +39,7 @@ def test_distance_equals_brute_force(seed):
 def test_dilation_is_in_mm_along_each_axis():
   mask = np.zeros((41, 31, 35), bool)
   mask[20, 15, 17] = True
-  distance = explain_metrics.distance_mm(mask, SPACING)
+  distance = location.distance_mm(mask, SPACING)
   inside = distance <= 5
   # 5 mm are 10, 4 and 6.25 voxels.
   assert [np.ptp(np.nonzero(inside)[k]) for k in range(3)] == [20, 8, 12]
@@ -47,21 +47,19 @@ def test_dilation_is_in_mm_along_each_axis():
 
 def test_a_map_equal_to_the_mask_has_the_largest_lift():
   mask = mask_of(0)
-  ours = explain_metrics.energy_in(7.0 * mask, mask)
+  ours = location.energy_in(7.0 * mask, mask)
   assert ours["energy"] == pytest.approx(1)
   assert ours["lift"] == pytest.approx(mask.size / mask.sum())
 
 
 def test_a_uniform_map_has_no_skill():
   mask, heat = mask_of(0), np.full(SHAPE, 0.3)
-  ours = explain_metrics.energy_in(heat, mask)
+  ours = location.energy_in(heat, mask)
   assert ours["lift"] == pytest.approx(1)
-  assert explain_metrics.auprc(heat, mask)["auprc"] == pytest.approx(
-    mask.mean()
-  )
-  found = explain_metrics.pointing(heat, mask)
+  assert location.auprc(heat, mask)["auprc"] == pytest.approx(mask.mean())
+  found = location.pointing(heat, mask)
   assert found["pointing"] == pytest.approx(found["chance"])
-  assert explain_metrics.gini(heat) == pytest.approx(0, abs=1e-12)
+  assert location.gini(heat) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("with_region", [False, True])
@@ -73,15 +71,13 @@ def test_location_equals_loops(with_region):
   energy = sum(heat[v] for v in voxels if mask[v])
   energy /= sum(heat[v] for v in voxels)
   share = sum(mask[v] for v in voxels) / len(voxels)
-  ours = explain_metrics.energy_in(heat, mask, region)
+  ours = location.energy_in(heat, mask, region)
   assert ours["energy"] == pytest.approx(energy)
   assert ours["share"] == pytest.approx(share)
   assert ours["lift"] == pytest.approx(energy / share)
   peak = max(voxels, key=lambda v: heat[v])
   for near in (mask, ~mask):
-    assert (
-      explain_metrics.pointing(heat, near, region)["pointing"] == near[peak]
-    )
+    assert location.pointing(heat, near, region)["pointing"] == near[peak]
   # Average precision: the mean over the mask's voxels of the precision at
   # each (no ties here).
   ranked = sorted(voxels, key=lambda v: -heat[v])
@@ -90,13 +86,13 @@ def test_location_equals_loops(with_region):
     if mask[v]:
       hits += 1
       precisions.append(hits / rank)
-  found = explain_metrics.auprc(heat, mask, region)
+  found = location.auprc(heat, mask, region)
   assert found["auprc"] == pytest.approx(np.mean(precisions))
   assert found["chance"] == pytest.approx(share)
   # Gini: half the mean absolute difference over the mean.
   values = np.array([heat[v] for v in voxels])
   difference = np.abs(values[:, None] - values).mean()
-  assert explain_metrics.gini(heat, region) == pytest.approx(
+  assert location.gini(heat, region) == pytest.approx(
     difference / (2 * values.mean())
   )
 
@@ -105,31 +101,31 @@ def test_location_equals_loops(with_region):
 def test_average_precision_of_ties_is_scikit_learns(levels):
   heat, mask = np.floor(levels * heat_of(1)), mask_of(2, 0.1)
   expected = sklearn.metrics.average_precision_score(mask.ravel(), heat.ravel())
-  ours = explain_metrics.auprc(heat, mask)["auprc"]
+  ours = location.auprc(heat, mask)["auprc"]
   assert ours == pytest.approx(expected, rel=1e-12)
 
 
 def test_gini_of_one_voxel():
   heat = np.zeros(SHAPE)
   heat[1, 2, 3] = 5
-  assert explain_metrics.gini(heat) == pytest.approx(1 - 1 / heat.size)
+  assert location.gini(heat) == pytest.approx(1 - 1 / heat.size)
 
 
 def test_tied_peaks_count_by_their_share():
   heat, near = np.zeros(SHAPE), np.zeros(SHAPE, bool)
   heat[0, 0, :4] = 1
   near[0, 0, 3:7] = True
-  assert explain_metrics.pointing(heat, near)["pointing"] == 0.25
+  assert location.pointing(heat, near)["pointing"] == 0.25
   heat[0, 0, 3] = 1.001
-  assert explain_metrics.pointing(heat, near)["pointing"] == 1
+  assert location.pointing(heat, near)["pointing"] == 1
 
 
 def test_no_measure_depends_on_the_scale_of_the_map():
   heat = heat_of(1)
-  distance = explain_metrics.distance_mm(mask_of(2, 0.01), SPACING)
+  distance = location.distance_mm(mask_of(2, 0.01), SPACING)
   a, b, other = (
     row["a"]
-    for row in explain_metrics.location_metrics(
+    for row in location.location_metrics(
       np.stack([heat, 1000 * heat, heat**2]), {"a": distance}, rolls=9
     )
   )
@@ -139,9 +135,9 @@ def test_no_measure_depends_on_the_scale_of_the_map():
 
 def test_a_row_holds_every_measure_at_its_distance():
   heat, mask = heat_of(1), mask_of(2, 0.01)
-  distance = explain_metrics.distance_mm(mask, SPACING)
+  distance = location.distance_mm(mask, SPACING)
   region = mask_of(3, 0.6)
-  row = explain_metrics.location_metrics(
+  row = location.location_metrics(
     heat[None],
     {"a": distance},
     region=region,
@@ -150,15 +146,15 @@ def test_a_row_holds_every_measure_at_its_distance():
     rolls=3,
   )[0]["a"]
   for name, radius in (("0mm", 0), ("1.5mm", 1.5)):
-    found = explain_metrics.energy_in(heat, distance <= radius, region)
+    found = location.energy_in(heat, distance <= radius, region)
     for key, value in found.items():
       assert row[f"{key}_{name}"] == value
-  found = explain_metrics.pointing(heat, distance <= 2, region)
+  found = location.pointing(heat, distance <= 2, region)
   assert row["pointing"] == found["pointing"]
   assert row["pointing_chance"] == found["chance"]
-  found = explain_metrics.auprc(heat, mask, region)
+  found = location.auprc(heat, mask, region)
   assert (row["auprc"], row["auprc_chance"]) == tuple(found.values())
-  assert row["gini"] == explain_metrics.gini(heat, region)
+  assert row["gini"] == location.gini(heat, region)
 
 
 @pytest.mark.parametrize("with_region", [False, True])
@@ -168,9 +164,9 @@ def test_rolls_equal_measures_of_the_rolled_structure(with_region):
   heat[heat > 0] = heat.max()  # Peaks that tie.
   heat += 0.01 * heat_of(4) * (heat == 0)
   region = mask_of(3, 0.6) if with_region else None
-  distance = explain_metrics.distance_mm(mask_of(2, 0.004), SPACING)
+  distance = location.distance_mm(mask_of(2, 0.004), SPACING)
   radii = (2.0, 0.0, 1.0)  # In any order.
-  both = explain_metrics.rolled_null(
+  both = location.rolled_null(
     np.stack([heat_of(5), heat]),
     {"one": distance, "other": distance.max() - distance},
     region=region,
@@ -184,9 +180,9 @@ def test_rolls_equal_measures_of_the_rolled_structure(with_region):
   for i, shift in enumerate(shifts):
     rolled = np.roll(distance, shift, (0, 1, 2))
     for k, radius in enumerate(radii):
-      expected = explain_metrics.energy_in(heat, rolled <= radius, region)
+      expected = location.energy_in(heat, rolled <= radius, region)
       assert ours["lift"][i, k] == pytest.approx(expected["lift"], nan_ok=True)
-    expected = explain_metrics.pointing(heat, rolled <= 1.5, region)
+    expected = location.pointing(heat, rolled <= 1.5, region)
     assert ours["pointing"][i] == pytest.approx(expected["pointing"])
   assert np.nanstd(ours["lift"][:, 0]) > 0
   assert np.std(ours["pointing"]) > 0
@@ -200,15 +196,15 @@ def test_over_all_shifts_the_mean_lift_is_1_and_pointing_is_chance():
   lifts, hits = [], []
   for shift in itertools.product(*map(range, shape)):
     rolled = np.roll(mask, shift, (0, 1, 2))
-    lifts.append(explain_metrics.energy_in(heat, rolled)["lift"])
-    hits.append(explain_metrics.pointing(heat, rolled)["pointing"])
+    lifts.append(location.energy_in(heat, rolled)["lift"])
+    hits.append(location.pointing(heat, rolled)["pointing"])
   assert np.mean(lifts) == pytest.approx(1)
   assert np.mean(hits) == pytest.approx(mask.mean())
 
 
 def test_the_null_of_an_unrelated_map_and_of_a_right_one():
-  distance = explain_metrics.distance_mm(mask_of(2, 0.004), SPACING)
-  (unrelated,) = explain_metrics.location_metrics(
+  distance = location.distance_mm(mask_of(2, 0.004), SPACING)
+  (unrelated,) = location.location_metrics(
     heat_of(7)[None], {"a": distance}, rolls=400
   )
   ours = unrelated["a"]
@@ -218,9 +214,7 @@ def test_the_null_of_an_unrelated_map_and_of_a_right_one():
     ours["pointing_chance"], abs=0.08
   )
   right = np.exp(-distance)
-  (ours,) = explain_metrics.location_metrics(
-    right[None], {"a": distance}, rolls=199
-  )
+  (ours,) = location.location_metrics(right[None], {"a": distance}, rolls=199)
   ours = ours["a"]
   assert ours["lift_p_0mm"] == 1 / 200
   assert ours["lift_0mm"] > 3 * ours["lift_null_0mm"]
@@ -228,15 +222,15 @@ def test_the_null_of_an_unrelated_map_and_of_a_right_one():
 
 
 def test_p_values_of_unrelated_maps_are_uniform():
-  distance = explain_metrics.distance_mm(mask_of(2, 0.02), SPACING)
+  distance = location.distance_mm(mask_of(2, 0.02), SPACING)
   p = []
   for i in range(200):
     heat = heat_of(100 + i)
-    null = explain_metrics.rolled_null(
+    null = location.rolled_null(
       heat[None], {"a": distance}, radii_mm=(0.0,), rolls=19, seed=i
     )["a"]
-    lift = explain_metrics.energy_in(heat, distance <= 0)["lift"]
-    p.append(explain_metrics.p_value(lift, null["lift"][0, :, 0]))
+    lift = location.energy_in(heat, distance <= 0)["lift"]
+    p.append(location.p_value(lift, null["lift"][0, :, 0]))
   counts = np.bincount(np.rint(np.array(p) * 20).astype(int), minlength=21)
   assert counts[0] == 0
   assert scipy.stats.chisquare(counts[1:]).pvalue > 0.001
@@ -244,10 +238,10 @@ def test_p_values_of_unrelated_maps_are_uniform():
 
 def test_p_value_of_ties_and_of_nothing():
   null = np.array([1.0, 2.0, 3.0, np.nan])
-  assert explain_metrics.p_value(2.0, null) == 3 / 4
-  assert explain_metrics.p_value(9.0, null) == 1 / 4
-  assert math.isnan(explain_metrics.p_value(math.nan, null))
-  assert math.isnan(explain_metrics.p_value(1.0, null[3:]))
+  assert location.p_value(2.0, null) == 3 / 4
+  assert location.p_value(9.0, null) == 1 / 4
+  assert math.isnan(location.p_value(math.nan, null))
+  assert math.isnan(location.p_value(1.0, null[3:]))
 
 
 def test_what_is_undefined_is_nan():
@@ -259,8 +253,8 @@ def test_what_is_undefined_is_nan():
   cases += [(heat * ~region, some, region), (heat, some, none)]
   for a, mask, where in cases:
     where = full if where is None else where
-    distance = explain_metrics.distance_mm(mask, SPACING)
-    (ours,) = explain_metrics.location_metrics(
+    distance = location.distance_mm(mask, SPACING)
+    (ours,) = location.location_metrics(
       a[None],
       {"x": distance},
       region=where,
@@ -278,16 +272,16 @@ def test_what_is_undefined_is_nan():
 
 
 def test_a_map_that_is_none_is_refused():
-  distance = explain_metrics.distance_mm(mask_of(1), SPACING)
+  distance = location.distance_mm(mask_of(1), SPACING)
   for bad in (-1.0, np.nan, np.inf):
     heat = heat_of(0)
     heat[0, 0, 0] = bad
     with pytest.raises(ValueError, match="finite and at least 0"):
-      explain_metrics.location_metrics(heat[None], {"a": distance})
+      location.location_metrics(heat[None], {"a": distance})
   with pytest.raises(ValueError, match="do not match"):
-    explain_metrics.energy_in(heat_of(0), mask_of(1)[1:])
+    location.energy_in(heat_of(0), mask_of(1)[1:])
   with pytest.raises(ValueError, match="do not match"):
-    explain_metrics.auprc(heat_of(0), mask_of(1), mask_of(2)[1:])
+    location.auprc(heat_of(0), mask_of(1), mask_of(2)[1:])
 
 
 def test_the_table_averages_over_patients_and_combines_p():
@@ -301,7 +295,7 @@ def test_the_table_averages_over_patients_and_combines_p():
     }.items()
     for i, (lift, p, hit) in enumerate(values)
   ]
-  last, first = explain_metrics.summarise(rows, draws=200)
+  last, first = location.summarise(rows, draws=200)
   assert (last["layer"], first["layer"]) == ("stage4", "stage1")
   assert set(last) == {
     "layer",
@@ -320,6 +314,6 @@ def test_the_table_averages_over_patients_and_combines_p():
   assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))
   # A second scan of one patient doubles that patient's mean p.
   again = {**rows[3], "lift_p_0mm": 0.03}
-  first = explain_metrics.summarise([*rows, again], draws=200)[1]
+  first = location.summarise([*rows, again], draws=200)[1]
   statistic = -2 * np.log([0.04, 0.01, 0.03]).sum()
   assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))

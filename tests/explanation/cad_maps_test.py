@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cadjax import cad_maps, cam, explain_checks
+from cadjax.explanation import cad_maps, cam, checks
 from cadjax.training import workdir
 
 
@@ -44,7 +44,7 @@ def test_other_variables_make_other_maps(maker, image):
     for layer in maker.strides
   )
   order = ("head", *reversed(maker.strides))
-  mixed = explain_checks.randomise(maker.variables, fresh, order, order[-1])
+  mixed = checks.randomise(maker.variables, fresh, order, order[-1])
   again = maker.cells(image, mixed)
   for layer in maker.strides:
     np.testing.assert_allclose(

@@ -1,7 +1,7 @@
 """All maps of a classifier for the class CAD, to be measured.
 
-`cadjax.explainer` explains one scan for a user; here every layer and method
-is made on its own cells, also with other variables in the place of the
+`explanation.explainer` explains one scan for a user; here every layer and
+method is made on its own cells, also with other variables in the place of the
 trained ones, and compiled once for all seeds of an architecture.
 """
 
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cadjax import cam, models
+from cadjax import models
+from cadjax.explanation import cam
 from cadjax.metrics import calibration
 from cadjax.training import steps, workdir
 

@@ -28,6 +28,8 @@ from cadjax.core import lookup
 Variables = Mapping[str, Any]
 Maps = dict[str, dict[str, jax.Array]]  # method -> layer -> map.
 XRES_WINDOW = 4
+
+
 # Pixels that a 2D model takes at a time, 32 slices of 128x128: all slices of a
 # volume at once would keep several GB of activations for the backward pass.
 SLICE_PIXELS = 32 * 128 * 128
@@ -36,8 +38,6 @@ _REFERENCE = 256
 
 
 # --- The methods: weights [B, *space, C], or with 1 for space ---------------
-
-
 def gradcam(a: jax.Array, g: jax.Array, window: int) -> jax.Array:
   """The mean of the gradient (Selvaraju et al. 2017, arXiv 1610.02391)."""
   del a, window
@@ -167,8 +167,6 @@ def _weigh(weights: jax.Array, a: jax.Array) -> jax.Array:
 
 
 # --- The scores: [B, (*space,) K] and class [B] to [B, (*space)] ------------
-
-
 def _logit(logits: jax.Array, target: jax.Array) -> jax.Array:
   index = target.reshape(-1, *(1,) * (logits.ndim - 1))
   return jnp.take_along_axis(logits, index, -1)[..., 0]
@@ -220,8 +218,6 @@ def scores(
 
 
 # --- One pass forward, one back ---------------------------------------------
-
-
 def in_float32(model: nn.Module) -> nn.Module:
   """The same model, computing in float32 or better; all else is kept."""
   return model.clone(dtype=jnp.promote_types(model.dtype, jnp.float32))
@@ -429,8 +425,6 @@ def _in_chunks(fn: Callable, size: int, tree: Any) -> Any:
 
 
 # --- Where the cells are ----------------------------------------------------
-
-
 def layer_strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
   """Voxels of the image per cell along each axis of every map, by name."""
   _, maps = _abstract(model)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import attribution
+from cadjax.explanation import attribution
 
 SPACE = (9, 7, 11)
 

@@ -8,8 +8,9 @@ import scipy.ndimage
 from flax import linen as nn
 from tiny_models import Fcn, draw_variables
 
-from cadjax import cam, models
+from cadjax import models
 from cadjax.core import lookup
+from cadjax.explanation import cam
 
 METHODS = list(cam.METHODS)
 SPACE = {2: (40, 24), 3: (32, 16, 24)}

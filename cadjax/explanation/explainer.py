@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import attribution, cam, cam_windows
 from cadjax.core import lookup
-from cadjax.explain_maps import HeatMap
+from cadjax.explanation import attribution, cam
+from cadjax.explanation import windows as cam_windows
+from cadjax.explanation.heat_maps import HeatMap
 from cadjax.training import steps, task, workdir
 from data_prep.errors import UserError
 

@@ -20,10 +20,12 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from cadjax import cam
 from cadjax.core import lookup
+from cadjax.explanation import cam
 
 METHODS = ("gradcam", "hirescam", "xrescam", "layercam")
+
+
 # Standard deviation of a window's weights as a share of its edge (nnU-Net,
 # Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
 SIGMA = 1 / 8

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadjax import cam, models
+from cadjax import models
+from cadjax.explanation import cam
 
 torch = pytest.importorskip("torch")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny_models import Fcn, draw_variables
 
-from cadjax import cam, cam_windows
-from cadjax.cam_windows import METHODS, WindowExplainer
 from cadjax.core import lookup
+from cadjax.explanation import cam, windows
+from cadjax.explanation.windows import METHODS, WindowExplainer
 
 WINDOW = (32, 24, 24)
 
@@ -95,7 +95,7 @@ def test_windows_without_region_are_not_computed(model, variables, monkeypatch):
     explainer, "_local", lambda *args: calls.append(1) or local(*args)
   )
   found = explainer(variables, volume(shape), 1, region)["hirescam"]["enc1"]
-  assert len(calls) < len(cam_windows.window_starts(80, 32, 0.5, 2))
+  assert len(calls) < len(windows.window_starts(80, 32, 0.5, 2))
   assert found.max() > 0
   assert np.argwhere(found > 0)[:, 0].max() <= 3 + 6
 
@@ -104,14 +104,14 @@ def test_windows_without_region_are_not_computed(model, variables, monkeypatch):
 @pytest.mark.parametrize(("size", "overlap"), [(16, 0.5), (24, 0.25), (16, 0)])
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_windows_cover_the_axis_on_whole_cells(n, size, overlap, step):
-  starts = cam_windows.window_starts(n, size, overlap, step)
+  starts = windows.window_starts(n, size, overlap, step)
   assert starts[0] == 0
   assert all(start % step == 0 for start in starts)
   assert n <= starts[-1] + size < max(n, size) + step
   hops = np.diff(starts)
   assert (hops > 0).all()
   assert (hops <= max(size * (1 - overlap), step) + 1e-9).all()
-  shares = cam_windows._shares(n, starts, size)
+  shares = windows._shares(n, starts, size)
   total = np.zeros(starts[-1] + size)
   for start, share in zip(starts, shares, strict=True):
     total[start : start + size] += share

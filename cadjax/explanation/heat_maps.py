@@ -37,24 +37,16 @@ the scanner's grid it is 0 where the model's box does not reach.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import cam
 from cadjax.data.scans import Prepared
+from cadjax.explanation import cam
 from data_prep import geometry
 from data_prep.volume import Grid, Volume
 
-PHANTOM_WARNING = (
-  "The model was trained on phantoms: its maps are not evidence about patients."
-)
-CONCERN_WARNING = (
-  "The scan is unlike the data that the model was trained on: its maps are not"
-  " to be relied on."
-)
 GRIDS = ("scanner", "model", "feature")
 
 
@@ -93,39 +85,6 @@ class HeatMap:
       return None
     index = np.unravel_index(np.argmax(self.cells), self.cells.shape)
     return tuple(float(x) for x in self.grid(model_grid).to_mm(index))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Explanation:
-  """All that is written of one explained scan; fields as in the schema."""
-
-  case: str
-  input_name: str
-  prepared: Prepared
-  maps: Sequence[HeatMap]
-  target: Mapping[str, Any]
-  region: Mapping[str, Any] | None
-  prediction: Mapping[str, Any] | None
-  model: Mapping[str, Any]
-  options: Mapping[str, Any]
-  software: Mapping[str, Any]
-  created: str
-
-  @property
-  def warnings(self) -> list[str]:
-    """What must be read with the maps."""
-    said = []
-    if self.prepared.concerns:
-      said.append(CONCERN_WARNING)
-    if self.model["trained_on"]["is_phantom"]:
-      said.append(PHANTOM_WARNING)
-    zero = [each.name for each in self.maps if not each.cells.max() > 0]
-    if zero:
-      said.append(
-        f"Nothing speaks for the target in {', '.join(zero)}: these maps are"
-        " zero everywhere."
-      )
-    return said
 
 
 def on_model_grid(heat: HeatMap, shape: Sequence[int]) -> np.ndarray:

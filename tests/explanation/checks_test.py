@@ -8,8 +8,9 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 
-from cadjax import explain_checks, models
+from cadjax import models
 from cadjax.core import lookup
+from cadjax.explanation import checks
 
 SHAPE = (6, 8, 10)
 
@@ -30,7 +31,7 @@ def linear_case(seed=0, dtype=np.float64):
 def test_blurring_is_in_mm_and_keeps_the_type():
   point = np.zeros((41, 41, 41), np.int16)
   point[20, 20, 20] = 20_000
-  out = explain_checks.blurred(point, (1.0, 2.0, 4.0), 4.0)
+  out = checks.blurred(point, (1.0, 2.0, 4.0), 4.0)
   assert out.dtype == np.int16
   # One sigma from the middle, whatever the axis.
   assert out[24, 20, 20] == out[20, 22, 20] == out[20, 20, 21]
@@ -38,7 +39,7 @@ def test_blurring_is_in_mm_and_keeps_the_type():
     out[20, 20, 20] * math.exp(-0.5), abs=2
   )
   flat = np.full((9, 9, 9), -1000, np.int16)
-  assert (explain_checks.blurred(flat, (1, 1, 1)) == -1000).all()
+  assert (checks.blurred(flat, (1, 1, 1)) == -1000).all()
 
 
 def linear(weights):
@@ -59,7 +60,7 @@ def test_perturbation_of_a_linear_score_is_a_closed_form():
   def area(curve):
     return (curve[:-1] + curve[1:]).sum() / 2 / n
 
-  ours = explain_checks.perturbation_auc(
+  ours = checks.perturbation_auc(
     linear(weights),
     image,
     heat,
@@ -89,7 +90,7 @@ def test_unequal_blocks_count_by_their_voxels():
       changed[parts[k]] = baseline[parts[k]]
       voxels += changed[parts[k]].size
   x, y = np.array(points).T
-  ours = explain_checks.perturbation_auc(
+  ours = checks.perturbation_auc(
     linear(weights), image, heat, baseline=baseline, block=4, steps=5
   )
   assert ours["deletion"] == pytest.approx(
@@ -103,15 +104,11 @@ def test_the_true_contributions_beat_every_other_map():
   options = {"baseline": baseline, "block": 2, "steps": 5}
 
   def measure(heat):
-    return explain_checks.perturbation_auc(
-      linear(weights), image, heat, **options
-    )
+    return checks.perturbation_auc(linear(weights), image, heat, **options)
 
   # Blocks of 2^3 voxels ranked by their whole contribution.
   best, worst = measure(part - part.min()), measure(part.max() - part)
-  chance = explain_checks.random_perturbation_auc(
-    linear(weights), image, **options
-  )
+  chance = checks.random_perturbation_auc(linear(weights), image, **options)
   for other in (chance, *(measure(smooth(seed)) for seed in range(5))):
     assert best["insertion"] > other["insertion"] > worst["insertion"]
     assert best["deletion"] < other["deletion"] < worst["deletion"]
@@ -121,29 +118,29 @@ def test_random_orders_replace_in_a_straight_line():
   image, baseline, weights = linear_case()
   top, bottom = (weights * image).sum(), (weights * baseline).sum()
   options = {"baseline": baseline, "block": 2}
-  many = explain_checks.random_perturbation_auc(
+  many = checks.random_perturbation_auc(
     linear(weights), image, orders=300, **options
   )
   spread = np.abs(weights * (image - baseline)).sum() / 20
   for name in ("insertion", "deletion"):
     assert many[name] == pytest.approx((top + bottom) / 2, abs=spread)
-  first = explain_checks.random_perturbation_auc(
+  first = checks.random_perturbation_auc(
     linear(weights), image, orders=1, seed=3, **options
   )
   # A flat map of any height has no order but chance's.
-  flat = explain_checks.perturbation_auc(
+  flat = checks.perturbation_auc(
     linear(weights), image, np.full(SHAPE, 0.1), seed=3, **options
   )
   assert flat == first
-  second = explain_checks.random_perturbation_auc(
+  second = checks.random_perturbation_auc(
     linear(weights), image, orders=1, seed=4, **options
   )
-  mean = explain_checks.random_perturbation_auc(
+  mean = checks.random_perturbation_auc(
     linear(weights), image, orders=2, seed=3, **options
   )
   for name, value in mean.items():
     assert value == pytest.approx((first[name] + second[name]) / 2)
-  assert flat != explain_checks.perturbation_auc(
+  assert flat != checks.perturbation_auc(
     linear(weights), image, np.full(SHAPE, 0.1), seed=4, **options
   )
 
@@ -156,7 +153,7 @@ def test_the_score_gets_full_batches_of_the_images_own_type():
     seen.append((x.shape, x.dtype))
     return x.mean((1, 2, 3))
 
-  explain_checks.perturbation_auc(
+  checks.perturbation_auc(
     score, image, smooth(0), baseline=baseline, block=4, steps=3, batch_size=3
   )
   # 4 points, insertion and deletion: 8 images.
@@ -164,7 +161,7 @@ def test_the_score_gets_full_batches_of_the_images_own_type():
 
 
 def test_blocks_at_the_edge_are_smaller():
-  blocks = explain_checks._blocks(SHAPE, 4)
+  blocks = checks._blocks(SHAPE, 4)
   sizes = np.bincount(blocks.ravel())
   # (4 + 2) x (4 + 4) x (4 + 4 + 2)
   expected = np.einsum("i,j,k", (4, 2), (4, 4), (4, 4, 2)).ravel()
@@ -175,14 +172,12 @@ def test_blocks_at_the_edge_are_smaller():
 
 def test_perturbation_of_a_zero_map_is_undefined_and_shapes_must_agree():
   image, baseline, _ = linear_case()
-  ours = explain_checks.perturbation_auc(
+  ours = checks.perturbation_auc(
     None, image, np.zeros(SHAPE), baseline=baseline
   )
   assert all(math.isnan(value) for value in ours.values())
   with pytest.raises(ValueError, match="one shape"):
-    explain_checks.perturbation_auc(
-      None, image, np.ones(SHAPE), baseline=baseline[1:]
-    )
+    checks.perturbation_auc(None, image, np.ones(SHAPE), baseline=baseline[1:])
 
 
 @pytest.fixture(scope="module")
@@ -207,14 +202,14 @@ def test_randomise_takes_layers_from_the_top_and_leaves_the_lower(resnet):
     **trained,
     "batch_stats": jax.tree.map(lambda x: x + 3, trained["batch_stats"]),
   }
-  mixed = explain_checks.randomise(trained, fresh, ORDER, "stage3")
+  mixed = checks.randomise(trained, fresh, ORDER, "stage3")
   for kind in ("params", "batch_stats"):
     assert mixed[kind].keys() == trained[kind].keys()
     for name, part in mixed[kind].items():
       top = name == "head" or name.startswith(("stage4", "stage3"))
       wanted = (fresh if top else trained)[kind][name]
       assert part is wanted, name
-  everything = explain_checks.randomise(trained, fresh, ORDER, "stem")
+  everything = checks.randomise(trained, fresh, ORDER, "stem")
   assert all(
     everything["params"][name] is fresh["params"][name]
     for name in trained["params"]
@@ -223,7 +218,7 @@ def test_randomise_takes_layers_from_the_top_and_leaves_the_lower(resnet):
 
 def test_randomise_changes_the_maps_above_alone(resnet):
   apply, image, trained, fresh = resnet
-  mixed = explain_checks.randomise(trained, fresh, ORDER, "stage3")
+  mixed = checks.randomise(trained, fresh, ORDER, "stage3")
   _, before = apply(trained, image)
   _, after = apply(mixed, image)
   for name in ("stem", "stage1", "stage2"):
@@ -235,22 +230,22 @@ def test_randomise_changes_the_maps_above_alone(resnet):
 def test_randomise_knows_its_layers(resnet):
   _, _, trained, fresh = resnet
   with pytest.raises(lookup.UnknownName, match="did you mean 'stage4'"):
-    explain_checks.randomise(trained, fresh, ORDER, "stag4")
+    checks.randomise(trained, fresh, ORDER, "stag4")
   with pytest.raises(lookup.UnknownName, match="stage9"):
-    explain_checks.randomise(trained, fresh, ("head", "stage9"), "stage9")
+    checks.randomise(trained, fresh, ("head", "stage9"), "stage9")
 
 
 def test_equal_maps_are_alike_and_scale_does_not_matter():
   a = smooth(0)
-  ours = explain_checks.compare(a, 40 * a)
+  ours = checks.compare(a, 40 * a)
   assert ours["ssim"] == pytest.approx(1, abs=1e-4)
   assert ours["spearman"] == pytest.approx(1)
-  assert explain_checks.compare(a, a.max() - a)["spearman"] == pytest.approx(-1)
+  assert checks.compare(a, a.max() - a)["spearman"] == pytest.approx(-1)
 
 
 def test_compare_equals_brute_force():
   a, b = smooth(1, (5, 6, 7)), smooth(2, (5, 6, 7))
-  ours = explain_checks.compare(a, b)
+  ours = checks.compare(a, b)
   # Pearson's correlation of the ranks.
   ranks = [scipy.stats.rankdata(x.astype(np.float32)) for x in (a, b)]
   assert ours["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
@@ -268,39 +263,35 @@ def test_compare_equals_brute_force():
 
 def test_compare_of_flat_zero_and_tiny_maps():
   a = smooth(0)
-  zero = explain_checks.compare(a, np.zeros(SHAPE))
+  zero = checks.compare(a, np.zeros(SHAPE))
   assert math.isnan(zero["ssim"])
   assert math.isnan(zero["spearman"])
-  flat = explain_checks.compare(a, np.ones(SHAPE))
+  flat = checks.compare(a, np.ones(SHAPE))
   assert math.isnan(flat["spearman"])
   assert -1 <= flat["ssim"] < 1
-  tiny = explain_checks.compare(a[:2], a[:2])
+  tiny = checks.compare(a[:2], a[:2])
   assert math.isnan(tiny["ssim"])
   assert tiny["spearman"] == pytest.approx(1)
   for depth in (3, 4, 8):
     thin = np.resize(a, (depth, 9, 9))
-    assert explain_checks.compare(thin, thin)["ssim"] == pytest.approx(
-      1, abs=1e-4
-    )
+    assert checks.compare(thin, thin)["ssim"] == pytest.approx(1, abs=1e-4)
   with pytest.raises(ValueError, match="one shape"):
-    explain_checks.compare(a, a[1:])
+    checks.compare(a, a[1:])
 
 
 def test_random_pairs_is_the_mean_over_pairs():
   maps = [smooth(i) for i in range(4)]
   every = [
-    explain_checks.compare(maps[i], maps[j])
-    for i in range(4)
-    for j in range(i + 1, 4)
+    checks.compare(maps[i], maps[j]) for i in range(4) for j in range(i + 1, 4)
   ]
-  ours = explain_checks.random_pairs(maps, pairs=20)
+  ours = checks.random_pairs(maps, pairs=20)
   assert ours["pairs"] == 6
   for name in ("ssim", "spearman"):
     assert ours[name] == pytest.approx(np.mean([r[name] for r in every]))
-  few = explain_checks.random_pairs(maps, pairs=2)
+  few = checks.random_pairs(maps, pairs=2)
   assert few["pairs"] == 2
-  assert few != explain_checks.random_pairs(maps, pairs=2, seed=1)
+  assert few != checks.random_pairs(maps, pairs=2, seed=1)
   # A zero map has no likeness; one map has no pair.
-  some = explain_checks.random_pairs([*maps[:2], np.zeros(SHAPE)])
+  some = checks.random_pairs([*maps[:2], np.zeros(SHAPE)])
   assert some["spearman"] == every[0]["spearman"]
-  assert math.isnan(explain_checks.random_pairs(maps[:1])["ssim"])
+  assert math.isnan(checks.random_pairs(maps[:1])["ssim"])

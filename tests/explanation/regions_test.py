@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cadjax import regions
 from cadjax.core import lookup
+from cadjax.explanation import targets
 from data_prep.errors import UserError
 
 SHAPE = (4, 5, 6)
@@ -28,8 +28,8 @@ def where(region):
 def test_regions_of_a_class():
   labels, truth = pair()
   found = {
-    kind: where(regions.of_class(kind, 2, labels, truth))
-    for kind in regions.OF_A_CLASS
+    kind: where(targets.of_class(kind, 2, labels, truth))
+    for kind in targets.OF_A_CLASS
   }
   line = {(0, 0, w) for w in range(3)}
   part = {(d, h, 4) for d in (2, 3) for h in (2, 3)}
@@ -47,7 +47,7 @@ def test_corners_connect():
   labels = np.zeros(SHAPE, np.uint8)
   labels[0, 0, 0] = labels[1, 1, 1] = labels[2, 2, 2] = 1
   labels[0, 4, 4:] = 1
-  assert len(where(regions.of_class("largest", 1, labels))) == 3
+  assert len(where(targets.of_class("largest", 1, labels))) == 3
 
 
 @pytest.mark.parametrize(
@@ -59,30 +59,30 @@ def test_corners_connect():
   ],
 )
 def test_a_box_holds_the_voxels_whose_centres_it_holds(low, high, expected):
-  assert where(regions.box(SHAPE, low, high)) == expected
+  assert where(targets.box(SHAPE, low, high)) == expected
 
 
 def test_one_voxel():
-  assert where(regions.voxel(SHAPE, (1.4, 2.6, 0))) == {(1, 3, 0)}
+  assert where(targets.voxel(SHAPE, (1.4, 2.6, 0))) == {(1, 3, 0)}
 
 
 def test_what_selects_nothing_is_told():
   labels, truth = pair()
-  for kind in regions.OF_A_CLASS:
+  for kind in targets.OF_A_CLASS:
     with pytest.raises(UserError, match=f"{kind}.*class 3 selects nothing"):
-      regions.of_class(kind, 3, labels, truth)
+      targets.of_class(kind, 3, labels, truth)
   with pytest.raises(UserError, match="box from 1.2, .* selects nothing"):
-    regions.box(SHAPE, (1.2, 0, 0), (1.8, 4, 5))
+    targets.box(SHAPE, (1.2, 0, 0), (1.8, 4, 5))
   for outside in ((4, 0, 0), (0, -1, 0)):
     with pytest.raises(UserError, match="voxel .* selects nothing"):
-      regions.voxel(SHAPE, outside)
+      targets.voxel(SHAPE, outside)
 
 
 def test_the_wrong_question_is_told():
   labels, truth = pair()
   with pytest.raises(UserError, match="'truth' needs true labels"):
-    regions.of_class("truth", 2, labels)
+    targets.of_class("truth", 2, labels)
   with pytest.raises(UserError, match=r"shape \(3, 5, 6\)"):
-    regions.of_class("truth", 2, labels, truth[:3])
+    targets.of_class("truth", 2, labels, truth[:3])
   with pytest.raises(lookup.UnknownName, match="mean 'predicted'"):
-    regions.of_class("predictd", 2, labels)
+    targets.of_class("predictd", 2, labels)

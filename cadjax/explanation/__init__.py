@@ -1,0 +1,1 @@
+"""Where a model looked: the CAM family and references."""
