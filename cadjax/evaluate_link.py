@@ -23,10 +23,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from cadjax import decision, findings, link
 from cadjax.core import files
+from cadjax.evaluation import links
+from cadjax.link import decision, findings, join
+from cadjax.link.scan import Pair, load_pair, predict_pair
 from cadjax.metrics import intervals
-from cadjax.pair import Pair, load_pair, predict_pair
 from cadjax.training import workdir
 from data_prep import errors, sources
 from data_prep.errors import UserError
@@ -216,13 +217,13 @@ def score_case(
   for mode, layer in _modes_and_layers(linked):
     found = findings.find_abnormalities(
       structures.tree,
-      structures.mask(*link.CORONARIES),
+      structures.mask(*join.CORONARIES),
       heat=linked.heats[layer] if layer else None,
       plaques=structures.plaques,
       mode=mode,
       options=findings.Options(most=most),
     )
-    matches = findings.match_lesions(found, places, TOLERANCE_MM)
+    matches = links.match_lesions(found, places, TOLERANCE_MM)
     key = f"{mode}@{layer}" if layer else mode
     row[f"hits:{key}"] = len(matches.hits)
     row[f"false:{key}"] = len(matches.false_positives)
@@ -232,7 +233,7 @@ def score_case(
   return row, lesion_rows
 
 
-def _modes_and_layers(linked: link.Linked) -> list[tuple[str, str | None]]:
+def _modes_and_layers(linked: join.Linked) -> list[tuple[str, str | None]]:
   """Returns what is to be scored; no layer has a part in the plaque."""
   pairs = [
     (mode, layer)

@@ -23,7 +23,14 @@ from cadjax.classification import scan
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.explanation import cam
-from cadjax.pair import LAYER, METHOD, Pair, PairResult, load_pair, predict_pair
+from cadjax.link.scan import (
+  LAYER,
+  METHOD,
+  Pair,
+  PairResult,
+  load_pair,
+  predict_pair,
+)
 from cadjax.report import classified, linked, pages
 from cadjax.training import workdir
 from data_prep import errors

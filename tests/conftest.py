@@ -122,7 +122,7 @@ def tiny_segmenter(tiny_segment_config, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def drawn_finding():
   """Makes a finding on the LAD, with the changes given."""
-  from cadjax.findings import Finding
+  from cadjax.link.findings import Finding
 
   def make(**changes):
     values = {

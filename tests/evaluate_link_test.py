@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from cadjax import evaluate_link, link
+from cadjax import evaluate_link
 from cadjax.data import classes
+from cadjax.link import join
 from data_prep import export, geometry, phantom, sources
 from data_prep.errors import UserError
 
@@ -147,7 +148,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   grid = geometry.GridSpec("heart", shape=(80,) * 3, box_mm=(128.0,) * 3)
   seed = int(case.case_id.split("_")[1])
   drawn = phantom.make_phantom(seed, label=1, severity="overt", grid=grid)
-  structures = link.find_structures(
+  structures = join.find_structures(
     drawn.volume,
     drawn.mask,
     ("background", "aorta", "lumen", "stable_plaque", "unstable_plaque"),
@@ -157,7 +158,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
     drawn.volume.grid.to_mm(index) - drawn.lesions[0]["position_mm"], axis=-1
   )
   heat = np.clip(1 - away / 10, 0, 1).astype(np.float32)
-  linked = link.join(
+  linked = join.join(
     structures,
     {"a": heat},
     drawn.volume.grid,
@@ -172,7 +173,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
 
   @dataclasses.dataclass
   class Result:
-    linked: link.Linked
+    linked: join.Linked
     case: Case
 
   prediction = {"probability": 0.8, "uncalibrated_probability": 0.7}
@@ -192,7 +193,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   coarse = classes.get_task("aorta_coronaries")
   linked = dataclasses.replace(
     linked,
-    structures=link.find_structures(
+    structures=join.find_structures(
       drawn.volume, coarse.table[drawn.mask], coarse.names
     ),
   )

@@ -180,16 +180,16 @@ def slide(spec: Mapping[str, Any]) -> Work:
 def report(spec: Mapping[str, Any]) -> Work:
   """Makes the way of a scanner's file to its linked report."""
   # Here, so that their memory is not on the other rows' account.
-  from cadjax import pair
+  from cadjax.link import scan
   from cadjax.report import linked
 
-  models = pair.load_pair(spec["classifier"], spec["segmenter"])
+  models = scan.load_pair(spec["classifier"], spec["segmenter"])
   reading, writing = [], []
 
   def run() -> None:
     with tempfile.TemporaryDirectory() as folder:
       out = pathlib.Path(folder, "case")
-      seconds, result = timed(lambda: pair.predict_pair(models, spec["file"]))
+      seconds, result = timed(lambda: scan.predict_pair(models, spec["file"]))
       reading.append(seconds)
       seconds, _ = timed(lambda: linked.write_linked(result, out))
       writing.append(seconds)

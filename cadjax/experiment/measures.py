@@ -11,18 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import (
-  decision,
-  evaluate,
-  evaluate_explain,
-  evaluate_link,
-  evaluation,
-)
+from cadjax import evaluate, evaluate_explain, evaluate_link, evaluation
 from cadjax.classification import adapt, priors
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.experiment import compare
+from cadjax.link import decision
 from cadjax.metrics import binary, calibration, patient_level
 from cadjax.training import workdir
 

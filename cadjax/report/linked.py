@@ -16,7 +16,7 @@ result.json is that of `cadjax.report.classified` with three objects more:
                   from_ostium_mm, extent_mm, sources, evidence, lift, heat,
                   plaque, plaque_mm3, plaque_hu, calibre_mm, stenosis,
                   stenosis_note, score, ranked_by
-  combined        null without --decision; else of `cadjax.decision`: label,
+  combined        null without --decision; else of `link.decision`: label,
                   probability, features, coefficients (per unit of each
                   feature), intercept (log odds), threshold,
                   threshold_origin, n_patients (it was fitted on)
@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import decision, evidence, link
 from cadjax.core import files
 from cadjax.explanation import heat_maps
-from cadjax.findings import FILLS, MERGED, Finding
-from cadjax.pair import PairResult
+from cadjax.link import decision, evidence, join
+from cadjax.link.findings import FILLS, MERGED, Finding
+from cadjax.link.scan import PairResult
 from cadjax.report import (
   classified,
   pages,
@@ -81,7 +81,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
     "link": {
       "method": result.method,
       "layer": linked.layer,
-      "near_mm": link.NEAR_MM,
+      "near_mm": join.NEAR_MM,
       "outside": linked.outside,
       "statements": linked.statements,
       "volumes_ml": linked.structures.volumes_ml,
@@ -251,7 +251,7 @@ def tree_png(result: PairResult) -> bytes:
       structures.tree,
       result.linked.heats[result.linked.layer],
       result.linked.findings[:MOST_SHOWN],
-      aorta=structures.mask(link.AORTA),
+      aorta=structures.mask(join.AORTA),
     )
   )
 
@@ -322,7 +322,7 @@ def render_page(
   """Returns report.html: one file that opens offline.
 
   Args:
-    result: of `pair.predict_pair`.
+    result: of `scan.predict_pair`.
     document: of `to_json`.
     tree: of `tree_png`.
     layers: of `layers_png`.
@@ -375,7 +375,7 @@ def write_linked(
   """Writes all the files of a linked case, whole or not at all.
 
   Args:
-    result: of `pair.predict_pair`.
+    result: of `scan.predict_pair`.
     folder: is made; refused if it holds anything already.
     overwrite: replace an earlier result there.
 

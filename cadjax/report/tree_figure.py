@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from scipy import ndimage
 from scipy.spatial import distance
 
-from cadjax.findings import Finding
+from cadjax.link.findings import Finding
 from cadjax.vessels.tree import Branch, VesselTree
 
 # Name: LPS axis to the right of the page, and the letters at its ends.

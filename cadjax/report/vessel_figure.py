@@ -12,7 +12,7 @@ import matplotlib.figure
 import matplotlib.patheffects
 import numpy as np
 
-from cadjax.findings import Finding
+from cadjax.link.findings import Finding
 from cadjax.report import planes
 from cadjax.vessels import centrelines, reformat
 from cadjax.vessels.stenosis import Calibre

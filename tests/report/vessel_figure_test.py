@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny_tree import LINES, ball, blobs, on, scene
 
-from cadjax.findings import find_abnormalities
+from cadjax.link.findings import find_abnormalities
 from cadjax.report import vessel_figure
 from cadjax.report.vessel_figure import Scene
 from cadjax.vessels import stenosis

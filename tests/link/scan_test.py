@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cadjax import decision, findings, pair
 from cadjax.core import lookup
+from cadjax.link import decision, findings
+from cadjax.link import scan as link_scan
 from cadjax.report import linked, planes, viewer
 from cadjax.segmentation import sliding
 from cadjax.training.workdir import Trained
@@ -30,7 +31,7 @@ def scan(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tiny_workdir, tiny_segmenter):
-  return pair.load_pair(tiny_workdir, tiny_segmenter)
+  return link_scan.load_pair(tiny_workdir, tiny_segmenter)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def quick(monkeypatch):
 def test_every_file_has_exactly_the_grid_of_the_scan(
   two, scan, tmp_path, quick
 ):
-  result = pair.predict_pair(two, scan, case="one")
+  result = link_scan.predict_pair(two, scan, case="one")
   document = linked.write_linked(result, tmp_path / "out")
   there = {path.name for path in (tmp_path / "out").iterdir()}
   assert there == set(document["files"].values())
@@ -78,7 +79,7 @@ def test_a_scan_is_read_once_for_both_models(two, scan, monkeypatch):
     return read(path, **options)
 
   monkeypatch.setattr(volume, "read_volume", counted)
-  result = pair.predict_pair(two, scan)
+  result = link_scan.predict_pair(two, scan)
   assert paths == [scan]
   assert result.case.scan is result.segments.prepared.scan
   assert result.case.case == result.segments.case == scan.name[:-7]
@@ -92,7 +93,7 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
     monkeypatch.setattr(
       linked, name, lambda _, name=name: drawn.append(name) or b"one"
     )
-  result = pair.predict_pair(two, scan)
+  result = link_scan.predict_pair(two, scan)
   linked.write_linked(result, tmp_path / "out")
   assert drawn == ["tree_png", "layers_png"]
   assert (tmp_path / "out" / "tree.png").read_bytes() == b"one"
@@ -104,7 +105,7 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
 def test_a_fitted_decision_is_in_the_report(
   tiny_workdir, tiny_segmenter, two, scan, tmp_path, quick
 ):
-  assert pair.predict_pair(two, scan).combined is None
+  assert link_scan.predict_pair(two, scan).combined is None
   fitted = decision.Decision(
     {"log_odds": 2.0, "stenosis": 0.5}, 0.1, 0.9, "", 7
   )
@@ -115,8 +116,10 @@ def test_a_fitted_decision_is_in_the_report(
   }
   both = dataclasses.asdict(fitted)
   path.write_text(json.dumps({"models": models, "decision": {"both": both}}))
-  deciding = pair.load_pair(tiny_workdir, tiny_segmenter, decision_file=path)
-  result = pair.predict_pair(deciding, scan)
+  deciding = link_scan.load_pair(
+    tiny_workdir, tiny_segmenter, decision_file=path
+  )
+  result = link_scan.predict_pair(deciding, scan)
   values = decision.features(result.linked.structures, result.case.prediction)
   document = linked.write_linked(result, tmp_path / "out")
   found = document["combined"]
@@ -129,7 +132,7 @@ def test_a_fitted_decision_is_in_the_report(
 
 
 def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
-  result = pair.predict_pair(two, scan)
+  result = link_scan.predict_pair(two, scan)
   linked.write_linked(result, tmp_path / "out")
   page = (tmp_path / "out" / "report.html").read_text()
   assert "default-src 'none'" in page
@@ -162,7 +165,7 @@ def test_the_viewers_work_in_a_browser(two, scan, tmp_path):
   chromium = shutil.which("chromium") or shutil.which("google-chrome")
   if chromium is None:
     pytest.skip("no Chromium here")
-  result = pair.predict_pair(two, scan)
+  result = link_scan.predict_pair(two, scan)
   linked.write_linked(result, tmp_path / "out")
   page = (tmp_path / "out" / "report.html").read_text()
   (tmp_path / "page.html").write_text(
@@ -202,7 +205,7 @@ def test_an_empty_segmentation_is_reported(
     return sliding.Segmentation(np.zeros(hu.shape, np.uint8), probabilities)
 
   monkeypatch.setattr(Trained, "segment", nothing)
-  result = pair.predict_pair(two, scan)
+  result = link_scan.predict_pair(two, scan)
   document = linked.write_linked(result, tmp_path / "out")
   assert document["link"]["findings"] == []
   page = (tmp_path / "out" / "report.html").read_text()
@@ -233,7 +236,7 @@ def test_models_of_other_grids_and_windows_go_together(
     two.segmenter.variables,
   )
   other = dataclasses.replace(two, segmenter=segmenter)
-  result = pair.predict_pair(other, scan)
+  result = link_scan.predict_pair(other, scan)
   document = linked.write_linked(result, tmp_path / "out")
   assert result.linked.structures.labels.shape == (20, 16, 24)
   assert document["segmentation"]["segmenter"]["window_hu"] == [-300.0, 900.0]
@@ -246,13 +249,13 @@ def test_models_of_other_grids_and_windows_go_together(
 
 def test_a_wrong_pair_is_told(two, tiny_workdir, tiny_segmenter):
   with pytest.raises(UserError, match="is a segmenter; here a classifier"):
-    pair.load_pair(tiny_segmenter, tiny_segmenter)
+    link_scan.load_pair(tiny_segmenter, tiny_segmenter)
   with pytest.raises(UserError, match="is a classifier; here a segmenter"):
-    pair.load_pair(tiny_workdir, tiny_workdir)
+    link_scan.load_pair(tiny_workdir, tiny_workdir)
   with pytest.raises(lookup.ConfigError, match="stage1"):
-    pair.load_pair(tiny_workdir, tiny_segmenter, layer="stage11")
+    link_scan.load_pair(tiny_workdir, tiny_segmenter, layer="stage11")
   with pytest.raises(lookup.ConfigError, match="layercam"):
-    pair.load_pair(tiny_workdir, tiny_segmenter, method="layerkam")
+    link_scan.load_pair(tiny_workdir, tiny_segmenter, method="layerkam")
 
 
 def test_a_finding_in_words(drawn_finding):

@@ -4,7 +4,7 @@ import tubes
 from scipy import ndimage
 from tiny_tree import FORK, LEFT, LINES, VOXEL, ball, blobs, on, scene
 
-from cadjax import candidates
+from cadjax.link import candidates
 
 PLAQUE = {"near_mm": 6.0, "gap_mm": 3.0, "least_mm3": 1.0}
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cadjax.evidence import Share
+from cadjax.link.evidence import Share
 from cadjax.vessels.tree import VesselTree
 
 # A few voxels of plaque are within a segmenter's error.

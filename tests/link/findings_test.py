@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tiny_tree import FORK, LINES, VOXEL, ball, blobs, on, scene
 
-from cadjax import findings
 from cadjax.core import lookup
-from cadjax.findings import Options, find_abnormalities, match_lesions
+from cadjax.evaluation.links import match_lesions
+from cadjax.link import findings
+from cadjax.link.findings import Options, find_abnormalities
 from cadjax.vessels.find import find_vessels
 from data_prep.geometry import GridSpec
 from data_prep.phantom import make_phantom

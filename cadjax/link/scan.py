@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import agreement, decision, findings, link
 from cadjax.classification import scan as classification_scan
 from cadjax.core import lookup
 from cadjax.data import classes, scans
 from cadjax.explanation import cam, heat_maps
 from cadjax.explanation.explainer import Explainer, Options
+from cadjax.link import agreement, decision, findings, join
 from cadjax.segmentation import scan as segmentation_scan
 from cadjax.training import workdir
 
 CAD = 1
+
+
 # HiResCAM locates best on phantoms. The stem does better than stage1 on average
 # but far less evenly from training to training, and the layers after it do
 # worse: configs/experiments/results/layers.
@@ -71,7 +73,7 @@ class PairResult:
   case: classification_scan.CaseResult
   segments: segmentation_scan.SegmentResult
   maps: dict[str, np.ndarray]
-  linked: link.Linked
+  linked: join.Linked
   method: str
   combined: dict[str, Any] | None = None
 
@@ -154,10 +156,10 @@ def predict_pair(
     heat.layer: heat_maps.on_model_grid(heat, seen.shape) for heat in found
   }
   task = classes.get_task(pair.segmenter.config.segment.classes)
-  structures = link.find_structures(
+  structures = join.find_structures(
     segments.prepared.model_input, segments.model_labels, task.names
   )
-  linked = link.join(
+  linked = join.join(
     structures,
     maps,
     seen.grid,

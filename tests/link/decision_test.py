@@ -8,8 +8,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from cadjax import decision, link
 from cadjax.data import classes
+from cadjax.link import decision, join
 from cadjax.training import workdir
 from data_prep import geometry, phantom
 from data_prep.errors import UserError
@@ -68,7 +68,7 @@ def test_the_features_of_a_phantom(task):
   grid = geometry.GridSpec("heart", shape=(64,) * 3, box_mm=(128.0,) * 3)
   drawn = phantom.make_phantom(5, label=1, severity="overt", grid=grid)
   labels = classes.map_mask(drawn.mask, task)
-  structures = link.find_structures(
+  structures = join.find_structures(
     drawn.volume, labels, classes.get_task(task).names
   )
   found = decision.features(structures, {"uncalibrated_probability": 0.8})

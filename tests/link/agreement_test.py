@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tubes
 
-from cadjax import agreement
-from cadjax.evidence import Share
+from cadjax.link import agreement
+from cadjax.link.evidence import Share
 from cadjax.vessels.find import find_vessels
 
 AT_VESSELS = Share(0.4, 0.1, 4.0, 30.0)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cadjax import agreement, evidence, findings
-from cadjax.evidence import Share
-from cadjax.findings import Finding
+from cadjax.link import agreement, evidence, findings
+from cadjax.link.evidence import Share
+from cadjax.link.findings import Finding
 from cadjax.vessels import find
 from cadjax.vessels.tree import VesselTree
 from data_prep import geometry
@@ -22,6 +22,8 @@ from data_prep.volume import Grid, Volume
 AORTA = "aorta"
 CORONARIES = ("coronaries", "lumen", "stable_plaque", "unstable_plaque")
 PLAQUES = {"stable": "stable_plaque", "unstable": "unstable_plaque"}
+
+
 # Evidence this near to a vessel is counted as the vessel's in a second
 # column: a cell of the deeper maps is larger than a coronary artery.
 NEAR_MM = 5.0

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cadjax import evidence, link
 from cadjax.data import classes
+from cadjax.link import evidence
+from cadjax.link import join as link_join
 from data_prep import geometry, phantom
 from data_prep.volume import Grid, Volume
 
@@ -19,7 +20,7 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def structures(drawn):
-  return link.find_structures(drawn.volume, drawn.mask, NAMES)
+  return link_join.find_structures(drawn.volume, drawn.mask, NAMES)
 
 
 def ball(grid: Grid, center_mm, radius_mm: float) -> np.ndarray:
@@ -30,14 +31,16 @@ def ball(grid: Grid, center_mm, radius_mm: float) -> np.ndarray:
 
 def join(structures, heat, grid, **options):
   given = {"layer": "a", "probability": 0.9, "threshold": 0.5} | options
-  return link.join(structures, {"a": heat}, grid, **given)
+  return link_join.join(structures, {"a": heat}, grid, **given)
 
 
 def test_structures_are_those_of_the_mask(drawn, structures):
   np.testing.assert_array_equal(
-    structures.mask(*link.CORONARIES), drawn.mask >= 2
+    structures.mask(*link_join.CORONARIES), drawn.mask >= 2
   )
-  np.testing.assert_array_equal(structures.mask(link.AORTA), drawn.mask == 1)
+  np.testing.assert_array_equal(
+    structures.mask(link_join.AORTA), drawn.mask == 1
+  )
   np.testing.assert_array_equal(structures.plaques["unstable"], drawn.mask == 4)
   voxel_ml = np.prod(drawn.volume.spacing) / 1000
   for number, name in enumerate(NAMES[1:], 1):
@@ -51,7 +54,9 @@ def test_structures_are_those_of_the_mask(drawn, structures):
 
 def test_a_task_without_plaque_has_none(drawn):
   task = classes.get_task("aorta_coronaries")
-  found = link.find_structures(drawn.volume, task.table[drawn.mask], task.names)
+  found = link_join.find_structures(
+    drawn.volume, task.table[drawn.mask], task.names
+  )
   assert found.plaques is None
   assert found.plaque_mm3 is None
   linked = join(found, ball(drawn.volume.grid, (0, 0, 0), 1), found.volume.grid)
@@ -66,7 +71,7 @@ def test_a_map_keeps_its_place_on_another_grid(drawn):
   shape, spacing = (32, 34, 36), (2.5, 2.4, 2.3)
   first = (np.array(shape) - 1) / 2 * spacing
   coarse = Grid(shape, spacing, fine.center_mm - direction @ first, direction)
-  there = link.lay_on(ball(coarse, center, 20.0), coarse, fine)
+  there = link_join.lay_on(ball(coarse, center, 20.0), coarse, fine)
   np.testing.assert_allclose(
     np.nan_to_num(there), ball(fine, center, 20.0), atol=0.08
   )
@@ -118,7 +123,7 @@ def test_a_map_beyond_the_segmentation_is_counted_apart(drawn, structures):
 
 def test_evidence_off_the_vessels_is_said(drawn, structures):
   grid = drawn.volume.grid
-  coronary = structures.mask(*link.CORONARIES)
+  coronary = structures.mask(*link_join.CORONARIES)
   reach = evidence.dilate(coronary.astype(np.uint8), grid.spacing, 12.0)
   free = np.argwhere(reach == 0)
   heat = ball(grid, grid.to_mm(free[len(free) // 2]), 4.0)
@@ -128,7 +133,7 @@ def test_evidence_off_the_vessels_is_said(drawn, structures):
 
 def test_an_empty_segmentation_is_said(drawn):
   labels = np.zeros_like(drawn.mask)
-  found = link.find_structures(drawn.volume, labels, NAMES)
+  found = link_join.find_structures(drawn.volume, labels, NAMES)
   heat = ball(drawn.volume.grid, drawn.volume.grid.center_mm, 9.0)
   linked = join(found, heat, drawn.volume.grid)
   assert linked.findings == []

@@ -5,7 +5,7 @@ import pytest
 import tubes
 from scipy import ndimage
 
-from cadjax import evidence
+from cadjax.link import evidence
 from cadjax.vessels.find import find_vessels
 
 SHAPE, SPACING = (10, 14, 18), (0.5, 1.0, 2.0)

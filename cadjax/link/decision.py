@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cadjax import findings, link
 from cadjax.core import files
+from cadjax.link import findings, join
 from cadjax.metrics import calibration
 from cadjax.training import workdir
 from data_prep.errors import UserError
@@ -33,7 +33,7 @@ FEATURES = {
 
 
 def features(
-  structures: link.Structures, prediction: Mapping[str, Any]
+  structures: join.Structures, prediction: Mapping[str, Any]
 ) -> dict[str, float]:
   """Returns those of `FEATURES` that the segmenter's classes allow.
 
@@ -47,7 +47,7 @@ def features(
   p = np.clip(prediction["uncalibrated_probability"], 1e-6, 1 - 1e-6)
   found = findings.find_abnormalities(
     structures.tree,
-    structures.mask(*link.CORONARIES),
+    structures.mask(*join.CORONARIES),
     plaques=structures.plaques,
   )
   values = {"log_odds": float(scipy.special.logit(p))}

@@ -1,0 +1,1 @@
+"""Each model, explanation and link measured over a data set."""

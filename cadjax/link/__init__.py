@@ -1,0 +1,1 @@
+"""A classifier's evidence on a segmenter's vessels: findings, decision."""
