@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from cadjax import evaluate_link
+from cadjax.evaluation import links
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ def test_enough_phantoms_are_written_to_measure_the_link():
   (measure,) = [one for one in listed() if "cadjax.evaluate_link" in one]
   cases = int(re.search(r"--cases=(\d+)", export).group(1))
   folder = re.search(r"--out=(\S+)", export).group(1)
-  assert cases >= evaluate_link.LEAST_SCANS
+  assert cases >= links.LEAST_SCANS
   assert f"--scans={folder} " in measure
 
 

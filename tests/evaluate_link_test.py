@@ -8,6 +8,7 @@ import pytest
 
 from cadjax import evaluate_link
 from cadjax.data import classes
+from cadjax.evaluation import links
 from cadjax.link import join
 from data_prep import export, geometry, phantom, sources
 from data_prep.errors import UserError
@@ -69,13 +70,13 @@ def test_the_layer_is_chosen_on_the_other_half():
   for one in rows:
     if one["half"] == "test":  # What would mislead is not looked at.
       one["hits:map@coarse"] = 50
-  result = evaluate_link.summarise(rows, lesions)
+  result = links.summarise(rows, lesions)
   assert result["localisation"]["map"]["layer"] == "fine"
 
 
 def test_the_table_counts_the_test_half_alone():
   rows, lesions = many(np.random.default_rng(0), 60)
-  result = evaluate_link.summarise(rows, lesions)
+  result = links.summarise(rows, lesions)
   test = [one for one in lesions if one["half"] == "test"]
   found = result["localisation"]
   assert result["n_lesions"] == len(test)
@@ -93,14 +94,14 @@ def test_the_table_counts_the_test_half_alone():
 
 def test_the_decision_uses_what_tells():
   rows, lesions = many(np.random.default_rng(1), 200)
-  told = evaluate_link.summarise(rows, lesions)["decision"]
+  told = links.summarise(rows, lesions)["decision"]
   assert told["segmentation"]["roc_auc"]["value"] > 0.9
   assert told["classifier"]["roc_auc"]["value"] < 0.7
   assert told["both"]["over_classifier"]["roc_auc"]["low"] > 0
   weights = told["both"]["coefficients"]
   assert weights["log_plaque"] > 5 * abs(weights["log_odds"])
   about = {"disclaimer": "Research only.", "findings_per_scan": 5}
-  text = evaluate_link.table(evaluate_link.summarise(rows, lesions) | about)
+  text = links.table(links.summarise(rows, lesions) | about)
   assert "(d) all together" in text
   assert text.endswith("Research only.")
 
@@ -111,13 +112,13 @@ def test_a_segmenter_without_plaque_is_measured_without_that_mode():
     del one["log_plaque"], one["hits:plaque"], one["false:plaque"]
   for one in lesions:
     del one["hit:plaque"]
-  result = evaluate_link.summarise(rows, lesions)
+  result = links.summarise(rows, lesions)
   assert set(result["localisation"]) == {"map", "vessel_map", "combined"}
   assert set(result["decision"]["both"]["coefficients"]) == {
     "log_odds",
     "stenosis",
   }
-  text = evaluate_link.table(
+  text = links.table(
     result | {"disclaimer": "Research only.", "findings_per_scan": 5}
   )
   assert "(c) the plaque segmentation is left out" in text
@@ -125,12 +126,12 @@ def test_a_segmenter_without_plaque_is_measured_without_that_mode():
 
 def test_halves_hold_half_of_each_class():
   cases = sources.phantom(20)
-  halves = evaluate_link.split(cases, seed=0)
+  halves = links.split(cases, seed=0)
   for label in (0, 1):
     found = [halves[c.case_id] for c in cases if c.label == label]
     assert found.count("fit") == found.count("test") == 5
-  assert halves == evaluate_link.split(cases, seed=0)
-  assert halves != evaluate_link.split(cases, seed=1)
+  assert halves == links.split(cases, seed=0)
+  assert halves != links.split(cases, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def scans(tmp_path_factory):
 
 def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   """With the true mask and a map at one lesion, all modes find something."""
-  case = next(c for c in evaluate_link.read_scans(scans) if c.label)
+  case = next(c for c in links.read_scans(scans) if c.label)
   grid = geometry.GridSpec("heart", shape=(80,) * 3, box_mm=(128.0,) * 3)
   seed = int(case.case_id.split("_")[1])
   drawn = phantom.make_phantom(seed, label=1, severity="overt", grid=grid)
@@ -182,7 +183,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
     "predict_pair",
     lambda pair, path: Result(linked, Case(prediction)),
   )
-  scored, lesions = evaluate_link.score_case(None, case)
+  scored, lesions = links.score_case(None, case)
   assert scored["lesions"] == len(lesions) == len(drawn.lesions)
   assert scored["hits:map@a"] == 1
   assert scored["false:map@a"] == 0
@@ -197,20 +198,20 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
       drawn.volume, coarse.table[drawn.mask], coarse.names
     ),
   )
-  scored, _ = evaluate_link.score_case(None, case, most=1)
+  scored, _ = links.score_case(None, case, most=1)
   assert "hits:plaque" not in scored
   assert scored["hits:combined@a"] + scored["false:combined@a"] <= 1
 
 
 def test_scans_that_cannot_be_used_are_told(scans, tmp_path):
   with pytest.raises(UserError, match="manifest"):
-    evaluate_link.read_scans(str(tmp_path))
-  cases = evaluate_link.read_scans(str(scans))
-  path = evaluate_link.lesion_file(cases[0])
+    links.read_scans(str(tmp_path))
+  cases = links.read_scans(str(scans))
+  path = links.lesion_file(cases[0])
   hidden = path.rename(tmp_path / "hidden.json")
   try:
     with pytest.raises(UserError, match="lesions of every scan"):
-      evaluate_link.read_scans(str(scans))
+      links.read_scans(str(scans))
   finally:
     hidden.rename(path)
   manifest = scans / "manifest.csv"
@@ -218,14 +219,14 @@ def test_scans_that_cannot_be_used_are_told(scans, tmp_path):
   one, two = (cases[i].patient_id for i in (0, 1))
   manifest.write_text(table.replace(f",{two},", f",{one},"))
   with pytest.raises(UserError, match=f"patient {one} has 2 scans"):
-    evaluate_link.read_scans(str(scans))
+    links.read_scans(str(scans))
   manifest.write_text(table)
   text = path.read_text()
   assert json.loads(text)["label"] == cases[0].label
   for broken in ("{", "[]", '{"lesions": [{}]}', '{"lesions": 3}'):
     path.write_text(broken)
     with pytest.raises(UserError, match=path.name):
-      evaluate_link.read_scans(str(scans))
+      links.read_scans(str(scans))
   path.write_text(text)
 
 
@@ -233,6 +234,6 @@ def test_an_out_that_cannot_be_made_is_told(scans, tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate_link, "load_pair", lambda *_: None)
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="--out=.*cannot be made"):
-    evaluate_link.evaluate_link("c", "s", str(scans), tmp_path / "file" / "a")
+    links.evaluate_link("c", "s", str(scans), tmp_path / "file" / "a")
   with pytest.raises(UserError, match="--most=0"):
-    evaluate_link.evaluate_link("c", "s", str(scans), tmp_path, most=0)
+    links.evaluate_link("c", "s", str(scans), tmp_path, most=0)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import evaluate, models
+from cadjax import models
 from cadjax.core import files
 from cadjax.data import input_pipeline
+from cadjax.evaluation import classifiers
 from cadjax.metrics import binary, patient_level
 from cadjax.training import checkpoint, workdir
 from configs import resnet3d
@@ -110,7 +111,7 @@ def trained(root, data):
 
 @pytest.fixture(scope="module")
 def result(trained):
-  return evaluate.evaluate(trained, bootstrap=100)
+  return classifiers.evaluate(trained, bootstrap=100)
 
 
 def read_rows(path):
@@ -184,7 +185,7 @@ def test_metrics_follow_from_the_stored_rows(trained, result):
 
 def test_two_dimensional_model_reports_slices_and_poolings(root, data):
   path = make_workdir(root / "w2", data, ndim=2)
-  result = evaluate.evaluate(path, bootstrap=100)
+  result = classifiers.evaluate(path, bootstrap=100)
   rows, table = read_rows(path / "eval" / "test_cases.jsonl")
   assert all(len(row["log_odds"]) == SHAPE[0] for row in rows)
   assert "log_odds" not in table[0]
@@ -197,22 +198,22 @@ def test_two_dimensional_model_reports_slices_and_poolings(root, data):
 def test_comparison_with_another_workdir(root, data, trained, result):
   other = make_workdir(root / "again", data, seed=1)
   with pytest.raises(UserError, match="holds no evaluation; run python -m"):
-    evaluate.evaluate(trained, against=str(other))
-  theirs = evaluate.evaluate(other, bootstrap=100)
+    classifiers.evaluate(trained, against=str(other))
+  theirs = classifiers.evaluate(other, bootstrap=100)
   metrics_json = other / "eval" / "metrics.json"
   kept = metrics_json.read_text()
   metrics_json.write_text(json.dumps(theirs | {"step": theirs["step"] + 1}))
   with pytest.raises(UserError, match="no longer the model of"):
-    evaluate.evaluate(trained, against=str(other))
+    classifiers.evaluate(trained, against=str(other))
   metrics_json.write_text(kept)
-  ours = evaluate.evaluate(trained, against=str(other), bootstrap=100)
+  ours = classifiers.evaluate(trained, against=str(other), bootstrap=100)
   difference = ours["against"]["difference"]["accuracy"]["difference"]
   assert difference == pytest.approx(
     ours["patient"]["accuracy"]["value"]
     - theirs["patient"]["accuracy"]["value"]
   )
   assert ours["patient"] == result["patient"]
-  assert "McNemar" in patient_level.table(ours)
+  assert "McNemar" in classifiers.table(ours)
 
 
 def test_own_data_that_changed_is_refused(root, data, trained):
@@ -221,13 +222,13 @@ def test_own_data_that_changed_is_refused(root, data, trained):
   found["fingerprint"] = "0123456789abcdef"
   (moved / "dataset.json").write_text(json.dumps(found))
   with pytest.raises(UserError, match="is not the data that .* with --data="):
-    evaluate.evaluate(moved)
+    classifiers.evaluate(moved)
 
 
 def test_external_data_keeps_the_settings_of_the_workdir(
   trained, other_data, result
 ):
-  found = evaluate.evaluate(trained, data=str(other_data), bootstrap=100)
+  found = classifiers.evaluate(trained, data=str(other_data), bootstrap=100)
   assert found["data"]["external"]
   assert found["data"]["fingerprint"] != result["data"]["fingerprint"]
   for name in ("temperature", "threshold", "threshold_origin"):
@@ -238,7 +239,7 @@ def test_external_data_keeps_the_settings_of_the_workdir(
   # The workdir's own evaluation stays as it is.
   own = json.loads((trained / "eval" / "metrics.json").read_text())
   assert own["data"] == result["data"]
-  every = evaluate.evaluate(
+  every = classifiers.evaluate(
     trained, data=str(other_data), split="all", bootstrap=100
   )
   assert every["n_patients"] == PATIENTS
@@ -257,7 +258,7 @@ def test_patients_that_the_model_knows_are_told_of(
   seen = about["patient_ids"]["train"]
   about["patient_ids"] = {"train": [here], "validation": []}
   path.write_text(json.dumps(about))
-  found = evaluate.evaluate(copy, data=str(other_data), bootstrap=100)
+  found = classifiers.evaluate(copy, data=str(other_data), bootstrap=100)
   assert any(f"such as {here}: if" in note for note in found["notes"])
   own = input_pipeline.open_dataset(workdir.load_trained(trained).config.data)
   assert seen == sorted({row["patient_id"] for row in own.rows["train"]})
@@ -271,18 +272,18 @@ def test_all_patients_of_other_data_are_scored(root, trained, other_data):
   config = json.loads(path.read_text())
   config["data"]["subset"] |= {"patients": 4}
   path.write_text(json.dumps(config))
-  found = evaluate.evaluate(
+  found = classifiers.evaluate(
     copy, data=str(other_data), split="all", bootstrap=100
   )
   assert found["n_patients"] == PATIENTS
   config["data"]["prior"] |= {"use": "region", "masks": "masks"}
   path.write_text(json.dumps(config))
   with pytest.raises(UserError, match="sees the masks in masks, which were"):
-    evaluate.evaluate(copy, data=str(other_data), bootstrap=100)
+    classifiers.evaluate(copy, data=str(other_data), bootstrap=100)
 
 
 def test_data_at_another_place_is_the_same_data(root, trained, data, result):
-  found = evaluate.evaluate(
+  found = classifiers.evaluate(
     trained, data=str(next(data.rglob("cases.csv")).parent), bootstrap=100
   )
   assert not found["data"]["external"]
@@ -292,11 +293,11 @@ def test_data_at_another_place_is_the_same_data(root, trained, data, result):
 def test_external_data_on_another_grid_is_refused(root, trained):
   small = make_data(root, "small", shape=(6, 10, 12), seed=2)
   with pytest.raises(UserError, match="was trained on .* build the data on"):
-    evaluate.evaluate(trained, data=str(small))
+    classifiers.evaluate(trained, data=str(small))
 
 
 def test_other_splits_have_their_own_folder_and_a_warning(trained, result):
-  found = evaluate.evaluate(trained, split="validation", bootstrap=100)
+  found = classifiers.evaluate(trained, split="validation", bootstrap=100)
   assert found["threshold"] == result["threshold"]
   assert any("optimistic" in note for note in found["notes"])
   assert (trained / "eval" / "validation" / "metrics.json").exists()
@@ -315,13 +316,13 @@ def test_other_splits_have_their_own_folder_and_a_warning(trained, result):
 )
 def test_bad_settings_are_refused(trained, options, message):
   with pytest.raises(UserError, match=message):
-    evaluate.evaluate(trained, **options)
+    classifiers.evaluate(trained, **options)
 
 
 def test_a_model_of_nan_is_refused_and_leaves_no_metrics(root, data):
   path = make_workdir(root / "nan", data, spoil=True)
   with pytest.raises(UserError, match="logits of case .* not finite"):
-    evaluate.evaluate(path)
+    classifiers.evaluate(path)
   assert not (path / "eval" / "metrics.json").exists()
 
 
@@ -337,7 +338,7 @@ def run(*flags):
 def test_program_prints_the_table(trained, result):
   done = run(f"--workdir={trained}", "--bootstrap=100")
   assert done.returncode == 0, done.stderr
-  assert patient_level.table(result) in done.stdout
+  assert classifiers.table(result) in done.stdout
   assert "not a medical device" in done.stdout
 
 

@@ -1,13 +1,29 @@
-"""Findings against the lesions that are known."""
+"""Measures the link on scans whose lesions are known.
 
+Half of the scans settles what has to be settled: the layer of the heat map
+and the combined decision. The other half is evaluated.
+"""
+
+import collections
 import dataclasses
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
+from tqdm import tqdm
 
+from cadjax.core import files
+from cadjax.evaluation import links
+from cadjax.link import decision, findings, join
 from cadjax.link.findings import Finding
+from cadjax.link.scan import Pair, load_pair, predict_pair
+from cadjax.metrics import intervals
+from cadjax.training import workdir
+from data_prep import sources
+from data_prep.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +88,375 @@ def match_lesions(
     false_positives=tuple(j for j in rest if not near[j].any()),
     duplicates=tuple(j for j in rest if near[j].any()),
   )
+
+
+# In the order of the table.
+MODES = {
+  "map": "(a) the classifier's map alone",
+  "vessel_map": "(b) the map on the segmented vessels",
+  "plaque": "(c) the plaque segmentation",
+  "combined": "(d) all together",
+}
+TOLERANCE_MM = 5.0
+# As many findings of each mode, so that none wins by their number.
+MOST = 5
+LEAST_SCANS = 8
+LESION_COLUMNS = ("position_mm", "segment", "stenosis", "plaque", "volume_mm3")
+DISCLAIMER = "Research software, not a medical device."
+
+
+def evaluate_link(
+  classifier: str,
+  segmenter: str,
+  scans: str,
+  out: str,
+  *,
+  most: int = MOST,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Evaluates a pair of workdirs; returns what link.json holds.
+
+  Args:
+    classifier: workdir.
+    segmenter: workdir of a segmenter; without plaque among its classes the
+      mode "plaque" is left out.
+    scans: folder of `data_prep.export`: manifest.csv, scans and lesions.
+    out: gets scans.jsonl, lesions.jsonl and link.json.
+    most: findings of a scan, the first ones of each mode.
+    seed: of the split in halves and of the bootstrap.
+
+  Raises:
+    UserError: workdirs or scans that cannot be used.
+  """
+  if most < 1:
+    raise UserError(f"--most={most} must be at least 1")
+  folder = pathlib.Path(out)
+  pair = load_pair(classifier, segmenter)
+  cases = read_scans(scans)
+  halves = split(cases, seed)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--out={out}: cannot be made ({error})") from error
+  rows, lesions = [], []
+  for case in tqdm(cases, unit="scan", disable=None):
+    row, found = score_case(pair, case, most=most)
+    row["half"] = halves[case.case_id]
+    rows.append(row)
+    lesions += [one | {"half": row["half"]} for one in found]
+  # What was computed is on disk before anything is averaged.
+  files.write_rows(folder, "scans", rows)
+  files.write_rows(folder, "lesions", lesions)
+  result = summarise(rows, lesions, seed=seed) | {
+    "disclaimer": DISCLAIMER,
+    "classifier": str(classifier),
+    "segmenter": str(segmenter),
+    "models": {
+      "classifier": decision.identify(pair.classifier),
+      "segmenter": decision.identify(pair.segmenter),
+    },
+    "scans": str(scans),
+    "tolerance_mm": TOLERANCE_MM,
+    "findings_per_scan": most,
+    "versions": workdir.versions(),
+  }
+  result = files.strict(result)
+  files.write_json(folder / "link.json", result)
+  return result
+
+
+def read_scans(folder: str) -> list[sources.Case]:
+  """Returns the cases of a folder of exported phantoms.
+
+  Raises:
+    UserError: too few, or lesions that are missing or malformed.
+  """
+  cases = sources.find_cases("manifest", folder)
+  if len(cases) < LEAST_SCANS:
+    raise UserError(f"{folder}: {len(cases)} scans; {LEAST_SCANS} are needed")
+  for case in cases:
+    read_lesions(case)
+  scans = collections.Counter(case.patient_id for case in cases)
+  name, most = scans.most_common(1)[0]
+  if most > 1:
+    raise UserError(
+      f"{folder}: the patient {name} has {most} scans; the link is measured by"
+      " patient, so keep one of each in manifest.csv"
+    )
+  labels = [case.label for case in cases]
+  if min(labels.count(0), labels.count(1)) < 2:
+    raise UserError(
+      f"{folder}: at least two normal and two CAD scans are needed, one of"
+      " each for the fit and for the test"
+    )
+  return cases
+
+
+def read_lesions(case: sources.Case) -> list[dict[str, Any]]:
+  """Returns the lesions of a scan, as `data_prep.export` writes them.
+
+  Raises:
+    UserError: they are missing or malformed.
+  """
+  path = lesion_file(case)
+  if not path.exists():
+    raise UserError(
+      f"{path}: no such file; the lesions of every scan must be known, as"
+      " data_prep.export writes them"
+    )
+  document = files.read_json(path)
+  try:
+    lesions = document["lesions"]
+    for lesion in lesions:
+      if not all(name in lesion for name in LESION_COLUMNS):
+        raise ValueError("a lesion without all of " + ", ".join(LESION_COLUMNS))
+      if np.array(lesion["position_mm"], float).shape != (3,):
+        raise ValueError("position_mm is not three numbers")
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{path} is not what data_prep.export writes ({error!r})"
+    ) from error
+  return lesions
+
+
+def lesion_file(case: sources.Case) -> pathlib.Path:
+  """Returns where the lesions of a scan are."""
+  return case.image.with_name(f"{case.case_id}_lesions.json")
+
+
+def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:
+  """Tells every case to "fit" or "test", half of each class to each."""
+  rng = np.random.default_rng(seed)
+  halves = {}
+  for label in (0, 1):
+    ids = [case.case_id for case in cases if case.label == label]
+    for i, name in enumerate(rng.permutation(ids)):
+      halves[str(name)] = "fit" if i < len(ids) // 2 else "test"
+  return halves
+
+
+def score_case(
+  pair: Pair, case: sources.Case, *, most: int = MOST
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Scores one scan.
+
+  Args:
+    pair: the models.
+    case: of `read_scans`.
+    most: findings of each mode.
+
+  Returns:
+    its row: the classifier's and the segmenter's numbers, and for every key
+    ("mode@layer", or "plaque", which no layer has a part in) the hits and
+    false positives; and a row for each lesion.
+  """
+  truth = read_lesions(case)
+  places = [lesion["position_mm"] for lesion in truth]
+  result = predict_pair(pair, case.image)
+  linked, prediction = result.linked, result.case.prediction
+  structures = linked.structures
+  row = {
+    "case_id": case.case_id,
+    "patient_id": case.patient_id,
+    "label": int(case.label),
+    "lesions": len(places),
+    "probability": prediction["probability"],
+    **decision.features(structures, prediction),
+  }
+  lesion_rows = [
+    {
+      "case_id": case.case_id,
+      "patient_id": case.patient_id,
+      "lesion": number,
+      **{name: lesion[name] for name in LESION_COLUMNS[1:]},
+    }
+    for number, lesion in enumerate(truth)
+  ]
+  for mode, layer in _modes_and_layers(linked):
+    found = findings.find_abnormalities(
+      structures.tree,
+      structures.mask(*join.CORONARIES),
+      heat=linked.heats[layer] if layer else None,
+      plaques=structures.plaques,
+      mode=mode,
+      options=findings.Options(most=most),
+    )
+    matches = links.match_lesions(found, places, TOLERANCE_MM)
+    key = f"{mode}@{layer}" if layer else mode
+    row[f"hits:{key}"] = len(matches.hits)
+    row[f"false:{key}"] = len(matches.false_positives)
+    hit = {lesion for _, lesion, _ in matches.hits}
+    for one in lesion_rows:
+      one[f"hit:{key}"] = int(one["lesion"] in hit)
+  return row, lesion_rows
+
+
+def _modes_and_layers(linked: join.Linked) -> list[tuple[str, str | None]]:
+  """Returns what is to be scored; no layer has a part in the plaque."""
+  pairs = [
+    (mode, layer)
+    for layer in linked.heats
+    for mode in MODES
+    if mode != "plaque"
+  ]
+  if linked.structures.plaques is not None:
+    pairs.append(("plaque", None))
+  return pairs
+
+
+DECISIONS = {
+  "classifier": ("log_odds",),
+  "segmentation": ("log_plaque", "stenosis"),
+  "both": tuple(decision.FEATURES),
+}
+
+
+def decide(
+  rows: Sequence[Mapping[str, Any]], *, seed: int = 0
+) -> dict[str, Any]:
+  """Fits a logistic decision on one half, compares them on the other.
+
+  Returns:
+    for each of `DECISIONS` what was fitted, and at its threshold AUC,
+    accuracy and Brier score with intervals; the paired difference of "both"
+    to each other one.
+  """
+  fit = [row for row in rows if row["half"] == "fit"]
+  test = [row for row in rows if row["half"] == "test"]
+  labels = np.array([row["label"] for row in test])
+  threshold, probs, told = {}, {}, {}
+  for name, columns in DECISIONS.items():
+    one = decision.fit(fit, [column for column in columns if column in rows[0]])
+    threshold[name] = one.threshold
+    probs[name] = np.array([one.probability(row) for row in test])
+    measured = intervals.with_intervals(
+      labels, probs[name], one.threshold, seed=seed
+    )
+    told[name] = dataclasses.asdict(one) | {
+      k: measured[k] for k in ("roc_auc", "accuracy", "brier")
+    }
+  for name in ("classifier", "segmentation"):
+    difference = intervals.paired_bootstrap(
+      labels,
+      probs["both"],
+      probs[name],
+      threshold_a=threshold["both"],
+      threshold_b=threshold[name],
+      seed=seed,
+    )
+    calls = [
+      (probs[k] >= threshold[k]) == (labels == 1) for k in ("both", name)
+    ]
+    told["both"][f"over_{name}"] = {
+      **{k: difference[k] for k in ("roc_auc", "accuracy", "brier")},
+      "mcnemar": intervals.mcnemar(*calls),
+    }
+  return told
+
+
+def summarise(
+  rows: Sequence[Mapping[str, Any]],
+  lesions: Sequence[Mapping[str, Any]],
+  *,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Chooses the layer on one half and measures everything on the other."""
+  keys: dict[str, list[str]] = {}
+  for name in rows[0]:
+    if name.startswith("hits:"):
+      key = name.removeprefix("hits:")
+      keys.setdefault(key.partition("@")[0], []).append(key)
+  modes = [mode for mode in MODES if mode in keys]
+  halves = {
+    half: [row for row in rows if row["half"] == half]
+    for half in ("fit", "test")
+  }
+  best = {
+    mode: max(keys[mode], key=lambda key: _worth(halves["fit"], key))
+    for mode in modes
+  }
+  test = [one for one in lesions if one["half"] == "test"]
+  table = {
+    mode: {"layer": best[mode].partition("@")[2] or None}
+    | _localisation(halves["test"], test, best[mode], seed)
+    for mode in modes
+  }
+  for mode in modes:
+    pair = [f"hit:{best[m]}" for m in ("combined", mode)]
+    values = [one[pair[0]] - one[pair[1]] for one in test]
+    table[mode]["combined_minus_this"] = _mean(test, values, seed)
+  return {
+    "n_scans": {half: len(some) for half, some in halves.items()},
+    "n_lesions": len(test),
+    "n_cad": sum(row["label"] for row in halves["test"]),
+    "localisation": table,
+    "decision": decide(rows, seed=seed),
+    "notes": [
+      f"{title} is left out: the segmenter has no such class"
+      for mode, title in MODES.items()
+      if mode not in modes
+    ],
+  }
+
+
+def _worth(rows, key: str) -> float:
+  """Returns hits less false positives: what the layer is chosen by."""
+  return sum(row[f"hits:{key}"] - row[f"false:{key}"] for row in rows)
+
+
+def _mean(rows, values, seed: int) -> dict[str, Any]:
+  return intervals.mean_interval(
+    np.array(values, float),
+    patients=np.array([row["patient_id"] for row in rows]),
+    seed=seed,
+  )
+
+
+def _localisation(scans, lesions, key: str, seed: int) -> dict[str, Any]:
+  normal = [row for row in scans if row["label"] == 0]
+  return {
+    "hit": _mean(lesions, [one[f"hit:{key}"] for one in lesions], seed),
+    "hits": sum(one[f"hit:{key}"] for one in lesions),
+    "false_positives": _mean(
+      scans, [row[f"false:{key}"] for row in scans], seed
+    ),
+    "false_positives_normal": _mean(
+      normal, [row[f"false:{key}"] for row in normal], seed
+    ),
+  }
+
+
+def table(result: Mapping[str, Any]) -> str:
+  """Returns the result as text."""
+  lines = [
+    f"{result['n_lesions']} lesions of {result['n_cad']} patients,"
+    f" {result['n_scans']['test']} scans; at most"
+    f" {result['findings_per_scan']} findings a scan, a hit within"
+    f" {TOLERANCE_MM:g} mm",
+    f"{'':46s}{'lesions hit, by patient':30s}{'false positives a scan':28s}",
+  ]
+  for mode, one in result["localisation"].items():
+    title = MODES[mode]
+    layer = f", {one['layer']}" if one["layer"] else ""
+    lines.append(
+      f"{title + layer:46s}{_cell(one['hit']):30s}"
+      f"{_cell(one['false_positives']):28s}"
+    )
+  more = result["localisation"]["map"]["combined_minus_this"]
+  lines.append(f"(d) less (a): {_cell(more)}")
+  lines.append("")
+  for name, one in result["decision"].items():
+    lines.append(
+      f"decision by {name:13s} AUC {_cell(one['roc_auc'])}, accuracy"
+      f" {_cell(one['accuracy'])}"
+    )
+  notes = [f"note: {note}" for note in result["notes"]]
+  return "\n".join([*lines, *notes, result["disclaimer"]])
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+  if entry["value"] is None:
+    return "undefined"
+  if entry["low"] is None:
+    return f"{entry['value']:.2f}"
+  return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"

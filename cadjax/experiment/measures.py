@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cadjax import evaluate, evaluate_explain, evaluate_link, evaluation
 from cadjax.classification import adapt, priors
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
+from cadjax.evaluation import classifiers, common, explanations, links
 from cadjax.experiment import compare
 from cadjax.link import decision
 from cadjax.metrics import binary, calibration, patient_level
@@ -53,7 +53,7 @@ def patients(trial: Trial) -> Entries:
     natural: share of CAD of a second test set, the entry "natural", which has
       all normal patients and as many of the others as make that share.
   """
-  result = evaluate.evaluate(trial.path, bootstrap=DRAWS)
+  result = classifiers.evaluate(trial.path, bootstrap=DRAWS)
   folder = trial.path / "eval"
   rows = _calls(folder, "test_patients", result["threshold"])
   entries = {"": rows}
@@ -74,7 +74,7 @@ def _calls(folder: pathlib.Path, name: str, threshold: float) -> list[Row]:
 
 def _slices(folder: pathlib.Path, result: Mapping[str, Any]) -> list[Row]:
   setting = result["slice_setting"]
-  rows = files.read_rows(folder / "test_cases.jsonl", evaluate.CASE_KEYS)
+  rows = files.read_rows(folder / "test_cases.jsonl", classifiers.CASE_KEYS)
   ids, labels, probs = patient_level.by_slice(rows)
   probs = calibration.calibrate(probs, setting["temperature"])
   return [
@@ -109,14 +109,14 @@ def external(trial: Trial) -> Entries:
     adapt: also with the norms' statistics of the other data, in the entry
       NAME.adapted.
   """
-  result = evaluate.evaluate(trial.path, bootstrap=DRAWS)
+  result = classifiers.evaluate(trial.path, bootstrap=DRAWS)
   entries = {
     "own": _calls(trial.path / "eval", "test_patients", result["threshold"])
   }
   for name, path in trial.data.items():
     if name == trial.own:
       continue
-    result = evaluate.evaluate(
+    result = classifiers.evaluate(
       trial.path, split="all", data=str(path), bootstrap=DRAWS
     )
     fingerprint = result["data"]["fingerprint"][:8]
@@ -131,10 +131,10 @@ def _adapted(
   trial: Trial, path: pathlib.Path, result: Mapping[str, Any]
 ) -> list[Row]:
   trained = workdir.load_trained(trial.path, "classify")
-  dataset, _ = evaluation.open_data(trained, str(path))
+  dataset, _ = common.open_data(trained, str(path))
   batch_size = trained.config.data.eval_batch_size
   adapted = adapt.adapt_norms(trained, dataset, batch_size)
-  rows = evaluate.score_rows(
+  rows = classifiers.score_rows(
     dataset, input_pipeline.SPLITS, adapted.logits, batch_size
   )
   return [
@@ -185,11 +185,11 @@ def explanation(trial: Trial) -> Entries:
   """Where the maps for CAD lie, an entry for LAYER.METHOD.STRUCTURE.
 
   Options:
-    structures: of `evaluate_explain.STRUCTURES`; all if left out.
+    structures: of `explanations.STRUCTURES`; all if left out.
     cases: on so many test cases; all if left out.
     rolls: of the null.
   """
-  evaluate.evaluate_maps(
+  classifiers.evaluate_maps(
     trial.path,
     cases=trial.options.get("cases"),
     bootstrap=DRAWS,
@@ -201,7 +201,7 @@ def explanation(trial: Trial) -> Entries:
     ("patient_id", "layer", "method", "structure"),
   )
   entries: Entries = {}
-  wanted = trial.options.get("structures", evaluate_explain.STRUCTURES)
+  wanted = trial.options.get("structures", explanations.STRUCTURES)
   for row in rows:
     if row["structure"] not in wanted:
       continue
@@ -217,7 +217,7 @@ def explanation(trial: Trial) -> Entries:
 
 def segments(trial: Trial) -> Entries:
   """Dice, HD95 and the rest of the test patients, an entry for each class."""
-  evaluate.evaluate(trial.path, bootstrap=DRAWS)
+  classifiers.evaluate(trial.path, bootstrap=DRAWS)
   rows = files.read_rows(
     trial.path / "eval" / "test_cases.jsonl", ("patient_id", "class", "dice")
   )
@@ -262,7 +262,7 @@ def linked(trial: Trial) -> Entries:
   the calls of each of its decisions in by_NAME.
   """
   folder = trial.path / "link"
-  result = evaluate_link.evaluate_link(
+  result = links.evaluate_link(
     str(trial.needs["classifier"]),
     str(trial.needs["segmenter"]),
     str(trial.data[trial.own]),

@@ -335,52 +335,6 @@ def patient_rows(rows: Sequence[Row], result: Mapping[str, Any]) -> list[Row]:
   ]
 
 
-def table(result: Mapping[str, Any]) -> str:
-  """Returns the metrics as text, one a line: value [low, high] (k/n)."""
-  columns = {f"by patient ({result['n_patients']})": result["patient"]}
-  if "slice" in result:
-    count = result["slice_setting"]["n_slices"]
-    columns[f"by slice ({count})"] = result["slice"]
-  if "against" in result:
-    columns["difference to --against"] = result["against"]["difference"]
-  lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
-  for name in binary.METRICS:
-    cells = [f"{_cell(column[name]):<31}" for column in columns.values()]
-    lines.append("".join([f"{name:<19}", *cells]))
-  lines = [line.rstrip() for line in lines]
-  draws = result["bootstrap"]["draws"]
-  lines.append(
-    "95 % intervals: Wilson for k/n by patient, else a stratified bootstrap"
-    f" over patients ({draws} draws)"
-  )
-  lines.append(
-    f"threshold {result['threshold']:.4f}: {result['threshold_origin']}"
-  )
-  lines.append(
-    f"temperature {result['temperature']:.3f}: {result['temperature_origin']}"
-  )
-  if "against" in result:
-    test = result["against"]["mcnemar"]
-    lines.append(
-      f"McNemar against {result['against']['workdir']}: correct only here"
-      f" {test['only_a_correct']}, only there {test['only_b_correct']},"
-      f" p = {test['p_value']:.3g}"
-    )
-  return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-  value = entry.get("value", entry.get("difference"))
-  if value is None or math.isnan(value):
-    return "undefined"
-  text = f"{value:+.3f}" if "difference" in entry else f"{value:.3f}"
-  if entry["low"] is not None and not math.isnan(entry["low"]):
-    text += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-  if entry.get("k") is not None:
-    text += f" ({entry['k']}/{entry['n']})"
-  return text
-
-
 def _some(names: Sequence[str], most: int = 5) -> str:
   text = ", ".join(str(name) for name in names[:most])
   return text + (f" and {len(names) - most} more" if names[most:] else "")

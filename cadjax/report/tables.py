@@ -14,7 +14,7 @@ Table = Sequence[Mapping[str, Any]]
 
 
 def text(result: Mapping[str, Any]) -> str:
-  """Returns all tables as text, of what `evaluate_explain.measure` returns."""
+  """Returns all tables as text, of what `explanations.measure` returns."""
   parts = [_location(result["location"]), _best(result["best"])]
   if result["faithfulness"]:
     parts.append(_faithfulness(result["faithfulness"]))

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cadjax import evaluation
 from cadjax.classification import adapt
+from cadjax.evaluation import common
 from cadjax.training import steps, task, workdir
 from data_prep.errors import UserError
 
@@ -19,7 +19,7 @@ def trained(tiny_workdir):
 
 @pytest.fixture(scope="module")
 def dataset(trained):
-  return evaluation.open_data(trained)[0]
+  return common.open_data(trained)[0]
 
 
 def few(dataset, count):

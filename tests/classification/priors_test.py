@@ -9,7 +9,7 @@ import pytest
 from cadjax import tasks
 from cadjax.classification import priors
 from cadjax.core import lookup
-from cadjax.evaluate import evaluate
+from cadjax.evaluation.classifiers import evaluate
 from cadjax.training import loop, workdir
 from data_prep.errors import UserError
 

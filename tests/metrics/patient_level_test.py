@@ -6,6 +6,7 @@ import scipy.special
 import sklearn.metrics
 
 from cadjax.core import files
+from cadjax.evaluation import classifiers
 from cadjax.metrics import binary, calibration, patient_level
 from data_prep.errors import UserError
 
@@ -168,7 +169,7 @@ def test_one_class_in_the_test_set():
   assert result["patient"]["roc_auc"]["method"] == "undefined"
   assert np.isfinite(result["patient"]["recall"]["value"])
   assert result["notes"] == ["the evaluated set holds one class only (CAD)"]
-  assert "undefined" in patient_level.table(result)
+  assert "undefined" in classifiers.table(result)
 
 
 @pytest.mark.parametrize(
@@ -252,10 +253,8 @@ def test_table_reads_the_same_from_the_result_and_from_its_json():
   validation, test = cohort(24, 1, slices=3), cohort(30, 2, slices=3)
   result = evaluate(validation, test, ndim=2)
   result["against"] = patient_level.compare(test, result, test, result)
-  text = patient_level.table(result)
-  assert text == patient_level.table(
-    json.loads(json.dumps(files.strict(result)))
-  )
+  text = classifiers.table(result)
+  assert text == classifiers.table(json.loads(json.dumps(files.strict(result))))
   assert "by patient (30)" in text
   assert "by slice (90)" in text
   counts = result["confusion"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cadjax import evaluate_segments
 from cadjax.core import files
+from cadjax.evaluation import segmenters
 from cadjax.metrics import patient_level
 from cadjax.report import cohort
 from cadjax.segmentation.metrics import METRICS
@@ -65,9 +65,7 @@ def segmented(tmp_path):
   ]
   defined = [r | {"dice": r["dice"] or float("nan")} for r in rows]
   result = files.strict(
-    ABOUT
-    | {"task": "segment"}
-    | evaluate_segments.summarise(defined, [], draws=100)
+    ABOUT | {"task": "segment"} | segmenters.summarise(defined, [], draws=100)
   )
   write(tmp_path, result, rows)
   (tmp_path / "worst.png").write_bytes(b"picture")

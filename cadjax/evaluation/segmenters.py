@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import evaluation
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import classes, input_pipeline
+from cadjax.evaluation import common
 from cadjax.metrics import intervals, patient_level
 from cadjax.report import planes
 from cadjax.segmentation import components, metrics
@@ -42,7 +42,7 @@ def evaluate(
   against: str | None = None,
   bootstrap: int = 2000,
 ) -> dict[str, Any]:
-  """Evaluates a segmenter; arguments and folders as `evaluate.evaluate`.
+  """Evaluates a segmenter; arguments and folders as `classifiers.evaluate`.
 
   Returns:
     the contents of metrics.json.
@@ -50,16 +50,14 @@ def evaluate(
   Raises:
     UserError: for settings or data that cannot be used.
   """
-  dataset, external = evaluation.open_data(trained, data)
+  dataset, external = common.open_data(trained, data)
   if not dataset.has_masks:
     raise UserError(f"{dataset.path} holds no masks to compare with")
-  splits = evaluation.splits_of(split, dataset)
-  folder = evaluation.folder_of(
-    trained.path, split, dataset.fingerprint, external
-  )
+  splits = common.splits_of(split, dataset)
+  folder = common.folder_of(trained.path, split, dataset.fingerprint, external)
   other = None
   if against:
-    other = evaluation.read_other(
+    other = common.read_other(
       trained, against, folder, ("patient_id", "class", *METRICS)
     )
 
@@ -70,12 +68,12 @@ def evaluate(
       f" {' or '.join(_foreground(trained))} in its mask"
     )
   folder.mkdir(parents=True, exist_ok=True)
-  name = evaluation.cases_name(split, external)
+  name = common.cases_name(split, external)
   files.write_rows(folder, name, rows)
   if lesions:
     files.write_rows(folder, name.replace("cases", "lesions"), lesions)
 
-  result = evaluation.describe(trained, dataset, split, external)
+  result = common.describe(trained, dataset, split, external)
   result |= summarise(rows, lesions, draws=bootstrap)
   result |= {
     "segmentation": {
@@ -85,14 +83,14 @@ def evaluate(
         for key in ("overlap", "mirror", "min_component_mm3")
       },
     },
-    "notes": evaluation.split_notes(trained, dataset, split, external),
+    "notes": common.split_notes(trained, dataset, split, external),
   }
   if other:
     result["against"] = {
       "workdir": str(against),
       "difference": compare(rows, other[0], draws=bootstrap),
     }
-    result["notes"] += evaluation.build_notes(against, other[1], dataset)
+    result["notes"] += common.build_notes(against, other[1], dataset)
   result = files.strict(result)
   write_worst(folder, trained, dataset, rows)
   files.write_json(folder / "metrics.json", result)
@@ -241,14 +239,14 @@ def compare(
   Raises:
     UserError: the scans differ, or no class is common.
   """
-  common = {row["class"] for row in rows} & {row["class"] for row in other}
-  if not common:
+  shared = {row["class"] for row in rows} & {row["class"] for row in other}
+  if not shared:
     raise UserError("the two segmenters have no class in common")
   ours, theirs = (
     {
       (row["case_id"], row["class"]): row
       for row in some
-      if row["class"] in common
+      if row["class"] in shared
     }
     for some in (rows, other)
   )
@@ -291,7 +289,7 @@ def write_worst(
     png = planes.planes_png(
       headings,
       "Worst cases by mean Dice  ·  green: true  ·  pink: found  ·  "
-      + evaluation.DISCLAIMER,
+      + common.DISCLAIMER,
     )
     (folder / "worst.png").write_bytes(png)
 

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import evaluate, evaluate_segments, tasks
+from cadjax import tasks
 from cadjax.data import classes
+from cadjax.evaluation import classifiers, segmenters
 from cadjax.segmentation import metrics, sliding
 from cadjax.training import workdir
 from data_prep.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def result(tiny_segmenter):
-  return evaluate.evaluate(tiny_segmenter, bootstrap=100, batch_size=4)
+  return classifiers.evaluate(tiny_segmenter, bootstrap=100, batch_size=4)
 
 
 def read(path):
@@ -104,9 +105,9 @@ def test_the_truth_itself_is_perfect(tiny_segmenter, monkeypatch):
     say(lambda hu: classes.map_mask(masks[hu.tobytes()], "aorta_coronaries")),
   )
   dataset = tasks.open_dataset(trained.config)
-  rows, lesions = evaluate_segments.score_cases(trained, dataset, ["test"])
+  rows, lesions = segmenters.score_cases(trained, dataset, ["test"])
   assert not lesions
-  summary = evaluate_segments.summarise(rows, lesions, draws=100)
+  summary = segmenters.summarise(rows, lesions, draws=100)
   aorta = summary["patient"]["aorta"]
   assert aorta["dice"]["value"] == aorta["cldice"]["value"] == 1
   assert aorta["hd95_mm"]["value"] == aorta["volume_bias_ml"]["value"] == 0
@@ -121,7 +122,7 @@ def test_unknown_classes_have_no_rows(tiny_segmenter, monkeypatch):
   record = dict(dataset.read(case))
   record["mask_classes"] = np.array([1, 0, 1, 0, 0], np.uint8)
   monkeypatch.setattr(type(dataset), "read", lambda *_: record)
-  rows, _ = evaluate_segments.score_cases(trained, dataset, ["test"])
+  rows, _ = segmenters.score_cases(trained, dataset, ["test"])
   assert {row["class"] for row in rows} == {"coronaries"}
 
 
@@ -133,7 +134,7 @@ def test_plaque_is_scored_by_lesion(tiny_segmenter, monkeypatch):
     workdir.Trained, "segment", say(lambda hu: masks[hu.tobytes()])
   )
   dataset = tasks.open_dataset(trained.config)
-  _, lesions = evaluate_segments.score_cases(trained, dataset, ["test"])
+  _, lesions = segmenters.score_cases(trained, dataset, ["test"])
   assert [row["case_id"] for row in lesions] == [
     row["case_id"] for row in dataset.rows["test"]
   ]
@@ -145,7 +146,7 @@ def test_plaque_is_scored_by_lesion(tiny_segmenter, monkeypatch):
     assert row["lesions"] <= counts[row["case_id"]]
     assert row["false_positives"] == 0
   assert sum(row["lesions"] for row in lesions) > 0
-  summary = evaluate_segments.summarise([], lesions, draws=100)
+  summary = segmenters.summarise([], lesions, draws=100)
   normal = sum(not row["lesions"] for row in lesions)
   assert summary["lesions"]["recall"]["n"] == len(lesions) - normal
 
@@ -165,7 +166,7 @@ def test_patients_count_alike_however_many_scans():
     row_of(1, "a", "coronaries", dice=None),
     row_of(2, "b", "coronaries", dice=0.1),
   ]
-  summary = evaluate_segments.summarise(rows, [], draws=100)
+  summary = segmenters.summarise(rows, [], draws=100)
   assert (summary["n_patients"], summary["n_scans"]) == (2, 3)
   assert summary["patient"]["aorta"]["dice"]["value"] == pytest.approx(0.6)
   coronaries = summary["patient"]["coronaries"]["dice"]
@@ -182,7 +183,7 @@ def test_scans_of_a_fold_are_told_apart_by_their_ids():
     row_of(0, "b", "aorta", dice=0.0) | {"case_id": "other"},
     row_of(1, "c", "aorta", dice=0.9),
   ]
-  summary = evaluate_segments.summarise(rows, [], draws=100)
+  summary = segmenters.summarise(rows, [], draws=100)
   assert summary["n_scans"] == summary["mean_dice"]["n"] == 3
   assert summary["mean_dice"]["value"] == pytest.approx(1.9 / 3)
 
@@ -196,16 +197,16 @@ def test_two_segmenters_are_compared_scan_by_scan():
     for values in (ours, theirs)
   )
   extra = [row_of(0, "p0", "lumen", dice=0.1)]
-  found = evaluate_segments.compare(rows, other + extra, draws=200)
+  found = segmenters.compare(rows, other + extra, draws=200)
   entry = found["aorta"]["dice"]
   assert set(found) == {"aorta"}
   assert entry["value"] == pytest.approx(np.mean(ours - theirs))
   # What the scans share cancels: the interval is far narrower than either's.
   assert 0.04 < entry["low"] < entry["high"] < 0.06
   with pytest.raises(UserError, match="same scans"):
-    evaluate_segments.compare(rows, other[1:])
+    segmenters.compare(rows, other[1:])
   with pytest.raises(UserError, match="no class in common"):
-    evaluate_segments.compare(rows, extra)
+    segmenters.compare(rows, extra)
 
 
 def test_against_another_segmenter_and_not_a_classifier(
@@ -213,19 +214,23 @@ def test_against_another_segmenter_and_not_a_classifier(
 ):
   copy = tmp_path / "again"
   shutil.copytree(tiny_segmenter, copy)
-  found = evaluate.evaluate(
+  found = classifiers.evaluate(
     copy, against=str(tiny_segmenter), bootstrap=100, batch_size=4
   )
   assert found["against"]["difference"]["aorta"]["dice"]["value"] == 0
-  evaluate.evaluate(tiny_workdir, bootstrap=100)
+  classifiers.evaluate(tiny_workdir, bootstrap=100)
   with pytest.raises(UserError, match="cannot be compared"):
-    evaluate.evaluate(tiny_segmenter, against=str(tiny_workdir), bootstrap=100)
+    classifiers.evaluate(
+      tiny_segmenter, against=str(tiny_workdir), bootstrap=100
+    )
   with pytest.raises(UserError, match="cannot be compared"):
-    evaluate.evaluate(tiny_workdir, against=str(copy), bootstrap=100)
+    classifiers.evaluate(tiny_workdir, against=str(copy), bootstrap=100)
 
 
 def test_validation_is_called_optimistic(tiny_segmenter):
-  found = evaluate.evaluate(tiny_segmenter, split="validation", bootstrap=100)
+  found = classifiers.evaluate(
+    tiny_segmenter, split="validation", bootstrap=100
+  )
   assert any("optimistic" in note for note in found["notes"])
   assert (tiny_segmenter / "eval" / "validation" / "worst.png").exists()
 
@@ -241,5 +246,5 @@ def test_program_prints_the_table(tiny_segmenter, result):
     text=True,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  assert evaluate_segments.table(result) in done.stdout
+  assert segmenters.table(result) in done.stdout
   assert "coronaries" in done.stdout

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import evaluate, evaluate_explain, models
+from cadjax import models
 from cadjax.data import input_pipeline
+from cadjax.evaluation import classifiers, explanations
 from cadjax.explanation import cad_maps, cam, checks, location
 from cadjax.report import tables
 from cadjax.training import checkpoint, workdir
@@ -64,8 +65,8 @@ def result(trained, other, dataset):
   with pytest.MonkeyPatch.context() as patch:
     # 7 of the 25 maps at a time.
     size = 7 * 12 * np.prod(dataset.shape)
-    patch.setattr(evaluate_explain, "MAPS_BYTES", size)
-    return evaluate.evaluate_maps(
+    patch.setattr(explanations, "MAPS_BYTES", size)
+    return classifiers.evaluate_maps(
       trained,
       against=str(other),
       cases=4,
@@ -87,8 +88,8 @@ def test_everything_is_written(trained, result):
     "metrics.json",
     "table.txt",
     "lift.png",
-    *(f"{x}_cases.jsonl" for x in evaluate_explain.TABLES),
-    *(f"{x}_cases.csv" for x in evaluate_explain.TABLES),
+    *(f"{x}_cases.jsonl" for x in explanations.TABLES),
+    *(f"{x}_cases.csv" for x in explanations.TABLES),
   }
   text = (folder / "metrics.json").read_text()
   stored = json.loads(text, parse_constant=pytest.fail)
@@ -116,7 +117,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
   }
   loaded = workdir.load_trained(trained)
   maker = cad_maps.CadMaps(loaded)
-  case = evaluate_explain.spread(dataset.rows["test"], 4)[2]
+  case = explanations.spread(dataset.rows["test"], 4)[2]
   record = dataset.read(case)
   cells = maker.cells(record["image"])
   assert cells["gradcam"]["stage2"].shape == (2, 3, 4)
@@ -127,7 +128,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
       (maker.strides[layer]),
     )[0]
     (expected,) = location.location_metrics(
-      np.asarray(heat)[None], evaluate_explain.read_structures(record), rolls=5
+      np.asarray(heat)[None], explanations.read_structures(record), rolls=5
     )
     for name, values in expected.items():
       (row,) = (
@@ -144,7 +145,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
 def test_structures_come_from_mask_and_lesions(dataset):
   cad = [row for row in dataset.rows["test"] if row["label"] == "1"]
   record = dataset.read(cad[0])
-  found = evaluate_explain.read_structures(record)
+  found = explanations.read_structures(record)
   assert list(found) == ["coronaries", "plaque", "aorta"]
   names = np.array(CLASS_NAMES)[record["mask"]]
   np.testing.assert_array_equal(found["aorta"] == 0, names == "aorta")
@@ -167,11 +168,11 @@ def test_structures_come_from_mask_and_lesions(dataset):
 
   known = record["mask_classes"].copy()
   known[CLASS_NAMES.index("aorta")] = 0
-  assert "aorta" not in evaluate_explain.read_structures(
+  assert "aorta" not in explanations.read_structures(
     {**record, "mask_classes": known}
   )
   without = {key: x for key, x in record.items() if key != "mask"}
-  assert evaluate_explain.read_structures(without) == {}
+  assert explanations.read_structures(without) == {}
 
 
 def test_a_normal_case_has_no_plaque_to_find(trained, result):
@@ -242,7 +243,7 @@ def test_faithfulness_uses_the_log_odds(trained, dataset, result):
 
 def test_a_model_agrees_with_itself(trained, dataset, tmp_path):
   loaded = workdir.load_trained(trained)
-  result = evaluate_explain.measure(
+  result = explanations.measure(
     loaded,
     dataset,
     dataset.rows["test"][:2],
@@ -274,7 +275,7 @@ def test_a_2d_model_is_explained_on_volumes(root, tiny_config, dataset):
   assert heat.shape == image.shape
   np.testing.assert_allclose(heat[:, ::4, ::4], cells / cells.max(), rtol=1e-5)
   deep = types.SimpleNamespace(config=tiny_config)
-  kind = evaluate_explain.kind_of_agreement(maker.trained, deep)
+  kind = explanations.kind_of_agreement(maker.trained, deep)
   assert kind == "reproducibility"
 
   slices = np.random.default_rng(0).normal(size=(3, 16, 2))
@@ -300,29 +301,29 @@ def test_models_of_other_layers_agree_on_the_image():
     )
     for strides in ((2, 2, 2), (1, 2, 2))
   ]
-  rows = evaluate_explain._agree(*maps, (8, 8, 8), cells, fine, None)
+  rows = explanations._agree(*maps, (8, 8, 8), cells, fine, None)
   assert len(rows) == len(cam.METHODS)
   assert 0.5 < rows[0]["spearman"] < 1
   assert math.isnan(rows[0]["spearman_unrelated"])
 
 
 def test_spread_takes_the_first_and_the_last():
-  assert evaluate_explain.spread(range(10), 4) == [0, 3, 6, 9]
-  assert evaluate_explain.spread(range(3), None) == [0, 1, 2]
-  assert evaluate_explain.spread(range(3), 9) == [0, 1, 2]
-  assert evaluate_explain.spread(range(3), 0) == []
+  assert explanations.spread(range(10), 4) == [0, 3, 6, 9]
+  assert explanations.spread(range(3), None) == [0, 1, 2]
+  assert explanations.spread(range(3), 9) == [0, 1, 2]
+  assert explanations.spread(range(3), 0) == []
 
 
 def test_what_cannot_be_measured_says_so(trained, dataset, monkeypatch):
   with pytest.raises(UserError, match="--explain_region=heart"):
-    evaluate.evaluate_maps(trained, region="heart")
+    classifiers.evaluate_maps(trained, region="heart")
   with pytest.raises(UserError, match="--explain_cases=0"):
-    evaluate.evaluate_maps(trained, cases=0)
+    classifiers.evaluate_maps(trained, cases=0)
   with pytest.raises(UserError, match="bootstrap"):
-    evaluate.evaluate_maps(trained, bootstrap=3)
-  monkeypatch.setattr(evaluate_explain, "read_structures", lambda record: {})
+    classifiers.evaluate_maps(trained, bootstrap=3)
+  monkeypatch.setattr(explanations, "read_structures", lambda record: {})
   with pytest.raises(UserError, match="none of the 1 cases has a mask"):
-    evaluate.evaluate_maps(trained, cases=1, sanity=0)
+    classifiers.evaluate_maps(trained, cases=1, sanity=0)
 
 
 def test_the_picture_of_undefined_and_zero_lifts():
