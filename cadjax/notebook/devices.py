@@ -1,6 +1,6 @@
 """What computes here, and the precision and batch that suit it.
 
-  python -m cadjax.devices
+  python -m cadjax.notebook.devices
 
 prints kind and count of the devices as JSON. A notebook asks by `find`, in a
 process of its own: a kernel that once held an accelerator would keep it, or
@@ -55,7 +55,9 @@ ROWS = (
   Row("TPU v2", "bfloat16", 1, "8 GB for each of its cores"),
   Row("cpu", "float32", 2, "2 took 5.8 GB and 8 more than 15"),
 )
-UNKNOWN = Row("", "float32", 1, "not in the table of cadjax.devices: careful")
+UNKNOWN = Row(
+  "", "float32", 1, "not in the table of cadjax.notebook.devices: careful"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ def find() -> Device:
   Raises:
     RuntimeError: jax cannot use them; the message says why.
   """
-  command = [sys.executable, "-m", "cadjax.devices"]
+  command = [sys.executable, "-m", "cadjax.notebook.devices"]
   done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
     raise RuntimeError(f"jax finds no device: {done.stderr[-2000:]}")

@@ -14,12 +14,12 @@ import pytest
 import traitlets.config
 from IPython.core.interactiveshell import InteractiveShell
 
-from cadjax import notebook
+from cadjax.notebook import cells
 from cadjax.training import workdir
 from data_prep import sources
 from data_prep.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def colab(monkeypatch):
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_command_that_fails_raises(shell):
   shell.system("exit 3")  # What IPython does by itself.
-  notebook.setup()
-  notebook.setup()
+  cells.setup()
+  cells.setup()
   with pytest.raises(subprocess.CalledProcessError) as raised:
     shell.system("exit 3")
   assert raised.value.returncode == 3
@@ -61,8 +61,8 @@ def test_a_command_that_fails_raises(shell):
 
 def test_python_is_that_of_the_notebook(shell, tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "prefix", str(tmp_path))
-  notebook.setup()
-  notebook.setup()
+  cells.setup()
+  cells.setup()
   places = os.environ["PATH"].split(os.pathsep)
   assert places[0] == str(tmp_path / "bin")
   assert places.count(places[0]) == 1
@@ -70,45 +70,45 @@ def test_python_is_that_of_the_notebook(shell, tmp_path, monkeypatch):
 
 def test_folder_is_local_outside_of_colab(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert notebook.folder("a/b", drive=True) == tmp_path / "a" / "b"
+  assert cells.folder("a/b", drive=True) == tmp_path / "a" / "b"
   assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_folder_is_on_drive_in_colab(tmp_path, monkeypatch, colab):
-  monkeypatch.setattr(notebook, "DRIVE", tmp_path / "drive")
+  monkeypatch.setattr(cells, "DRIVE", tmp_path / "drive")
   monkeypatch.chdir(tmp_path)
   wanted = tmp_path / "drive" / "MyDrive" / "runs"
-  assert notebook.folder("runs", drive=True) == wanted
+  assert cells.folder("runs", drive=True) == wanted
   assert wanted.is_dir()
   assert colab.mounted == [str(tmp_path / "drive")]
-  assert notebook.folder("runs", drive=False) == tmp_path / "runs"
+  assert cells.folder("runs", drive=False) == tmp_path / "runs"
   assert len(colab.mounted) == 1
   # A folder made there before would be in the way of Drive.
-  assert notebook.folder(str(wanted), drive=False) == wanted
+  assert cells.folder(str(wanted), drive=False) == wanted
   assert len(colab.mounted) == 2
 
 
 def test_what_is_given_on_drive_is_mounted(tmp_path, monkeypatch, colab):
-  monkeypatch.setattr(notebook, "DRIVE", tmp_path / "drive")
+  monkeypatch.setattr(cells, "DRIVE", tmp_path / "drive")
   scans = tmp_path / "drive" / "MyDrive" / "scans"
   (tmp_path / "here").mkdir()
   colab.drive.mount = lambda place: scans.mkdir(parents=True)
-  assert notebook.given("") is None
-  assert notebook.given(str(tmp_path / "here")) == tmp_path / "here"
+  assert cells.given("") is None
+  assert cells.given(str(tmp_path / "here")) == tmp_path / "here"
   assert not scans.exists()
-  assert notebook.given(str(scans)) == scans
+  assert cells.given(str(scans)) == scans
 
 
 def test_what_is_given_must_be_there(tmp_path):
   with pytest.raises(UserError, match="scans: no such file or folder; .*MyDri"):
-    notebook.given(str(tmp_path / "scans"))
+    cells.given(str(tmp_path / "scans"))
 
 
 def test_a_finished_workdir_is_trained(tmp_path, capsys):
-  assert not notebook.is_trained(tmp_path)
+  assert not cells.is_trained(tmp_path)
   assert not capsys.readouterr().out
   workdir.finish(tmp_path, 3, {})
-  assert notebook.is_trained(tmp_path)
+  assert cells.is_trained(tmp_path)
   assert "another FOLDER" in capsys.readouterr().out
 
 
@@ -130,9 +130,9 @@ def test_pip_that_fails_stops_the_notebook(shell, tmp_path, monkeypatch):
 
 def test_show_page_keeps_the_page_whole(tmp_path, monkeypatch):
   shown = []
-  monkeypatch.setattr(notebook, "display", shown.append)
+  monkeypatch.setattr(cells, "display", shown.append)
   (tmp_path / "a.html").write_text('<p title="x">µ & more</p>', "utf-8")
-  notebook.show_page(tmp_path / "a.html", height=10)
+  cells.show_page(tmp_path / "a.html", height=10)
   assert (
     'srcdoc="&lt;p title=&quot;x&quot;&gt;µ &amp; more&lt;/p&gt;"'
     in shown[0].data
@@ -141,7 +141,7 @@ def test_show_page_keeps_the_page_whole(tmp_path, monkeypatch):
 
 def test_upload_is_for_colab(tmp_path):
   with pytest.raises(UserError, match="Colab only"):
-    notebook.upload(tmp_path)
+    cells.upload(tmp_path)
 
 
 @pytest.mark.parametrize("inside", ["", "hospital"])
@@ -156,7 +156,7 @@ def test_upload_unpacks_zips(tmp_path, colab, inside):
     shutil.make_archive(f"{target}/scans", "zip", tmp_path / "made")
 
   colab.files.upload = choose
-  folder = notebook.upload(tmp_path / "own")
+  folder = cells.upload(tmp_path / "own")
   assert folder == tmp_path / "own" / inside
   assert (folder / "cad" / "a.nii.gz").read_bytes() == b"scan"
   assert not list(folder.glob("*.zip"))
@@ -169,7 +169,7 @@ def test_an_upload_takes_the_place_of_the_last(tmp_path, colab):
 
   colab.files.upload = choose
   (tmp_path / "own" / "hospital").mkdir(parents=True)
-  folder = notebook.upload(tmp_path / "own")
+  folder = cells.upload(tmp_path / "own")
   assert [path.name for path in folder.iterdir()] == ["new.nii.gz"]
 
 
@@ -188,7 +188,7 @@ def listed(table):
 
 def test_manifest_of_two_folders(tmp_path):
   put(tmp_path, "normal/n.nii.gz", "cad/a/", "cad/b.nrrd", "cad/.DS_Store")
-  cases = sources.find_cases("manifest", notebook.manifest(tmp_path))
+  cases = sources.find_cases("manifest", cells.manifest(tmp_path))
   found = [
     (case.case_id, case.patient_id, case.image, case.label) for case in cases
   ]
@@ -201,13 +201,13 @@ def test_manifest_of_two_folders(tmp_path):
 
 def test_a_manifest_that_is_there_stays(tmp_path):
   (tmp_path / "manifest.csv").write_text("mine")
-  assert notebook.manifest(tmp_path) == tmp_path / "manifest.csv"
+  assert cells.manifest(tmp_path) == tmp_path / "manifest.csv"
   assert (tmp_path / "manifest.csv").read_text() == "mine"
 
 
 def test_what_is_no_scan_is_no_patient(tmp_path):
   put(tmp_path, "normal/n.nii", "cad/b.mhd", "cad/b.raw", "cad/notes.txt")
-  assert listed(notebook.manifest(tmp_path)) == ["b", "n"]
+  assert listed(cells.manifest(tmp_path)) == ["b", "n"]
 
 
 @pytest.mark.parametrize(
@@ -219,19 +219,19 @@ def test_loose_slices_are_told(tmp_path, name, content):
   (tmp_path / "cad").mkdir()
   (tmp_path / "cad" / name).write_bytes(content)
   with pytest.raises(UserError, match=f"cad/{name}: .*a folder of its own"):
-    notebook.manifest(tmp_path)
+    cells.manifest(tmp_path)
 
 
 def test_the_manifest_goes_with_the_folders(tmp_path):
   put(tmp_path, "normal/001/", "cad/001/")
-  assert listed(notebook.manifest(tmp_path)) == ["cad_001", "normal_001"]
+  assert listed(cells.manifest(tmp_path)) == ["cad_001", "normal_001"]
   put(tmp_path, "cad/002.nii.gz")
   (tmp_path / "cad" / "001").rename(tmp_path / "cad" / "003")
-  assert listed(notebook.manifest(tmp_path)) == ["001", "002", "003"]
+  assert listed(cells.manifest(tmp_path)) == ["001", "002", "003"]
 
 
 def test_a_folder_without_scans_is_told(tmp_path):
   with pytest.raises(UserError, match="neither manifest.csv nor scans"):
-    notebook.manifest(tmp_path)
+    cells.manifest(tmp_path)
   with pytest.raises(UserError, match="gone: no such folder"):
-    notebook.manifest(tmp_path / "gone")
+    cells.manifest(tmp_path / "gone")

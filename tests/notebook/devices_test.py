@@ -7,8 +7,8 @@ import sys
 import jax
 import pytest
 
-from cadjax import devices
-from cadjax.devices import PAPER_SHAPE, ROWS, UNKNOWN, suggest
+from cadjax.notebook import devices
+from cadjax.notebook.devices import PAPER_SHAPE, ROWS, UNKNOWN, suggest
 from configs import demo, resnet3d
 
 
@@ -81,7 +81,7 @@ def test_find_asks_another_process(monkeypatch):
 
   monkeypatch.setattr(subprocess, "run", spy)
   device = devices.find()
-  assert asked == [[sys.executable, "-m", "cadjax.devices"]]
+  assert asked == [[sys.executable, "-m", "cadjax.notebook.devices"]]
   assert (device.kind, device.count) == ("cpu", jax.device_count())
   assert "float32" in str(device)
 
