@@ -27,6 +27,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from cadjax import tasks
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.explanation import cam, explainer, heat_maps, scan, targets
@@ -222,7 +223,7 @@ def _target(target: str | None, explain: Explainer, known: list[str]) -> str:
 def main(_: Sequence[str]) -> int:
   """Explains all scans; returns the exit code."""
   args = flags.FLAGS
-  trained = workdir.load_trained(args.workdir)
+  trained = tasks.load_model(args.workdir)
   explain = Explainer(trained, _options(args))
   if args.list_layers:
     print(list_layers(trained, explain))

@@ -20,6 +20,7 @@ import jax
 from absl import flags
 
 from cadjax.classification import scan
+from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.explanation import cam
@@ -32,7 +33,6 @@ from cadjax.link.scan import (
   predict_pair,
 )
 from cadjax.report import classified, linked, pages
-from cadjax.training import workdir
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -56,7 +56,7 @@ def _tell(job: scan_jobs.Job, result: scan.CaseResult) -> str:
 
 
 def predict_all(
-  trained: workdir.Trained,
+  trained: Classifier,
   jobs: Sequence[scan_jobs.Job],
   *,
   series: str | None = None,
@@ -144,7 +144,7 @@ def main(_: Sequence[str]) -> int:
     for name in ("method", "layer", "decision"):
       if args[name].present:
         raise UserError(f"--{name} is of both models: give --segmenter, too")
-    trained = workdir.load_trained(args.classifier, "classify")
+    trained = load_classifier(args.classifier)
     scan.read_calibration(trained)
     predict, models = predict_all, trained
   else:

@@ -43,7 +43,7 @@ from cadjax.data import jobs as scan_jobs
 from cadjax.report import pages
 from cadjax.report.segmented import FILES, KIND, write_segments
 from cadjax.segmentation.scan import SegmentResult, segment_scan
-from cadjax.training import workdir
+from cadjax.segmentation.segmenter import Segmenter, load_segmenter
 from data_prep import errors
 
 
@@ -58,7 +58,7 @@ def _tell(job: scan_jobs.Job, result: SegmentResult) -> str:
 
 
 def segment_all(
-  trained: workdir.Trained,
+  trained: Segmenter,
   jobs: Sequence[scan_jobs.Job],
   *,
   series: str | None = None,
@@ -96,7 +96,7 @@ def main(_: Sequence[str]) -> int:
   jobs = scan_jobs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
-  trained = workdir.load_trained(args.segmenter, "segment")
+  trained = load_segmenter(args.segmenter)
   if args.mirror is not None:
     trained.config.segment.mirror = args.mirror
   if args.batch_size is not None:

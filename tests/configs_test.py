@@ -4,8 +4,9 @@ import importlib
 import pathlib
 
 import pytest
+from tiny_runs import train
 
-from cadjax.training import loop, workdir
+from cadjax import tasks
 
 CONFIGS = sorted(
   path.stem
@@ -47,7 +48,7 @@ def test_config_trains(name, tiny_data, tmp_path):
   config.epochs = 1
   config.mesh.data = 1
   config.parallel = "mesh"
-  state = loop.train_and_evaluate(config, tmp_path / "run")
+  state = train(config, tmp_path / "run")
   assert int(state.step) == 2
-  trained = workdir.load_trained(tmp_path / "run", config.task)
+  trained = tasks.load_model(tmp_path / "run")
   assert trained.config.model.name == config.model.name

@@ -78,10 +78,10 @@ def tiny_config(tiny_data):
 @pytest.fixture(scope="session")
 def tiny_workdir(tiny_config, tmp_path_factory) -> pathlib.Path:
   """The workdir of a finished training on `tiny_data`."""
-  from cadjax.training import loop
+  from tiny_runs import train
 
   workdir = tmp_path_factory.mktemp("run") / "classifier"
-  loop.train_and_evaluate(tiny_config, workdir)
+  train(tiny_config, workdir)
   return workdir
 
 
@@ -112,10 +112,10 @@ def tiny_segment_config(tiny_config):
 @pytest.fixture(scope="session")
 def tiny_segmenter(tiny_segment_config, tmp_path_factory) -> pathlib.Path:
   """The workdir of a segmenter trained on `tiny_data`."""
-  from cadjax.training import loop
+  from tiny_runs import train
 
   workdir = tmp_path_factory.mktemp("run") / "segmenter"
-  loop.train_and_evaluate(tiny_segment_config, workdir)
+  train(tiny_segment_config, workdir)
   return workdir
 
 

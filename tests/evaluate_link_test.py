@@ -191,7 +191,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   assert scored["hits:plaque"] >= min(len(lesions), 5) - 1
   assert scored["log_odds"] == pytest.approx(np.log(0.7 / 0.3))
   # Without plaque among the classes.
-  coarse = classes.get_task("aorta_coronaries")
+  coarse = classes.get_class_set("aorta_coronaries")
   linked = dataclasses.replace(
     linked,
     structures=join.find_structures(

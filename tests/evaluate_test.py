@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import models
+from cadjax import models, tasks
 from cadjax.core import files
 from cadjax.data import input_pipeline
 from cadjax.evaluation import classifiers
@@ -155,7 +155,7 @@ def test_every_case_of_the_split_counts_once(trained, data, result):
 
 
 def test_rows_hold_the_logits_of_single_cases(trained, data):
-  loaded = workdir.load_trained(trained)
+  loaded = tasks.load_model(trained)
   dataset = input_pipeline.open_dataset(loaded.config.data)
   rows, table = read_rows(trained / "eval" / "test_cases.jsonl")
   assert len({row["log_odds"][0] for row in rows}) == len(rows)
@@ -260,7 +260,7 @@ def test_patients_that_the_model_knows_are_told_of(
   path.write_text(json.dumps(about))
   found = classifiers.evaluate(copy, data=str(other_data), bootstrap=100)
   assert any(f"such as {here}: if" in note for note in found["notes"])
-  own = input_pipeline.open_dataset(workdir.load_trained(trained).config.data)
+  own = input_pipeline.open_dataset(tasks.load_model(trained).config.data)
   assert seen == sorted({row["patient_id"] for row in own.rows["train"]})
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_models import Fcn, draw_variables
 from tiny_runs import write_workdir
 
-from cadjax import explain, models
+from cadjax import explain, models, tasks
 from cadjax.classification import scan as classification_scan
 from cadjax.core import files, lookup
 from cadjax.data import jobs as scan_jobs
@@ -25,7 +25,7 @@ from cadjax.explanation import heat_maps, targets
 from cadjax.explanation import scan as explanation_scan
 from cadjax.explanation.explainer import Explainer, Options
 from cadjax.report import explained, planes
-from cadjax.training import task, workdir
+from cadjax.training import task
 from configs import unet3d
 from data_prep import volume
 from data_prep.errors import UserError
@@ -68,7 +68,7 @@ def classifier(tmp_path_factory):
   config = json.loads((path / "config.json").read_text())
   config["model"]["conv"] = "lax"  # Compiles fastest.
   files.write_json(path / "config.json", config)
-  return workdir.load_trained(path)
+  return tasks.load_model(path)
 
 
 def planted(

@@ -1,8 +1,8 @@
 """Who may import whom, read from the syntax trees.
 
-The picture: data_prep knows nothing of cadjax; inside cadjax a module imports
-from its own or a lower layer, without cycles; raw scans enter and results
-leave at the programs alone.
+The picture in cadjax/README.md: a folder of cadjax imports from the folders
+below it and from no other; data_prep lies beside them and knows nothing of
+cadjax; nobody imports a program.
 """
 
 import ast
@@ -14,47 +14,38 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A new file in cadjax must be placed here, on purpose.
-LAYERS = {
-  1: (
-    "agreement attribution augment calibration cam cam_windows candidates"
-    " centrelines classes components evidence explain_checks explain_metrics"
-    " findings flops intervals losses metrics models models.conv_cpu"
-    " models.layers models.resnet models.resunet models.unet models.winograd"
-    " names optimizer ostia parallel reformat segment_losses segment_metrics"
-    " skeleton sliding stenosis vessel_names vessel_tree vessels"
-  ),
-  2: (
-    "case_rows checkpoint evaluation folders input_pipeline inputs log"
-    " marked patches priors regions results steps tasks workdir"
-  ),
-  3: (
-    "adapt bench bench.__main__ bench.about bench.figures bench.measure"
-    " bench.report bench.rows bench.summary bench.tpu bench.unet_torch"
-    " bench.work bench.work_aot bench.work_host bench.work_jax bench.work_torch"
-    " bench.worker cad_maps cohort decision devices evaluate evaluate_explain"
-    " evaluate_link evaluate_segments explain explain_maps explain_table"
-    " explain_target explainer link linked_report notebook pair planes plots"
-    " predict report scans scoring segment train tree_plot vessel_figure"
-    " viewer warm_start"
-  ),
-  4: (
-    "experiment experiment.__main__ experiment.compare experiment.estimate"
-    " experiment.figure experiment.measures experiment.page experiment.plan"
-    " experiment.run experiment.store experiment.summary main"
-  ),
-}
-LAYER = {
-  f"cadjax.{name}": layer
-  for layer, names in LAYERS.items()
-  for name in names.split()
-}
-# The package itself holds a version number and nothing else.
-LAYER["cadjax"] = 0
+# The rooms of cadjax from bottom to top, those of one floor together. A room
+# imports from the floors below it, and not from another one of its own floor.
+FLOORS = (
+  ("core",),
+  ("models", "data", "metrics", "vessels"),
+  ("training",),
+  ("classification", "segmentation"),
+  ("tasks",),
+  ("explanation",),
+  ("link",),
+  ("report",),
+  ("evaluation",),
+  ("notebook", "bench"),
+  ("experiment",),
+)
+# What a person starts, and nothing else imports.
+PROGRAMS = (
+  "main",
+  "predict",
+  "segment",
+  "explain",
+  "evaluate",
+  "evaluate_link",
+  "__main__",
+)
+FLOOR = {room: floor for floor, some in enumerate(FLOORS) for room in some}
 
 DEVICE_PACKAGES = {"cadjax", "flax", "jax", "jaxlib", "optax", "orbax"}
 NOWHERE = {"tensorflow", "tf_keras", "keras"}
 HOST_ONLY_FORBIDS = DEVICE_PACKAGES | {"torch", "configs", "tests"}
+# These are pure: arrays and configs, neither files nor scans.
+PURE = {"models", "metrics", "vessels"}
 
 
 def sources(root: pathlib.Path, package: str) -> dict[str, pathlib.Path]:
@@ -105,6 +96,11 @@ def top(name: str) -> str:
   return name.partition(".")[0]
 
 
+def room(name: str) -> str:
+  """Returns the room of a module of cadjax; "" for the package itself."""
+  return (name.split(".") + [""])[1]
+
+
 def breaches(importing: dict[str, set[str]]) -> list[str]:
   """Returns one line for every import that the picture does not have."""
   found = []
@@ -119,26 +115,42 @@ def _breach(name: str, target: str) -> str | None:
   if top(target) in NOWHERE:
     return "no file imports TensorFlow or Keras"
   if top(target) == "tests":
-    return "tests are imported by nobody"
+    return "nobody imports tests"
   if top(name) == "data_prep" and top(target) in HOST_ONLY_FORBIDS:
     return "data_prep runs on the host, without devices"
   if top(name) == "cadjax":
     if top(target) == "configs":
       return "a config is data, given by a flag"
     if top(target) == "cadjax":
-      # Anything that is no module of ours fails as unplaced, elsewhere.
-      if LAYER.get(target, 0) > LAYER.get(name, 9):
-        return f"layer {LAYER[name]} imports layer {LAYER[target]}"
-      return None
-    layer = LAYER.get(name, 9)
-    if top(target) == "data_prep":
-      if layer == 1:
-        return "layer 1 is pure: it knows nothing of data_prep"
-      if layer == 2 and target != "data_prep.errors":
-        return "layer 2 may use data_prep.errors and nothing else of it"
+      return _breach_inside(name, target)
+    if room(name) in PURE and target != "data_prep.errors":
+      if top(target) == "data_prep":
+        return f"{room(name)} is pure: of data_prep it knows the errors alone"
   if top(name) == "configs" and top(target) in DEVICE_PACKAGES | {"data_prep"}:
     return "a config is plain data"
   return None
+
+
+def _breach_inside(name: str, target: str) -> str | None:
+  here, there = room(name), room(target)
+  if not there:  # The package: its version, and names that load lazily.
+    return None
+  if there in PROGRAMS:
+    return "nobody imports a program"
+  # A room that is not in the picture fails elsewhere, as unplaced.
+  if here == there or here in PROGRAMS or here not in FLOOR:
+    return None
+  if not here:
+    return None
+  if FLOOR.get(there, 99) >= FLOOR[here]:
+    return f"{here} lies on floor {FLOOR[here]}, {there} on {FLOOR.get(there)}"
+  return None
+
+
+def unplaced(importing: dict[str, set[str]]) -> set[str]:
+  """Returns the rooms of cadjax that are not in the picture."""
+  rooms = {room(name) for name in importing if top(name) == "cadjax"}
+  return rooms - {"", *PROGRAMS, *FLOOR}
 
 
 def cycle(importing: dict[str, set[str]]) -> list[str]:
@@ -154,7 +166,7 @@ def cycle(importing: dict[str, set[str]]) -> list[str]:
   return []
 
 
-def test_imports_keep_to_the_layers():
+def test_imports_point_down():
   assert not breaches(graph(ROOT))
 
 
@@ -162,9 +174,10 @@ def test_imports_have_no_cycles():
   assert not cycle(graph(ROOT))
 
 
-def test_every_cadjax_module_is_placed_in_a_layer():
-  unplaced = set(sources(ROOT, "cadjax")) - set(LAYER)
-  assert not unplaced, f"place {sorted(unplaced)} in LAYERS above"
+def test_every_room_is_in_the_picture():
+  assert not unplaced(graph(ROOT))
+  rooms = {room(name) for name in sources(ROOT, "cadjax")}
+  assert set(FLOOR) <= rooms, "the picture has a room that is gone"
 
 
 def tree(root: pathlib.Path, **files: str) -> dict[str, set[str]]:
@@ -179,24 +192,34 @@ def tree(root: pathlib.Path, **files: str) -> dict[str, set[str]]:
   ("name", "text"),
   [
     ("data_prep__volume", "def f():\n  import jax.numpy as jnp\n"),
-    ("data_prep__volume", "from cadjax import metrics\n"),
+    ("data_prep__volume", "from cadjax.metrics import binary\n"),
     ("data_prep__volume", "import torch\n"),
     ("data_prep__ctca__builder", "import tensorflow as tf\n"),
-    ("cadjax__bench", "from tensorflow import io\n"),
-    ("cadjax__losses", "from cadjax import workdir\n"),
-    ("cadjax__losses", "from . import workdir\n"),
-    ("cadjax__models__resnet", "from ..workdir import load\n"),
-    ("cadjax__losses", "from data_prep.errors import UserError\n"),
-    ("cadjax__workdir", "from data_prep import volume\n"),
-    ("cadjax__train", "from cadjax.main import main\n"),
-    ("cadjax__train", "from configs import demo\n"),
+    ("cadjax__bench__rows", "from tensorflow import io\n"),
+    ("cadjax__models__layers", "from cadjax.training import workdir\n"),
+    ("cadjax__models__layers", "from ..training.workdir import load\n"),
+    ("cadjax__models__layers", "def f():\n  from ..training import workdir\n"),
+    ("cadjax__metrics__binary", "from data_prep.volume import Volume\n"),
+    ("cadjax__metrics__binary", "from cadjax.vessels import tree\n"),
+    ("cadjax__segmentation__task", "import cadjax.classification.task\n"),
+    ("cadjax__training__loop", "from cadjax.main import main\n"),
+    ("cadjax__training__loop", "from configs import demo\n"),
+    ("cadjax__predict", "from cadjax import explain\n"),
     ("configs__demo", "import jax\n"),
   ],
 )
 def test_a_forbidden_import_is_seen(tmp_path, name, text):
   importing = tree(
     tmp_path,
-    **{"cadjax__workdir": "", "data_prep__volume": "", name: text},
+    **{
+      "cadjax__training__workdir": "",
+      "cadjax__classification__task": "",
+      "cadjax__vessels__tree": "",
+      "cadjax__main": "",
+      "cadjax__explain": "",
+      "data_prep__volume": "",
+      name: text,
+    },
   )
   assert len(breaches(importing)) == 1
 
@@ -209,14 +232,16 @@ def test_what_the_picture_has_is_allowed(tmp_path):
     data_prep__build="from data_prep import errors",
     cadjax__models__layers="import jax",
     cadjax__models__resnet="from cadjax.models import layers",
-    cadjax__workdir="from data_prep import errors\nfrom . import models",
-    cadjax__report="from data_prep import volume",
-    cadjax__predict="from cadjax import report, workdir",
+    cadjax__training__workdir="from data_prep import errors\n"
+    "from ..models import layers",
+    cadjax__report__pages="from data_prep import volume",
+    cadjax__predict="from cadjax.report import pages\n"
+    "from cadjax.training import workdir",
   )
   assert not breaches(importing)
   assert not cycle(importing)
   assert importing["cadjax.predict"] == {
-    "cadjax.report.classified",
+    "cadjax.report.pages",
     "cadjax.training.workdir",
   }
 
@@ -224,12 +249,16 @@ def test_what_the_picture_has_is_allowed(tmp_path):
 def test_a_cycle_is_seen(tmp_path):
   importing = tree(
     tmp_path,
-    cadjax__losses="from cadjax import metrics",
-    cadjax__metrics="def f():\n  from . import losses",
+    cadjax__metrics__binary="from cadjax.metrics import intervals",
+    cadjax__metrics__intervals="def f():\n  from . import binary",
   )
-  assert {"cadjax.training.losses", "cadjax.metrics.binary"} <= set(
+  assert {"cadjax.metrics.binary", "cadjax.metrics.intervals"} <= set(
     cycle(importing)
   )
+
+
+def test_a_new_room_is_seen(tmp_path):
+  assert unplaced(tree(tmp_path, cadjax__attic__trunk="")) == {"attic"}
 
 
 def tracked() -> list[pathlib.Path]:

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import STEP, write_workdir
 
-from cadjax import predict
+from cadjax import predict, tasks
 from cadjax.classification import scan as classification_scan
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
@@ -28,7 +28,7 @@ from data_prep.errors import UserError
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   path = tmp_path_factory.mktemp("workdirs") / "classifier"
-  return workdir.load_trained(write_workdir(path))
+  return tasks.load_model(write_workdir(path))
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_damaged_evaluation_is_told(trained, evaluate):
 
 def test_a_2d_model_pools_its_slices(tmp_path, scan):
   path = write_workdir(tmp_path / "classifier", ndim=2, source="asoca")
-  trained = workdir.load_trained(path)
+  trained = tasks.load_model(path)
   results = {}
   for pooling in ("mean", "max"):
     write_evaluation(path, pooling=pooling, temperature=1.0)

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from cadjax.classification import scan as classification_scan
+from cadjax.classification.classifier import load_classifier
 from cadjax.data import jobs, scans
 from cadjax.report import classified, segmented
 from cadjax.segmentation import scan as segmentation_scan
 from cadjax.segmentation import sliding
+from cadjax.segmentation.segmenter import load_segmenter
 from cadjax.training import workdir
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
@@ -24,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def trained(tiny_segmenter):
-  return workdir.load_trained(tiny_segmenter, "segment")
+  return load_segmenter(tiny_segmenter)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +264,7 @@ def test_both_programs_share_the_way_from_scan_to_input(
   trained, tiny_workdir, scan
 ):
   """The classifier and the segmenter of one data set see the same voxels."""
-  classifier = workdir.load_trained(tiny_workdir, "classify")
+  classifier = load_classifier(tiny_workdir)
   ours = segmentation_scan.segment_scan(trained, scan).prepared
   theirs = classification_scan.predict_scan(classifier, scan)
   np.testing.assert_array_equal(ours.model_input.hu, theirs.model_input.hu)

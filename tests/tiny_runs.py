@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import models
+from cadjax import models, tasks
 from cadjax.core import files
-from cadjax.training import checkpoint, workdir
+from cadjax.training import checkpoint, loop, workdir
 from configs import resnet3d
 from data_prep import geometry
 
@@ -68,6 +68,11 @@ def write_workdir(
   files.write_json(path / "dataset.json", dataset)
   files.write_json(path / "versions.json", workdir.versions())
   return path
+
+
+def train(config, path):
+  """Trains what the config says; see `loop.train_and_evaluate`."""
+  return loop.train_and_evaluate(config, path, tasks.find(config))
 
 
 def best_variables(path):

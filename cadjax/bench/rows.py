@@ -262,7 +262,7 @@ def _num_classes(settings: Settings) -> int:
   config = settings.config
   if _task(settings) == "classify":
     return config["model"]["num_classes"]
-  return len(classes.get_task(config["segment"]["classes"]).names)
+  return len(classes.get_class_set(config["segment"]["classes"]).names)
 
 
 def _torch_formats(

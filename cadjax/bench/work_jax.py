@@ -20,13 +20,12 @@ import optax
 
 from cadjax import tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
-from cadjax.classification import task as classification_task
 from cadjax.core import parallel
 from cadjax.data import classes
 from cadjax.explanation import cam
 from cadjax.models import flops
 from cadjax.segmentation import sliding
-from cadjax.segmentation import task as segmentation_task
+from cadjax.segmentation.segmenter import make_sliding
 from cadjax.training import optimizer, steps
 from cadjax.training import task as training_task
 from data_prep.errors import UserError
@@ -79,7 +78,7 @@ def train_step(
     real: whether augmentation is part of it, as the config says.
   """
   model = training_task.make_model(config, axis_name=devices.axis_name)
-  task = training_task.task_of(config)
+  kind = tasks.find(config)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=MANY_STEPS
   )
@@ -87,15 +86,15 @@ def train_step(
     ndim=config.model.ndim,
     window_hu=tuple(config.data.window_hu),
     augment=training_task.make_augment(config.augment) if real else None,
-    task=config.segment.classes if task == "segment" else None,
+    class_set=config.segment.classes if kind.task == "segment" else None,
   )
   step = devices.train_step(
     steps.make_train_step(
       model,
       tx,
-      classification_task.make_loss(config),
+      kind.make_loss(config),
       prepare,
-      score=classification_task.SCORES[task],
+      score=kind.score,
       seed=config.seed,
       schedule=schedule,
       ema_decay=config.ema_decay,
@@ -156,7 +155,7 @@ def slide(spec: Mapping[str, Any]) -> Work:
   """Makes the way of a volume of HU through windows to its labels."""
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
-  segment = segmentation_task.make_sliding(config, devices)
+  segment = make_sliding(config, devices)
   variables = _variables(training_task.make_model(config), spec, config)
   variables = devices.put_replicated(variables)
   hu = noise_hu(spec["scan_shape"])
@@ -332,7 +331,8 @@ def _records(spec, config, devices) -> Iterator[dict[str, jax.Array]]:
   config.data.batch_size = spec["batch"]
   if training_task.task_of(config) == "segment":
     config.data.patch_size = spec["shape"]
-  task = tasks.make_task(config, tasks.open_dataset(config), devices)
+  kind = tasks.find(config)
+  task = kind.make_task(config, kind.open_dataset(config), devices)
   batches = task.batches(0, MANY_STEPS)
   return (batch for batch, _ in devices.prefetch(batches))
 

@@ -9,16 +9,16 @@ import dataclasses
 import jax
 import numpy as np
 
+from cadjax.classification.classifier import Classifier
 from cadjax.data import input_pipeline
 from cadjax.models import layers
 from cadjax.training import steps, task
-from cadjax.training.workdir import Trained
 from data_prep.errors import UserError
 
 
 def adapt_norms(
-  trained: Trained, dataset: input_pipeline.Dataset, batch_size: int
-) -> Trained:
+  trained: Classifier, dataset: input_pipeline.Dataset, batch_size: int
+) -> Classifier:
   """Returns a classifier with the mean statistics over another data set.
 
   Args:

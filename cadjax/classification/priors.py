@@ -21,7 +21,7 @@ from data_prep.errors import UserError
 
 USES = ("none", "channels", "region")
 # Plaque counts as coronary artery: told apart, it would give the label away.
-TASK = "aorta_coronaries"
+CLASS_SET = "aorta_coronaries"
 AORTA, CORONARIES = 1, 2
 
 
@@ -60,7 +60,7 @@ def make_prior(
   margin = tuple(config.data.prior.margin_voxels)[-ndim:]
 
   def prior(image, mask):
-    mask = classes.map_mask(mask, TASK)
+    mask = classes.map_mask(mask, CLASS_SET)
     if use == "channels":
       seen = [(mask == number)[..., None] for number in (AORTA, CORONARIES)]
       return jnp.concatenate([image, *seen], axis=-1, dtype=image.dtype)
@@ -84,7 +84,7 @@ def make_reader(
 
   def read(row, record):
     if not folder:
-      known = classes.map_known(np.asarray(record["mask_classes"]), TASK)
+      known = classes.map_known(np.asarray(record["mask_classes"]), CLASS_SET)
       if not known[needed].all():
         raise UserError(
           f"the mask of the case {row['case_id']} does not tell of all that"
@@ -123,13 +123,15 @@ def write_mask(folder: pathlib.Path, case_id: str, mask: np.ndarray) -> None:
   temporary.replace(folder / f"{case_id}.npz")
 
 
-def as_stored(labels: np.ndarray, task: str) -> np.ndarray:
+def as_stored(labels: np.ndarray, class_set: str) -> np.ndarray:
   """Returns a segmenter's classes as stored ones; merged parts are the first.
 
   Args:
-    labels: [...], numbers in the names of the task.
-    task: a key of `classes.TASKS`.
+    labels: [...], numbers in the names of the class set.
+    class_set: a key of `classes.CLASS_SETS`.
   """
-  first = [parts[0] for parts in classes.get_task(task).parts.values()]
+  first = [
+    parts[0] for parts in classes.get_class_set(class_set).parts.values()
+  ]
   table = [0, *(classes.CLASS_NAMES.index(name) for name in first)]
   return np.array(table, np.uint8)[labels]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cadjax.classification.classifier import Classifier
 from cadjax.core import files
 from cadjax.data import scans
 from cadjax.metrics import calibration
@@ -88,7 +89,7 @@ class Calibration:
   pooling: str
 
 
-def read_calibration(trained: workdir.Trained) -> Calibration:
+def read_calibration(trained: Classifier) -> Calibration:
   """Reads what cadjax.evaluate left in the workdir, if it was run.
 
   Raises:
@@ -123,7 +124,7 @@ def read_calibration(trained: workdir.Trained) -> Calibration:
 
 
 def score(
-  trained: workdir.Trained, image: np.ndarray
+  trained: Classifier, image: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Scores one volume.
 
@@ -143,7 +144,7 @@ def score(
 
 
 def check_logits(
-  trained: workdir.Trained, logits: np.ndarray
+  trained: Classifier, logits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns logits [S, 2] and the probability of CAD [S], float64.
 
@@ -186,7 +187,7 @@ def describe_prediction(
 
 
 def predict_scan(
-  trained: workdir.Trained,
+  trained: Classifier,
   path: str | pathlib.Path,
   *,
   case: str | None = None,
@@ -196,7 +197,7 @@ def predict_scan(
   """Scores one scan.
 
   Args:
-    trained: from `workdir.load_trained`.
+    trained: from `load_classifier`.
     path: a file or a folder of DICOM slices.
     case: the name in the results; by default from the path's last part.
     series: which DICOM series, by UID or number.
@@ -212,10 +213,10 @@ def predict_scan(
   return score_scan(trained, scan)
 
 
-def score_scan(trained: workdir.Trained, scan: scans.Scan) -> CaseResult:
+def score_scan(trained: Classifier, scan: scans.Scan) -> CaseResult:
   """Scores a scan that is read already; see `predict_scan`."""
   settled = read_calibration(trained)
-  prepared = scans.prepare(trained, scan)
+  prepared = scans.prepare(scan, trained.grid, trained.reference)
   model_input = prepared.model_input
   logits, probs = score(trained, model_input.hu)
   slices = None

@@ -1,5 +1,6 @@
 """What training a classifier needs beside the loop."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,41 +8,52 @@ import ml_collections
 import numpy as np
 
 from cadjax.classification import priors
-from cadjax.data.input_pipeline import Row
+from cadjax.classification.classifier import Classifier
+from cadjax.core import parallel
+from cadjax.data import input_pipeline
+from cadjax.data.input_pipeline import Dataset, Row
 from cadjax.metrics import binary
-from cadjax.segmentation import losses as segmentation_losses
 from cadjax.training import losses, steps
 from cadjax.training.task import (
+  Kind,
   Task,
   evaluate_split,
   make_augment,
   make_model,
-  task_of,
 )
 from data_prep.errors import UserError
 
 # What early stopping may watch on validation; all but the loss grow.
-MONITORS = {
-  "classify": ("loss", "accuracy", "balanced_accuracy", "roc_auc"),
-  "segment": ("dice",),
-}
-# config.task: the score of a step, see `steps.make_train_step`.
-SCORES = {
-  "classify": ("accuracy", steps.hits),
-  "segment": ("dice", steps.overlaps),
-}
+MONITORS = ("loss", "accuracy", "balanced_accuracy", "roc_auc")
+# The score of a step, see `steps.make_train_step`.
+SCORE = ("accuracy", steps.hits)
+
+
+def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+  """Opens the labelled records of a config, with the masks that it uses.
+
+  Raises:
+    UserError: the records cannot be used, or have no masks where the config
+      wants some.
+  """
+  dataset = input_pipeline.open_dataset(config.data, labelled=True)
+  if not priors.used(config):
+    return dataset
+  if not config.data.prior.masks and not dataset.has_masks:
+    raise UserError(
+      f"{dataset.path} holds no masks; config.data.prior.use ="
+      f" {config.data.prior.use!r} needs some, or a folder of predicted ones in"
+      " config.data.prior.masks"
+    )
+  reader = priors.make_reader(config.data.prior.masks, config.data.prior.use)
+  return dataclasses.replace(dataset, prior=reader)
 
 
 def make_loss(
   config: ml_collections.ConfigDict,
-) -> Callable[[jax.Array, steps.Target], jax.Array]:
-  """Makes the loss of a config, (logits, target) -> [N]."""
-  if task_of(config) == "classify":
-    return losses.get_loss(config.loss)
-  loss_fn = segmentation_losses.deep_supervision(
-    segmentation_losses.get_segment_loss(config.loss)
-  )
-  return lambda logits, target: loss_fn(logits, *target)
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Makes the loss of a config, (logits [N, K], labels [N]) -> [N]."""
+  return losses.get_loss(config.loss)
 
 
 def validation_metrics(
@@ -67,11 +79,21 @@ def validation_metrics(
   np.maximum.at(sick, patient, labels)
   values = binary.binary_metrics(sick, probs, 0.5)
   return {"loss": float(loss.mean())} | {
-    name: float(values[name]) for name in MONITORS["classify"] if name != "loss"
+    name: float(values[name]) for name in MONITORS if name != "loss"
   }
 
 
-def _classification(config, dataset, devices) -> Task:
+def make_task(
+  config: ml_collections.ConfigDict,
+  dataset: Dataset,
+  devices: parallel.Parallel,
+) -> Task:
+  """Makes what the training of a classifier needs beside the loop.
+
+  Raises:
+    UserError: the data cannot be used for it.
+    lookup.ConfigError: a field of the config cannot be used.
+  """
   for split in ("train", "validation"):
     labels = {row["label"] for row in dataset.rows[split]}
     if len(labels) < 2:
@@ -128,6 +150,17 @@ def _classification(config, dataset, devices) -> Task:
       prior=prior,
     ),
     loss_fn=loss_fn,
-    score=SCORES["classify"],
+    score=SCORE,
     validate=validate,
   )
+
+
+KIND = Kind(
+  task="classify",
+  monitors=MONITORS,
+  score=SCORE,
+  make_loss=make_loss,
+  open_dataset=open_dataset,
+  make_task=make_task,
+  model=Classifier,
+)

@@ -1,7 +1,7 @@
 """What a segmenter tells apart: classes of the stored masks, merged or not.
 
 A stored mask has all of `CLASS_NAMES`, and beside it which of them its source
-annotates ("known"). A task keeps some of them, merges some and leaves the
+annotates ("known"). A class set keeps some of them, merges some and leaves the
 rest to the background.
 """
 
@@ -27,7 +27,7 @@ Array = Any  # numpy's or jax's; what comes in goes out.
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ClassSet:
   """The classes of a segmenter.
 
   Attributes:
@@ -44,7 +44,7 @@ class Task:
 
   @property
   def table(self) -> np.ndarray:
-    """uint8 [5]: stored class -> class of the task."""
+    """uint8 [5]: stored class -> class of the set."""
     table = np.zeros(len(CLASS_NAMES), np.uint8)
     for number, parts in enumerate(self.parts.values(), 1):
       table[[CLASS_NAMES.index(part) for part in parts]] = number
@@ -52,49 +52,51 @@ class Task:
 
 
 _CORONARIES = ("lumen", "stable_plaque", "unstable_plaque")
-TASKS = {
-  "aorta_coronaries": Task({"aorta": ("aorta",), "coronaries": _CORONARIES}),
-  "coronaries": Task({"coronaries": _CORONARIES}),
-  "four": Task({name: (name,) for name in CLASS_NAMES[1:]}),
+CLASS_SETS = {
+  "aorta_coronaries": ClassSet(
+    {"aorta": ("aorta",), "coronaries": _CORONARIES}
+  ),
+  "coronaries": ClassSet({"coronaries": _CORONARIES}),
+  "four": ClassSet({name: (name,) for name in CLASS_NAMES[1:]}),
 }
 
 
-def get_task(name: str) -> Task:
-  """Returns a task of `TASKS`; raises `lookup.UnknownName` for another name."""
-  return lookup.look_up(TASKS, name, "task")
+def get_class_set(name: str) -> ClassSet:
+  """Returns one of `CLASS_SETS`; raises `lookup.UnknownName` otherwise."""
+  return lookup.look_up(CLASS_SETS, name, "class set")
 
 
-def map_mask(mask: Array, task: str) -> Array:
-  """Translates a stored mask to the classes of a task.
+def map_mask(mask: Array, class_set: str) -> Array:
+  """Translates a stored mask to the classes of a class set.
 
   Args:
     mask: [...], integers, indices in `CLASS_NAMES`.
-    task: a key of `TASKS`.
+    class_set: a key of `CLASS_SETS`.
 
   Returns:
-    [...], uint8, numbers in the task's `names`.
+    [...], uint8, numbers in the set's `names`.
   """
-  table = get_task(task).table
+  table = get_class_set(class_set).table
   if isinstance(mask, jax.Array):
     return jnp.asarray(table)[mask]
   return table[mask]
 
 
-def map_known(known: Array, task: str) -> Array:
-  """Translates which classes a source annotates to those of a task.
+def map_known(known: Array, class_set: str) -> Array:
+  """Translates which classes a source annotates to those of a class set.
 
   A merged class is known if its first part is: coronaries are known where the
   lumen is. ImageCAS and others mark the lumen alone, and would teach nothing
   of coronaries if plaque had to be marked, too. Plaque that they leave out of
-  the lumen counts as background in a task with coronaries, and as unknown in
+  the lumen counts as background in a set with coronaries, and as unknown in
   one that tells plaque apart.
 
   Args:
     known: [..., 5], whether each of `CLASS_NAMES` is annotated.
-    task: a key of `TASKS`.
+    class_set: a key of `CLASS_SETS`.
 
   Returns:
     [..., K], of the type of `known`.
   """
-  first = [parts[0] for parts in get_task(task).parts.values()]
+  first = [parts[0] for parts in get_class_set(class_set).parts.values()]
   return known[..., [0, *(CLASS_NAMES.index(name) for name in first)]]

@@ -3,13 +3,11 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
-from cadjax.training import workdir
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
@@ -82,23 +80,25 @@ def read(
   )
 
 
-def prepare(trained: workdir.Trained, given: Scan) -> Prepared:
+def prepare(
+  given: Scan,
+  grid: geometry.GridSpec,
+  reference: Mapping[str, Sequence[float]],
+) -> Prepared:
   """Lays a scan on the grid of a model.
 
   Args:
-    trained: from `workdir.load_trained`.
     given: the scan.
+    grid: the recipe of the model's grid.
+    reference: {feature: [low, high]} of the training cases.
 
   Raises:
     UserError: the scan cannot be laid on the grid.
   """
-  spec = geometry.GridSpec.from_dict(trained.dataset["grid"])
   scan, mask = given.volume, given.heart_mask
-  model_input = geometry.to_grid(scan, spec, heart_mask=mask)
-  features, concerns = find_concerns(
-    scan, model_input, trained.dataset.get("reference") or {}
-  )
-  heart_mm, heart_origin = _heart(scan, model_input, mask, spec.kind)
+  model_input = geometry.to_grid(scan, grid, heart_mask=mask)
+  features, concerns = find_concerns(scan, model_input, reference)
+  heart_mm, heart_origin = _heart(scan, model_input, mask, grid.kind)
   if heart_origin == NO_HEART:
     concerns.append("no heart was found in the image")
   return Prepared(
@@ -112,7 +112,7 @@ def prepare(trained: workdir.Trained, given: Scan) -> Prepared:
 
 
 def find_concerns(
-  scan: Volume, model_input: Volume, reference: dict[str, Any]
+  scan: Volume, model_input: Volume, reference: Mapping[str, Sequence[float]]
 ) -> tuple[dict[str, float], list[str]]:
   """Compares a scan with CT angiograms at large and with the training data.
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from cadjax import tasks
+from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.evaluation import common, explanations, segmenters
 from cadjax.metrics import binary, calibration, patient_level
 from cadjax.report import curves
-from cadjax.training import workdir
 from data_prep.errors import UserError
 
 CASE_KEYS = ("case_id", "patient_id", "label", "log_odds")
@@ -57,7 +58,7 @@ def evaluate(
     calibration.check_criterion(threshold)
   except ValueError as error:
     raise UserError(f"--threshold: {error}") from error
-  trained = workdir.load_trained(path, prior=True)
+  trained = tasks.load_model(path, prior=True)
   config = trained.config
   if trained.task == "segment":
     if batch_size:
@@ -188,7 +189,7 @@ def load_to_explain(
   *,
   cases: int | None = None,
   against: str | None = None,
-) -> tuple[workdir.Trained, workdir.Trained | None]:
+) -> tuple[Classifier, Classifier | None]:
   """Loads what `evaluate_maps` measures; arguments as there.
 
   Returns:
@@ -199,8 +200,8 @@ def load_to_explain(
   """
   if cases is not None and cases < 1:
     raise UserError(f"--explain_cases={cases} must be at least 1")
-  trained = workdir.load_trained(path, "classify")
-  other = workdir.load_trained(against, "classify") if against else None
+  trained = load_classifier(path)
+  other = load_classifier(against) if against else None
   if other and other.dataset["grid"] != trained.dataset["grid"]:
     raise UserError(
       f"{against} has another grid than {path}: their maps cannot be compared"
@@ -219,7 +220,7 @@ def score_rows(
   Args:
     dataset: the records.
     splits: names of splits.
-    logits: of `workdir.Trained`: int16 HU [B, D, H, W, 1], and the prior if
+    logits: of `Classifier`: int16 HU [B, D, H, W, 1], and the prior if
       the data set has one, to logits [B, S, 2].
     batch_size: of the batches; the last one is padded.
 
@@ -289,7 +290,7 @@ def write_figures(
     curves.save(draw(patients, **words), folder / f"{name}.png")
 
 
-def _own_validation(trained: workdir.Trained, batch_size: int) -> list[Row]:
+def _own_validation(trained: Classifier, batch_size: int) -> list[Row]:
   """Validation rows of the workdir's own data, or those stored before."""
   try:
     dataset, _ = common.open_data(trained)

@@ -55,7 +55,7 @@ def open_data(
   config = ml_collections.ConfigDict(trained.config.to_dict())
   own = trained.dataset["fingerprint"]
   if data is None:
-    dataset = tasks.open_dataset(config)
+    dataset = tasks.find(config).open_dataset(config)
     if dataset.fingerprint != own:
       raise UserError(
         f"{dataset.path} is not the data that {trained.path} was trained on"
@@ -68,9 +68,9 @@ def open_data(
   whole = config.to_dict()
   whole["data"]["fold"] = None
   whole["data"].pop("subset", None)
-  dataset = tasks.open_dataset(ml_collections.ConfigDict(whole))
+  dataset = tasks.find(config).open_dataset(ml_collections.ConfigDict(whole))
   if dataset.fingerprint == own:
-    return tasks.open_dataset(config), False
+    return tasks.find(config).open_dataset(config), False
   if files.strict(dataset.grid) != trained.dataset["grid"]:
     raise UserError(
       f"{dataset.path} has the grid {files.strict(dataset.grid)}, but"

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax import models
+from cadjax.classification.classifier import Classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
@@ -24,7 +25,6 @@ from cadjax.explanation import cam, checks, location
 from cadjax.explanation.cad_maps import CadMaps, Cells
 from cadjax.report import curves, tables
 from cadjax.segmentation import metrics
-from cadjax.training import workdir
 from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
 
@@ -81,7 +81,7 @@ def read_structures(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def measure(
-  trained: workdir.Trained,
+  trained: Classifier,
   dataset: input_pipeline.Dataset,
   cases: Sequence[input_pipeline.Row],
   folder: pathlib.Path,
@@ -89,7 +89,7 @@ def measure(
   about: Mapping[str, Any],
   sanity: int = 4,
   region: str = "volume",
-  other: workdir.Trained | None = None,
+  other: Classifier | None = None,
   bootstrap: int = 2000,
   rolls: int = location.ROLLS,
   batch_size: int = 4,
@@ -193,20 +193,20 @@ def best(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   return found
 
 
-def kind_of_agreement(trained: workdir.Trained, other: workdir.Trained) -> str:
+def kind_of_agreement(trained: Classifier, other: Classifier) -> str:
   """Returns "repeatability" for one architecture, else "reproducibility"."""
   a, b = (models.get_model(each.config.model) for each in (trained, other))
   return "repeatability" if a == b else "reproducibility"
 
 
 def _measure_cases(
-  trained: workdir.Trained,
+  trained: Classifier,
   dataset: input_pipeline.Dataset,
   cases: Sequence[input_pipeline.Row],
   *,
   sanity: set[str],
   region: str,
-  other: workdir.Trained | None,
+  other: Classifier | None,
   rolls: int,
   batch_size: int,
   seed: int,

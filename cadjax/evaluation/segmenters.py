@@ -23,7 +23,7 @@ from cadjax.metrics import intervals, patient_level
 from cadjax.report import planes
 from cadjax.segmentation import components, metrics
 from cadjax.segmentation.metrics import METRICS
-from cadjax.training import workdir
+from cadjax.segmentation.segmenter import Segmenter
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 
@@ -35,7 +35,7 @@ TRUE_COLOR, FOUND_COLOR = "#5fd35f", "#ff5da2"
 
 
 def evaluate(
-  trained: workdir.Trained,
+  trained: Segmenter,
   *,
   split: str = "test",
   data: str | None = None,
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def score_cases(
-  trained: workdir.Trained,
+  trained: Segmenter,
   dataset: input_pipeline.Dataset,
   splits: Sequence[str],
 ) -> tuple[list[Row], list[Row]]:
@@ -144,14 +144,14 @@ def score_cases(
 def _segment(trained, dataset, case) -> tuple[np.ndarray, np.ndarray, Any, Any]:
   """Returns labels, true labels, known [K] and the record of a case."""
   record = dataset.read(case)
-  task = trained.config.segment.classes
+  class_set = trained.config.segment.classes
   labels = components.remove_small(
     trained.segment(record["image"]).labels,
     record["spacing"],
     trained.config.segment.min_component_mm3,
   )
-  known = classes.map_known(record["mask_classes"], task)
-  return labels, classes.map_mask(record["mask"], task), known, record
+  known = classes.map_known(record["mask_classes"], class_set)
+  return labels, classes.map_mask(record["mask"], class_set), known, record
 
 
 def _detect(found, truth, record) -> dict[str, float]:
@@ -168,8 +168,8 @@ def _detect(found, truth, record) -> dict[str, float]:
   )
 
 
-def _foreground(trained: workdir.Trained) -> tuple[str, ...]:
-  return classes.get_task(trained.config.segment.classes).names[1:]
+def _foreground(trained: Segmenter) -> tuple[str, ...]:
+  return trained.class_names[1:]
 
 
 def summarise(
@@ -268,7 +268,7 @@ def compare(
 
 def write_worst(
   folder: pathlib.Path,
-  trained: workdir.Trained,
+  trained: Segmenter,
   dataset: input_pipeline.Dataset,
   rows: Sequence[Row],
 ) -> None:

@@ -20,6 +20,7 @@ from cadjax.core import lookup
 from cadjax.experiment import estimate, page, plan
 from cadjax.experiment.run import Experiment, Stopped
 from cadjax.experiment.store import Store
+from cadjax.training.task import check_config
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -65,7 +66,7 @@ def main(_: Sequence[str]) -> None:
   asked = plan.override(asked, args.override)
   for arm in asked.arms.values():
     if arm.config is not None:
-      tasks.check_config(arm.config)
+      check_config(arm.config, tasks.find(arm.config))
   data = Store(pathlib.Path(args.data) if args.data else folder / "data")
   cells = Store(folder / "cells")
   if args.dry_run:

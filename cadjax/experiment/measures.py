@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cadjax.classification import adapt, priors
+from cadjax.classification.classifier import load_classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
@@ -19,7 +20,7 @@ from cadjax.evaluation import classifiers, common, explanations, links
 from cadjax.experiment import compare
 from cadjax.link import decision
 from cadjax.metrics import binary, calibration, patient_level
-from cadjax.training import workdir
+from cadjax.segmentation.segmenter import load_segmenter
 
 Entries = dict[str, list[Row]]
 # What is written beside the rows has few draws: intervals come of all cells.
@@ -130,7 +131,7 @@ def external(trial: Trial) -> Entries:
 def _adapted(
   trial: Trial, path: pathlib.Path, result: Mapping[str, Any]
 ) -> list[Row]:
-  trained = workdir.load_trained(trial.path, "classify")
+  trained = load_classifier(trial.path)
   dataset, _ = common.open_data(trained, str(path))
   batch_size = trained.config.data.eval_batch_size
   adapted = adapt.adapt_norms(trained, dataset, batch_size)
@@ -237,7 +238,7 @@ def masks(trial: Trial) -> Entries:
   Options:
     predict_on: the name of that data.
   """
-  trained = workdir.load_trained(trial.path, "segment")
+  trained = load_segmenter(trial.path)
   config = trained.config.copy_and_resolve_references()
   config.data.path = str(trial.data[trial.options["predict_on"]])
   config.data.fold = None

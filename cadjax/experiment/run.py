@@ -16,6 +16,7 @@ import ml_collections
 from absl import flags
 from tqdm import tqdm
 
+from cadjax import tasks
 from cadjax.core import lookup
 from cadjax.data import input_pipeline
 from cadjax.experiment.compare import Line
@@ -162,7 +163,7 @@ class Experiment:
     sizes = (0, 0)
     if arm.config is not None:
       config = cell_config(arm, cell, data[arm.data], needs)
-      loop.train_and_evaluate(config, folder)
+      loop.train_and_evaluate(config, folder, tasks.find(config))
       if not workdir.is_finished(folder):
         raise Stopped
       opened = input_pipeline.open_dataset(config.data, labelled=False)

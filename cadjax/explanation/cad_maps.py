@@ -15,9 +15,10 @@ import numpy as np
 from flax import linen as nn
 
 from cadjax import models
+from cadjax.classification.classifier import Classifier
 from cadjax.explanation import cam
 from cadjax.metrics import calibration
-from cadjax.training import steps, workdir
+from cadjax.training import steps
 
 CAD = 1
 # method -> layer -> map on its own cells [D, H, W].
@@ -41,7 +42,7 @@ _to_image = jax.jit(cam.to_image, static_argnums=(1, 2))
 class CadMaps:
   """Makes them with a trained classifier, compiled once for each shape."""
 
-  def __init__(self, trained: workdir.Trained):
+  def __init__(self, trained: Classifier):
     self.trained = trained
     self.model = models.get_model(trained.config.model)
     self.strides = layer_strides(self.model)

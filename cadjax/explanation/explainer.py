@@ -67,7 +67,7 @@ class Explainer:
   once for all.
 
   Args:
-    trained: from `workdir.load_trained`.
+    trained: a `Classifier` or a `Segmenter`.
     options: see `Options`.
 
   Raises:

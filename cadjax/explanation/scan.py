@@ -74,7 +74,7 @@ def explain_scan(
   """Explains one scan.
 
   Args:
-    trained: from `workdir.load_trained`.
+    trained: from `tasks.load_model`.
     explain: of the same model.
     path: a file or a folder of DICOM slices.
     target: name or number of a class; of a classifier also "predicted".
@@ -93,7 +93,7 @@ def explain_scan(
     lookup.UnknownName: there is no such target or region.
   """
   scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
-  prepared = scans.prepare(trained, scan)
+  prepared = scans.prepare(scan, trained.grid, trained.reference)
   shape = prepared.model_input.shape
   with scans.memory_told("explaining", shape):
     if explain.is_segmenter:
@@ -164,7 +164,7 @@ def _explain_segmenter(
   true = (
     None
     if truth is None
-    else targets.read_truth(truth, prepared, targets.segment_task(trained))
+    else targets.read_truth(truth, prepared, targets.class_set_of(trained))
   )
   mask = targets.select_region(
     region, number, logits.argmax(-1), prepared, true

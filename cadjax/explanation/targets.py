@@ -193,15 +193,15 @@ def select_region(
 
 
 def read_truth(
-  path: str, prepared: scans.Prepared, task: str | None
+  path: str, prepared: scans.Prepared, class_set: str | None
 ) -> np.ndarray:
   """Reads true labels on the grid of a scan; returns them on the model's.
 
   Args:
     path: a mask file.
     prepared: the scan.
-    task: a key of `classes.TASKS`, of which the labels become classes; if
-      None they stay as they are.
+    class_set: a key of `classes.CLASS_SETS`, whose classes the labels become;
+      if None they stay as they are.
 
   Raises:
     UserError: the mask cannot be read, has another grid or other labels.
@@ -209,16 +209,16 @@ def read_truth(
   mask = volume.read_mask(path)
   volume.check_same_grid(prepared.scan, mask)
   labels = geometry.mask_to_grid(mask, prepared.model_input.grid)
-  if task is None:
+  if class_set is None:
     return labels
   if labels.max() >= len(classes.CLASS_NAMES):
     known = ", ".join(f"{i} {n}" for i, n in enumerate(classes.CLASS_NAMES))
     raise UserError(f"{path}: has the label {labels.max()}; known are {known}")
-  return classes.map_mask(labels, task)
+  return classes.map_mask(labels, class_set)
 
 
-def segment_task(trained: workdir.Trained) -> str | None:
-  """Returns the key of `classes.TASKS` that a model was trained for."""
+def class_set_of(trained: workdir.Trained) -> str | None:
+  """Returns the key of `classes.CLASS_SETS` that a model was trained for."""
   return trained.config.get("segment", {}).get("classes")
 
 
@@ -226,6 +226,6 @@ def class_names(trained: workdir.Trained, explain: Explainer) -> list[str]:
   """Returns the names of the classes, in the order of the logits."""
   if not explain.is_segmenter:
     return list(CLASSES)
-  if task := segment_task(trained):
-    return list(classes.get_task(task).names)
+  if class_set := class_set_of(trained):
+    return list(classes.get_class_set(class_set).names)
   return [str(i) for i in range(explain.num_classes)]

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from cadjax.classification import scan as classification_scan
+from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import lookup
-from cadjax.data import classes, scans
+from cadjax.data import scans
 from cadjax.explanation import cam, heat_maps
 from cadjax.explanation.explainer import Explainer, Options
 from cadjax.link import agreement, decision, findings, join
 from cadjax.segmentation import scan as segmentation_scan
-from cadjax.training import workdir
+from cadjax.segmentation.segmenter import Segmenter, load_segmenter
 
 CAD = 1
 
@@ -39,8 +40,8 @@ class Pair:
     combination: the decision of both together; None without one.
   """
 
-  classifier: workdir.Trained
-  segmenter: workdir.Trained
+  classifier: Classifier
+  segmenter: Segmenter
   method: str = METHOD
   layer: str | None = None
   combination: decision.Decision | None = None
@@ -109,8 +110,8 @@ def load_pair(
     lookup.ConfigError: an unknown method or layer.
   """
   pair = Pair(
-    workdir.load_trained(classifier, "classify"),
-    workdir.load_trained(segmenter, "segment"),
+    load_classifier(classifier),
+    load_segmenter(segmenter),
     method,
     layer,
   )
@@ -155,9 +156,10 @@ def predict_pair(
   maps = {
     heat.layer: heat_maps.on_model_grid(heat, seen.shape) for heat in found
   }
-  task = classes.get_task(pair.segmenter.config.segment.classes)
   structures = join.find_structures(
-    segments.prepared.model_input, segments.model_labels, task.names
+    segments.prepared.model_input,
+    segments.model_labels,
+    pair.segmenter.class_names,
   )
   linked = join.join(
     structures,

@@ -31,7 +31,7 @@ def steps_per_epoch(
 
 def train_batches(
   dataset: Dataset,
-  task: str,
+  class_set: str,
   *,
   batch_size: int,
   patch_size: Sequence[int],
@@ -48,7 +48,7 @@ def train_batches(
 
   Args:
     dataset: with masks; volumes may differ in shape.
-    task: a key of `classes.TASKS`, whose foreground counts.
+    class_set: a key of `classes.CLASS_SETS`, whose foreground counts.
     batch_size: patches, all devices together.
     patch_size: voxels along D, H and W; smaller volumes are padded with air.
     patches_per_volume: in an epoch.
@@ -87,7 +87,7 @@ def train_batches(
       mask = sliding.pad(record["mask"], size, 0)
       corner = draw_corner(
         np.random.default_rng((seed, epoch, k)),
-        classes.map_mask(mask, task),
+        classes.map_mask(mask, class_set),
         size,
         foreground_share=foreground_share,
       )

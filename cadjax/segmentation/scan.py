@@ -10,6 +10,7 @@ import numpy as np
 
 from cadjax.data import classes, scans
 from cadjax.segmentation import components
+from cadjax.segmentation.segmenter import Segmenter
 from cadjax.training import workdir
 from data_prep import geometry
 from data_prep.volume import Grid, Volume
@@ -127,7 +128,7 @@ def labels_on_scan(
 
 
 def segment_scan(
-  trained: workdir.Trained,
+  trained: Segmenter,
   path: str | pathlib.Path,
   *,
   case: str | None = None,
@@ -138,7 +139,7 @@ def segment_scan(
   """Segments one scan.
 
   Args:
-    trained: a segmenter, from `workdir.load_trained`.
+    trained: a segmenter, from `load_segmenter`.
     path: a file or a folder of DICOM slices.
     case: the name in the results; by default from the path's last part.
     series: which DICOM series, by UID or number.
@@ -156,10 +157,10 @@ def segment_scan(
 
 
 def segment_read(
-  trained: workdir.Trained, given: scans.Scan, *, progress: bool = False
+  trained: Segmenter, given: scans.Scan, *, progress: bool = False
 ) -> SegmentResult:
   """Segments a scan that is read already; see `segment_scan`."""
-  prepared = scans.prepare(trained, given)
+  prepared = scans.prepare(given, trained.grid, trained.reference)
   scan, model_input = prepared.scan, prepared.model_input
   options = trained.config.segment
   with scans.memory_told("segmenting", model_input.shape):
@@ -197,12 +198,12 @@ def segment_read(
 
 
 def _measure(
-  labels: np.ndarray, scan: Volume, task: str
+  labels: np.ndarray, scan: Volume, class_set: str
 ) -> list[dict[str, Any]]:
   # Not the product of the spacings: a tilted gantry shears the grid.
   voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
   found = []
-  for value, name in enumerate(classes.get_task(task).names[1:], 1):
+  for value, name in enumerate(classes.get_class_set(class_set).names[1:], 1):
     mask = labels == value
     voxels = int(np.count_nonzero(mask))
     found.append(

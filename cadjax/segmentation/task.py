@@ -1,44 +1,42 @@
 """What training a segmenter needs beside the loop."""
 
+from collections.abc import Callable
+
+import jax
 import ml_collections
 import numpy as np
 
-from cadjax.classification.task import SCORES, make_loss
 from cadjax.core import lookup, parallel
-from cadjax.data import classes
+from cadjax.data import classes, input_pipeline
 from cadjax.data.input_pipeline import Dataset
 from cadjax.metrics import patient_level
-from cadjax.segmentation import patches, sliding
+from cadjax.segmentation import losses, patches
+from cadjax.segmentation.segmenter import Segmenter, make_sliding, window_of
 from cadjax.training import steps
-from cadjax.training.task import Task, make_augment, make_model
+from cadjax.training.task import Kind, Task, make_augment, make_model
 from data_prep.errors import UserError
 
+# What early stopping may watch on validation.
+MONITORS = ("dice",)
+# The score of a step, see `steps.make_train_step`.
+SCORE = ("dice", steps.overlaps)
 
-def make_sliding(
-  config: ml_collections.ConfigDict,
-  devices: parallel.Parallel | None = None,
-) -> sliding.SlidingWindow:
-  """Makes the sliding window of a segmenter's config.
 
-  Args:
-    config: of a segmenter; `config.segment` has window (None: the patch of
-      training), overlap and mirror, `config.data.eval_batch_size` is how many
-      windows run at a time.
-    devices: where it runs; the first device if left out.
+def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+  """Opens the records of a config; a segmenter needs no labels.
+
+  Raises:
+    UserError: the records cannot be used.
   """
-  model = make_model(config)
-  apply = steps.make_voxel_logits(
-    model, ndim=config.model.ndim, window_hu=tuple(config.data.window_hu)
-  )
-  return sliding.SlidingWindow(
-    apply,
-    _window(config),
-    config.segment.overlap,
-    config.data.eval_batch_size,
-    model.num_classes,
-    mirror=config.segment.mirror,
-    devices=devices,
-  )
+  return input_pipeline.open_dataset(config.data, labelled=False)
+
+
+def make_loss(
+  config: ml_collections.ConfigDict,
+) -> Callable[[jax.Array, steps.Target], jax.Array]:
+  """Makes the loss of a config, (logits, (mask, known)) -> [N]."""
+  loss_fn = losses.deep_supervision(losses.get_segment_loss(config.loss))
+  return lambda logits, target: loss_fn(logits, *target)
 
 
 def overlap_by_class(
@@ -62,14 +60,24 @@ def overlap_by_class(
   return np.stack(parts)[:, 1:]
 
 
-def _segmentation(config, dataset, devices) -> Task:
+def make_task(
+  config: ml_collections.ConfigDict,
+  dataset: Dataset,
+  devices: parallel.Parallel,
+) -> Task:
+  """Makes what the training of a segmenter needs beside the loop.
+
+  Raises:
+    UserError: the data cannot be used for it.
+    lookup.ConfigError: a field of the config cannot be used.
+  """
   _check_segment(config, dataset)
-  task, ndim = config.segment.classes, config.model.ndim
+  class_set, ndim = config.segment.classes, config.model.ndim
   data = config.data
   patch = tuple(data.patch_size)
   devices.check_batch(data.batch_size, patch[0])
   segment = make_sliding(config, devices)
-  foreground = classes.get_task(task).names[1:]
+  foreground = classes.get_class_set(class_set).names[1:]
 
   def validate(variables):
     # Pooled over the cases: the mean over patients would have a 0 for every
@@ -79,8 +87,8 @@ def _segmentation(config, dataset, devices) -> Task:
     for row in dataset.rows["validation"]:
       record = dataset.read(row)
       labels = segment(variables, record["image"]).labels
-      truth = classes.map_mask(record["mask"], task)
-      known = classes.map_known(record["mask_classes"], task)[1:] > 0
+      truth = classes.map_mask(record["mask"], class_set)
+      known = classes.map_known(record["mask_classes"], class_set)[1:] > 0
       parts = overlap_by_class(labels, truth, len(foreground) + 1)
       both, sizes = both + known * parts[0], sizes + known * parts[1]
     if not sizes.any():
@@ -106,7 +114,7 @@ def _segmentation(config, dataset, devices) -> Task:
     ),
     batches=lambda start, stop: patches.train_batches(
       dataset,
-      task,
+      class_set,
       batch_size=data.batch_size,
       patch_size=patch,
       patches_per_volume=data.patches_per_volume,
@@ -119,16 +127,12 @@ def _segmentation(config, dataset, devices) -> Task:
       ndim=ndim,
       window_hu=tuple(data.window_hu),
       augment=make_augment(config.augment),
-      task=task,
+      class_set=class_set,
     ),
     loss_fn=make_loss(config),
-    score=SCORES["segment"],
+    score=SCORE,
     validate=validate,
   )
-
-
-def _window(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-  return tuple(config.segment.window or config.data.patch_size)
 
 
 def _check_segment(config, dataset: Dataset) -> None:
@@ -143,7 +147,7 @@ def _check_segment(config, dataset: Dataset) -> None:
   stride = make_model(config).stride
   sizes = {
     "config.data.patch_size": tuple(config.data.patch_size),
-    "config.segment.window": _window(config),
+    "config.segment.window": window_of(config),
   }
   for name, size in sizes.items():
     in_model = size[1:] if config.model.ndim == 2 else size
@@ -162,3 +166,14 @@ def _check_segment(config, dataset: Dataset) -> None:
     raise lookup.ConfigError(
       "config.data.patches_per_volume must be at least 1"
     )
+
+
+KIND = Kind(
+  task="segment",
+  monitors=MONITORS,
+  score=SCORE,
+  make_loss=make_loss,
+  open_dataset=open_dataset,
+  make_task=make_task,
+  model=Segmenter,
+)

@@ -12,11 +12,10 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import tasks
 from cadjax.core import parallel
 from cadjax.training import checkpoint, optimizer, steps, warm_start, workdir
-from cadjax.training import task as training_task
 from cadjax.training.log import RunLog
+from cadjax.training.task import Kind, check_config, make_model
 from data_prep.errors import UserError
 
 NOTHING_JUDGED = {
@@ -44,13 +43,16 @@ def _sigterm_as_flag() -> Iterator[threading.Event]:
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict, workdir_path: str | pathlib.Path
+  config: ml_collections.ConfigDict,
+  workdir_path: str | pathlib.Path,
+  kind: Kind,
 ) -> steps.TrainState:
   """Trains until early stopping or the last epoch; resumes what was begun.
 
   Args:
     config: see `configs/resnet3d.py` and `configs/unet3d.py` for every field.
     workdir_path: the folder for checkpoints, logs and the config.
+    kind: what is trained, of `tasks.find(config)`.
 
   Returns:
     the last train state.
@@ -61,17 +63,17 @@ def train_and_evaluate(
     lookup.ConfigError: for a config that cannot be used.
   """
   path = pathlib.Path(workdir_path)
-  tasks.check_config(config)
+  check_config(config, kind)
 
   # Devices, data and what the task does with them.
   devices = parallel.make_parallel(config.parallel, **config.mesh)
-  dataset = tasks.open_dataset(config)
-  task = tasks.make_task(config, dataset, devices)
+  dataset = kind.open_dataset(config)
+  task = kind.make_task(config, dataset, devices)
   per_epoch = task.steps_per_epoch
   total_steps = per_epoch * config.epochs
 
   # Model and optimizer; the step is compiled at its first call.
-  model = training_task.make_model(config, axis_name=devices.axis_name)
+  model = make_model(config, axis_name=devices.axis_name)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=total_steps
   )
@@ -91,7 +93,7 @@ def train_and_evaluate(
 
   # State: new, or of another run, or where an earlier run of this workdir
   # stopped.
-  plain = training_task.make_model(config)
+  plain = make_model(config)
   taken = None
   if config.get("init_from") and not checkpoint.begun(path):
     taken = warm_start.read(config.init_from, plain, task.image_shape)

@@ -108,7 +108,7 @@ def make_prepare(
   ndim: int,
   window_hu: tuple[float, float],
   augment: Callable | None,
-  task: str | None = None,
+  class_set: str | None = None,
   prior: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Callable[[jax.Array, Batch], tuple[jax.Array, Target, jax.Array]]:
   """Makes `prepare(key, batch) -> (image, target, valid)`, on the device.
@@ -117,7 +117,8 @@ def make_prepare(
     ndim: 2 flattens the slices of each volume into the batch.
     window_hu: the HU that become 0 and 1.
     augment: `fn(key, image, mask) -> (image, mask)` for one example, or None.
-    task: of a segmenter, a key of `classes.TASKS`; None for a classifier.
+    class_set: of a segmenter, a key of `classes.CLASS_SETS`; None for a
+      classifier.
     prior: of `priors.make_prior`, for a classifier; the batch has then prior
       [B, D, H, W], which is turned and bent with the image.
 
@@ -127,7 +128,7 @@ def make_prepare(
     randomness depends on that alone, not on the device it is on. For a
     classifier the batch has label [B], which is the target; for a segmenter
     mask [B, D, H, W] and known [B, 5] of the stored classes, and the target
-    is (mask, known [N, K]) in the classes of the task.
+    is (mask, known [N, K]) in the classes of the set.
   """
 
   def prepare(key, batch):
@@ -136,7 +137,7 @@ def make_prepare(
     image = flatten_slices(image, ndim)
     valid = jnp.repeat(batch["valid"], slices)
     mask = None
-    if task is not None or prior is not None:
+    if class_set is not None or prior is not None:
       name = "mask" if prior is None else "prior"
       mask = flatten_slices(batch[name], ndim)
     if augment is not None:
@@ -145,11 +146,11 @@ def make_prepare(
       image, mask = jax.vmap(augment)(keys, image, mask)
     if prior is not None:
       image = prior(image, mask)
-    if task is None:
+    if class_set is None:
       return image, jnp.repeat(batch["label"], slices), valid
-    known = classes.map_known(batch["known"], task)
+    known = classes.map_known(batch["known"], class_set)
     known = jnp.repeat(known, slices, axis=0)
-    return image, (classes.map_mask(mask, task), known), valid
+    return image, (classes.map_mask(mask, class_set), known), valid
 
   return prepare
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from cadjax import models
-from cadjax.core import lookup
+from cadjax.core import lookup, parallel
 from cadjax.data import augment, classes
 from cadjax.data.input_pipeline import Batch, Dataset, Row
 from cadjax.training import steps
@@ -47,14 +47,61 @@ class Task:
   validate: Callable[[Any], dict[str, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What a classifier and a segmenter do differently, made once for each.
+
+  Attributes:
+    task: the value of `config.task`.
+    monitors: what early stopping may watch on validation; all but the loss
+      are better when they grow.
+    score: of a step, see `steps.make_train_step`.
+    make_loss: config -> (logits, target) -> [N].
+    open_dataset: config -> the records, with what this kind needs of them.
+    make_task: (config, dataset, devices) -> `Task`.
+    model: what a workdir is loaded as.
+  """
+
+  task: str
+  monitors: tuple[str, ...]
+  score: tuple[str, Callable]
+  make_loss: Callable[[ml_collections.ConfigDict], Callable]
+  open_dataset: Callable[[ml_collections.ConfigDict], Dataset]
+  make_task: Callable[
+    [ml_collections.ConfigDict, Dataset, parallel.Parallel], Task
+  ]
+  model: type
+
+
+def check_config(config: ml_collections.ConfigDict, kind: Kind) -> None:
+  """Checks what can be known of a training before the data are opened.
+
+  Raises:
+    lookup.ConfigError: a field of the config cannot be used.
+  """
+  if task_of(config) != kind.task:
+    raise lookup.ConfigError(
+      f"config.task is {config.task!r}, but this training is to {kind.task}"
+    )
+  for field in ("epochs", "patience", "log_every", "checkpoint_every"):
+    if config[field] < 1:
+      raise lookup.ConfigError(
+        f"config.{field} is {config[field]}; it must be at least 1"
+      )
+  if config.monitor not in kind.monitors:
+    raise lookup.ConfigError(
+      f"config.monitor is {config.monitor!r}; for config.task ="
+      f" {kind.task!r} it is one of {', '.join(kind.monitors)}"
+    )
+
+
 def task_of(config: ml_collections.ConfigDict) -> str:
   """Returns "classify" or "segment".
 
   Raises:
     lookup.ConfigError: for another task, or a model that cannot do it.
   """
-  # Runs from before there were segmenters do not say.
-  task = config.get("task", "classify")
+  task = config.get("task")
   wanted = lookup.look_up(MODELS, task, "config.task")
   model = config.model.get("name", "resnet")
   known = {name for some in MODELS.values() for name in some}
@@ -70,11 +117,11 @@ def task_of(config: ml_collections.ConfigDict) -> str:
 def make_model(
   config: ml_collections.ConfigDict, axis_name: str | None = None
 ) -> nn.Module:
-  """Makes the model of a config; a segmenter has the classes of its task."""
+  """Makes the model of a config; a segmenter has the classes of its set."""
   options = dict(config.model)
   if task_of(config) == "segment":
-    task = classes.get_task(config.segment.classes)
-    options["num_classes"] = len(task.names)
+    class_set = classes.get_class_set(config.segment.classes)
+    options["num_classes"] = len(class_set.names)
   return models.get_model(options, axis_name=axis_name)
 
 

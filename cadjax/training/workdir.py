@@ -1,7 +1,6 @@
 """What a training run leaves behind, and how the other programs read it."""
 
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import pathlib
@@ -14,14 +13,12 @@ import ml_collections
 import numpy as np
 
 from cadjax import __version__
-from cadjax.classification import priors
 from cadjax.core import files
 from cadjax.core.files import read_json
 from cadjax.data.input_pipeline import Dataset
-from cadjax.segmentation import sliding
-from cadjax.segmentation import task as segmentation_task
-from cadjax.training import checkpoint, steps
-from cadjax.training import task as training_task
+from cadjax.training import checkpoint
+from cadjax.training.task import task_of
+from data_prep import geometry
 from data_prep.errors import UserError
 
 # Where a run may differ from the one it resumes.
@@ -50,75 +47,30 @@ class Trained:
   @property
   def task(self) -> str:
     """What it was trained for: "classify" or "segment"."""
-    return training_task.task_of(self.config)
+    return task_of(self.config)
 
-  @functools.cached_property
-  def _eval_step(self):
-    return jax.jit(
-      steps.make_eval_step(
-        training_task.make_model(self.config),
-        ndim=self.config.model.ndim,
-        window_hu=tuple(self.config.data.window_hu),
-        prior=priors.make_prior(self.config),
-      )
-    )
+  @property
+  def window_hu(self) -> tuple[float, float]:
+    """The HU that become 0 and 1 in the model's input."""
+    return tuple(self.config.data.window_hu)
 
-  @functools.cached_property
-  def _sliding(self) -> sliding.SlidingWindow:
-    return segmentation_task.make_sliding(self.config)
+  @property
+  def grid(self) -> geometry.GridSpec:
+    """The recipe of the grid that it was trained on."""
+    return geometry.GridSpec.from_dict(self.dataset["grid"])
 
-  def logits(
-    self, image: np.ndarray, prior: np.ndarray | None = None
-  ) -> np.ndarray:
-    """Scores volumes with a classifier; compiled once for each shape.
-
-    Args:
-      image: int16 HU [B, D, H, W, 1] on the grid of `dataset["grid"]`.
-      prior: uint8 [B, D, H, W], the masks that it sees, if it sees any.
-
-    Returns:
-      float32 [B, S, K]: S = 1 for a 3D model and S = D slices for a 2D one,
-      K classes.
-    """
-    batch = {"image": image} | ({} if prior is None else {"prior": prior})
-    return np.asarray(self._eval_step(self.variables, batch))
-
-  def segment(
-    self, hu: np.ndarray, *, probabilities: bool = False, progress: bool = False
-  ) -> sliding.Segmentation:
-    """Segments a volume with a segmenter; compiled once for all shapes.
-
-    Args:
-      hu: int16 HU [D, H, W] on the grid of `dataset["grid"]`.
-      probabilities: whether to keep them.
-      progress: whether to show a bar on a terminal.
-
-    Returns:
-      labels in the classes of `config.segment.classes`, small components
-      included, and the probabilities or None.
-
-    Raises:
-      UserError: the network gives NaN.
-    """
-    try:
-      return self._sliding(
-        self.variables, hu, probabilities=probabilities, progress=progress
-      )
-    except sliding.NonFiniteError as error:
-      raise UserError(
-        f"{self.path}: {error}; it is no trained model"
-      ) from error
+  @property
+  def reference(self) -> dict[str, list[float]]:
+    """{feature: [low, high]} of the training cases, see `feature_ranges`."""
+    return self.dataset.get("reference") or {}
 
 
-def load_trained(
-  path: str | pathlib.Path, task: str | None = None, *, prior: bool = False
-) -> Trained:
+def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
   """Loads the best checkpoint of a workdir.
 
   Args:
     path: the workdir.
     task: "classify" or "segment" where only such a model will do.
-    prior: whether a classifier that sees masks beside the volume will do.
 
   Raises:
     UserError: if there is no such workdir, no model in it or one of another
@@ -131,17 +83,11 @@ def load_trained(
         f"{workdir} is not a workdir of cadjax.main: {name} is missing"
       )
   config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
-  found = training_task.task_of(config)
+  found = task_of(config)
   if task not in (None, found):
     kinds = {"classify": "classifier", "segment": "segmenter"}
     raise UserError(
       f"{workdir} is a {kinds[found]}; here a {kinds[task]} is needed"
-    )
-  if priors.used(config) and not prior:
-    raise UserError(
-      f"{workdir} was trained with masks beside the volume"
-      f" (config.data.prior.use = {config.data.prior.use!r}); only"
-      " cadjax.evaluate can give it these"
     )
   if jax.default_backend() == "cpu":
     # What an accelerator trained in bfloat16 is slow and coarse here.

@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+from cadjax import tasks
 from cadjax.classification import adapt
 from cadjax.evaluation import common
-from cadjax.training import steps, task, workdir
+from cadjax.training import steps, task
 from data_prep.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_workdir):
-  return workdir.load_trained(tiny_workdir)
+  return tasks.load_model(tiny_workdir)
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from tiny_runs import train
 
 from cadjax import tasks
 from cadjax.classification import priors
 from cadjax.core import lookup
+from cadjax.data import input_pipeline
 from cadjax.evaluation.classifiers import evaluate
-from cadjax.training import loop, workdir
 from data_prep.errors import UserError
 
 
@@ -74,14 +75,14 @@ def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
   config = tiny_config.copy_and_resolve_references()
   config.epochs = 1
   config.data.prior.use = "channels"
-  state = loop.train_and_evaluate(config, tmp_path / "w")
+  state = train(config, tmp_path / "w")
   seen = {x.shape[-2] for x in jax.tree.leaves(state.params) if x.ndim == 5}
   assert 3 in seen
   assert 1 not in seen
   result = evaluate(tmp_path / "w", bootstrap=100)
   assert result["n_patients"] == 8
   with pytest.raises(UserError, match="only cadjax.evaluate"):
-    workdir.load_trained(tmp_path / "w")
+    tasks.load_model(tmp_path / "w")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_data_without_masks_are_refused(tiny_config, monkeypatch):
   config = tiny_config.copy_and_resolve_references()
   config.data.prior.use = "region"
   monkeypatch.setattr(
-    tasks.input_pipeline.Dataset, "has_masks", property(lambda _: False)
+    input_pipeline.Dataset, "has_masks", property(lambda _: False)
   )
   with pytest.raises(UserError, match="holds no masks"):
-    tasks.open_dataset(config)
+    tasks.find(config).open_dataset(config)

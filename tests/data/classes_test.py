@@ -1,4 +1,4 @@
-"""classes: the tasks, and that their order is that of the records."""
+"""classes: the class sets, and that their order is that of the records."""
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +27,19 @@ def test_the_stored_classes_are_those_of_the_records():
   ],
 )
 def test_names_and_table(task, expected, table):
-  made = classes.TASKS[task]
+  made = classes.CLASS_SETS[task]
   assert made.names == expected
   assert made.table.dtype == np.uint8
   np.testing.assert_array_equal(made.table, table)
 
 
-@pytest.mark.parametrize("task", classes.TASKS)
+@pytest.mark.parametrize("task", classes.CLASS_SETS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_a_mask_is_mapped_alike_by_numpy_and_jax(task, dtype):
   mask = np.random.default_rng(0).integers(0, 5, (2, 3, 4, 5)).astype(dtype)
-  expected = np.vectorize(classes.TASKS[task].table.tolist().__getitem__)(mask)
+  expected = np.vectorize(classes.CLASS_SETS[task].table.tolist().__getitem__)(
+    mask
+  )
   on_host = classes.map_mask(mask, task)
   assert isinstance(on_host, np.ndarray)
   on_device = jax.jit(lambda m: classes.map_mask(m, task))(mask)
@@ -82,6 +84,7 @@ def test_known_follows_the_first_part(task, known, expected):
 
 def test_an_unknown_task_is_told():
   with pytest.raises(
-    lookup.UnknownName, match="unknown task 'coronary'; did you mean 'coronarie"
+    lookup.UnknownName,
+    match="unknown class set 'coronary'; did you mean 'coronarie",
   ):
     classes.map_mask(np.zeros(3, np.uint8), "coronary")

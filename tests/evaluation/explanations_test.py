@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cadjax import models
+from cadjax import models, tasks
 from cadjax.data import input_pipeline
 from cadjax.evaluation import classifiers, explanations
 from cadjax.explanation import cad_maps, cam, checks, location
@@ -115,7 +115,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
     "stage3",
     "stage4",
   }
-  loaded = workdir.load_trained(trained)
+  loaded = tasks.load_model(trained)
   maker = cad_maps.CadMaps(loaded)
   case = explanations.spread(dataset.rows["test"], 4)[2]
   record = dataset.read(case)
@@ -205,14 +205,14 @@ def test_randomisation_starts_at_the_head_and_ends_at_the_input(
   assert order == ["head", "stage4", "stage3", "stage2", "stage1", "stem"]
   assert len({row["case_id"] for row in rows}) == SANITY
   # With another seed for all layers it is another network, as `other` is.
-  maker = cad_maps.CadMaps(workdir.load_trained(trained))
+  maker = cad_maps.CadMaps(tasks.load_model(trained))
   fresh = maker.fresh(1)
   mixed = checks.randomise(maker.variables, fresh, order, "stem")
   assert jax.tree.all(jax.tree.map(np.array_equal, mixed, fresh))
 
 
 def test_faithfulness_uses_the_log_odds(trained, dataset, result):
-  maker = cad_maps.CadMaps(workdir.load_trained(trained))
+  maker = cad_maps.CadMaps(tasks.load_model(trained))
   rows = read_rows(trained, "faithfulness")
   case = next(
     row for row in dataset.rows["test"] if row["case_id"] == rows[0]["case_id"]
@@ -242,7 +242,7 @@ def test_faithfulness_uses_the_log_odds(trained, dataset, result):
 
 
 def test_a_model_agrees_with_itself(trained, dataset, tmp_path):
-  loaded = workdir.load_trained(trained)
+  loaded = tasks.load_model(trained)
   result = explanations.measure(
     loaded,
     dataset,
@@ -266,7 +266,7 @@ def test_a_model_agrees_with_itself(trained, dataset, tmp_path):
 
 def test_a_2d_model_is_explained_on_volumes(root, tiny_config, dataset):
   flat = make_workdir(root / "flat", tiny_config, dataset, 2, ndim=2)
-  maker = cad_maps.CadMaps(workdir.load_trained(flat))
+  maker = cad_maps.CadMaps(tasks.load_model(flat))
   assert maker.strides["stage1"] == (1, 4, 4)
   image = dataset.read(dataset.rows["test"][0])["image"]
   cells = maker.cells(image)["gradcam"]["stage1"]

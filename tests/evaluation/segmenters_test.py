@@ -47,8 +47,8 @@ def test_evaluation_leaves_rows_a_picture_and_strict_json(
 
 
 def test_rows_are_those_of_every_case_and_class(tiny_segmenter, result):
-  trained = workdir.load_trained(tiny_segmenter)
-  dataset = tasks.open_dataset(trained.config)
+  trained = tasks.load_model(tiny_segmenter)
+  dataset = tasks.find(trained.config).open_dataset(trained.config)
   rows = read(tiny_segmenter / "eval" / "test_cases.jsonl")
   want = [
     (row["case_id"], name)
@@ -91,20 +91,20 @@ def say(labels_of):
 
 def truths(trained, split="test"):
   """The stored mask of each case, found again by its image."""
-  dataset = tasks.open_dataset(trained.config)
+  dataset = tasks.find(trained.config).open_dataset(trained.config)
   records = [dataset.read(row) for row in dataset.rows[split]]
   return {record["image"].tobytes(): record["mask"] for record in records}
 
 
 def test_the_truth_itself_is_perfect(tiny_segmenter, monkeypatch):
-  trained = workdir.load_trained(tiny_segmenter)
+  trained = tasks.load_model(tiny_segmenter)
   masks = truths(trained)
   monkeypatch.setattr(
     workdir.Trained,
     "segment",
     say(lambda hu: classes.map_mask(masks[hu.tobytes()], "aorta_coronaries")),
   )
-  dataset = tasks.open_dataset(trained.config)
+  dataset = tasks.find(trained.config).open_dataset(trained.config)
   rows, lesions = segmenters.score_cases(trained, dataset, ["test"])
   assert not lesions
   summary = segmenters.summarise(rows, lesions, draws=100)
@@ -116,8 +116,8 @@ def test_the_truth_itself_is_perfect(tiny_segmenter, monkeypatch):
 
 
 def test_unknown_classes_have_no_rows(tiny_segmenter, monkeypatch):
-  trained = workdir.load_trained(tiny_segmenter)
-  dataset = tasks.open_dataset(trained.config)
+  trained = tasks.load_model(tiny_segmenter)
+  dataset = tasks.find(trained.config).open_dataset(trained.config)
   case = dataset.rows["test"][0]
   record = dict(dataset.read(case))
   record["mask_classes"] = np.array([1, 0, 1, 0, 0], np.uint8)
@@ -127,13 +127,13 @@ def test_unknown_classes_have_no_rows(tiny_segmenter, monkeypatch):
 
 
 def test_plaque_is_scored_by_lesion(tiny_segmenter, monkeypatch):
-  trained = workdir.load_trained(tiny_segmenter)
+  trained = tasks.load_model(tiny_segmenter)
   trained.config.segment.classes = "four"
   masks = truths(trained)
   monkeypatch.setattr(
     workdir.Trained, "segment", say(lambda hu: masks[hu.tobytes()])
   )
-  dataset = tasks.open_dataset(trained.config)
+  dataset = tasks.find(trained.config).open_dataset(trained.config)
   _, lesions = segmenters.score_cases(trained, dataset, ["test"])
   assert [row["case_id"] for row in lesions] == [
     row["case_id"] for row in dataset.rows["test"]

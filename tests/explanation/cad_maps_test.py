@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from cadjax.classification.classifier import load_classifier
 from cadjax.explanation import cad_maps, cam, checks
-from cadjax.training import workdir
 
 
 @pytest.fixture(scope="module")
 def maker(tiny_workdir):
-  return cad_maps.CadMaps(workdir.load_trained(tiny_workdir, "classify"))
+  return cad_maps.CadMaps(load_classifier(tiny_workdir))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from cadjax import tasks
 from cadjax.data import classes
 from cadjax.link import decision, join
-from cadjax.training import workdir
 from data_prep import geometry, phantom
 from data_prep.errors import UserError
 
@@ -69,7 +69,7 @@ def test_the_features_of_a_phantom(task):
   drawn = phantom.make_phantom(5, label=1, severity="overt", grid=grid)
   labels = classes.map_mask(drawn.mask, task)
   structures = join.find_structures(
-    drawn.volume, labels, classes.get_task(task).names
+    drawn.volume, labels, classes.get_class_set(task).names
   )
   found = decision.features(structures, {"uncalibrated_probability": 0.8})
   assert found["log_odds"] == pytest.approx(np.log(4))
@@ -84,9 +84,7 @@ def test_the_features_of_a_phantom(task):
 
 @pytest.fixture(scope="module")
 def models(tiny_workdir, tiny_segmenter):
-  return workdir.load_trained(tiny_workdir), workdir.load_trained(
-    tiny_segmenter
-  )
+  return tasks.load_model(tiny_workdir), tasks.load_model(tiny_segmenter)
 
 
 def write(path, models, **changes):

@@ -9,7 +9,7 @@ from cadjax.link import join as link_join
 from data_prep import geometry, phantom
 from data_prep.volume import Grid, Volume
 
-NAMES = classes.get_task("four").names
+NAMES = classes.get_class_set("four").names
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_structures_are_those_of_the_mask(drawn, structures):
 
 
 def test_a_task_without_plaque_has_none(drawn):
-  task = classes.get_task("aorta_coronaries")
+  task = classes.get_class_set("aorta_coronaries")
   found = link_join.find_structures(
     drawn.volume, task.table[drawn.mask], task.names
   )

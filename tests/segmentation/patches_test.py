@@ -30,7 +30,7 @@ def make_dataset(shapes=SHAPES):
 
 def batches(dataset, start, stop, **options):
   options = {
-    "task": "aorta_coronaries",
+    "class_set": "aorta_coronaries",
     "batch_size": 2,
     "patch_size": SIZE,
     "patches_per_volume": 4,

@@ -8,13 +8,15 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tiny_runs import assert_same, best_variables, lines
+from tiny_runs import assert_same, best_variables, lines, train
 
 from cadjax import tasks
+from cadjax.classification.classifier import load_classifier
 from cadjax.core import files, lookup
 from cadjax.data import classes, input_pipeline
 from cadjax.segmentation import task
-from cadjax.training import loop, steps, workdir
+from cadjax.segmentation.segmenter import load_segmenter
+from cadjax.training import steps, workdir
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
 from data_prep.errors import UserError
@@ -35,8 +37,8 @@ def test_a_run_logs_the_dice_of_steps_and_of_validation(tiny_segmenter):
 
 def test_the_best_model_repeats_its_validation_dice(tiny_segmenter):
   """Against sets of voxels, counted in Python."""
-  trained = workdir.load_trained(tiny_segmenter, "segment")
-  dataset = tasks.open_dataset(trained.config)
+  trained = load_segmenter(tiny_segmenter)
+  dataset = tasks.find(trained.config).open_dataset(trained.config)
   parts = np.zeros((2, 2))
   for row in dataset.rows["validation"]:
     record = dataset.read(row)
@@ -79,9 +81,9 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
 
   with monkeypatch.context() as patch:
     patch.setattr(steps, "make_train_step", counting)
-    stopped = loop.train_and_evaluate(tiny_segment_config, tmp_path / "run")
+    stopped = train(tiny_segment_config, tmp_path / "run")
   assert 39 <= int(stopped.step) < 64
-  resumed = loop.train_and_evaluate(tiny_segment_config, tmp_path / "run")
+  resumed = train(tiny_segment_config, tmp_path / "run")
   assert int(resumed.step) == 64
   assert_same(best_variables(tmp_path / "run"), best_variables(tiny_segmenter))
   assert lines(tmp_path / "run") == lines(tiny_segmenter)
@@ -99,8 +101,8 @@ def test_augmentation_deep_supervision_and_ema_train_together(
   with config.unlocked():
     config.augment.spatial = {"probability": 1.0}
     config.augment.noise = {}
-  loop.train_and_evaluate(config, tmp_path / "run")
-  assert workdir.load_trained(tmp_path / "run").step == 8
+  train(config, tmp_path / "run")
+  assert tasks.load_model(tmp_path / "run").step == 8
 
 
 def test_unlabelled_cases_count_for_a_segmenter_alone(
@@ -116,7 +118,7 @@ def test_unlabelled_cases_count_for_a_segmenter_alone(
   table.write_text("\n".join([header, ",".join(first), *rows[1:]]) + "\n")
   config = tiny_segment_config.copy_and_resolve_references()
   config.data.path = str(copy)
-  assert len(tasks.open_dataset(config).rows["train"]) == 16
+  assert len(tasks.find(config).open_dataset(config).rows["train"]) == 16
   assert len(input_pipeline.open_dataset(config.data).rows["train"]) == 15
 
 
@@ -143,7 +145,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_made(
   config = tiny_segment_config.copy_and_resolve_references()
   config.update_from_flattened_dict(changes)
   with pytest.raises((UserError, lookup.ConfigError), match=message):
-    loop.train_and_evaluate(config, tmp_path / "run")
+    train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -157,7 +159,7 @@ def test_data_without_masks_are_refused(tiny_segment_config, tmp_path):
   config = tiny_segment_config.copy_and_resolve_references()
   config.data.path = str(tmp_path)
   with pytest.raises(UserError, match="holds no masks"):
-    loop.train_and_evaluate(config, tmp_path / "run")
+    train(config, tmp_path / "run")
 
 
 def test_volumes_of_several_shapes_train_and_validate(
@@ -177,10 +179,10 @@ def test_volumes_of_several_shapes_train_and_validate(
   config.data.patches_per_volume = 1
   config.optimizer.warmup_steps = 1
   config.epochs = 1
-  dataset = tasks.open_dataset(config)
+  dataset = tasks.find(config).open_dataset(config)
   rows = [row for split in input_pipeline.SPLITS for row in dataset.rows[split]]
   assert len({dataset.read(row)["image"].shape for row in rows}) > 1
-  state = loop.train_and_evaluate(config, tmp_path / "run")
+  state = train(config, tmp_path / "run")
   assert int(state.step) == 2
 
 
@@ -194,20 +196,20 @@ def test_a_workdir_from_before_segmenters_goes_on(tiny_workdir, tiny_config):
   try:
     dataset = input_pipeline.open_dataset(tiny_config.data)
     workdir.prepare(tiny_workdir, tiny_config, dataset)
-    assert workdir.load_trained(tiny_workdir).task == "classify"
+    assert tasks.load_model(tiny_workdir).task == "classify"
   finally:
     path.write_text(text)
 
 
 def test_a_model_of_another_task_is_told(tiny_workdir, tiny_segmenter):
   with pytest.raises(UserError, match="is a segmenter; here a classifier"):
-    workdir.load_trained(tiny_segmenter, "classify")
+    load_classifier(tiny_segmenter)
   with pytest.raises(UserError, match="is a classifier; here a segmenter"):
-    workdir.load_trained(tiny_workdir, "segment")
+    load_segmenter(tiny_workdir)
 
 
 def test_the_same_model_on_two_shapes_compiles_once(tiny_segmenter):
-  trained = workdir.load_trained(tiny_segmenter)
+  trained = tasks.load_model(tiny_segmenter)
   rng = np.random.default_rng(0)
   for shape in ((16, 24, 32), (9, 30, 20), (4, 4, 4)):
     hu = rng.integers(-500, 500, shape).astype(np.int16)

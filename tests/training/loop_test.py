@@ -13,10 +13,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny_runs import assert_same, best_variables, lines
+from tiny_runs import assert_same, best_variables, lines, train
 
+from cadjax import tasks
 from cadjax.data import input_pipeline
-from cadjax.training import checkpoint, loop, steps, task, workdir
+from cadjax.training import checkpoint, loop, steps, task
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def test_a_run_leaves_what_the_other_programs_read(tiny_workdir):
   rows = lines(tiny_workdir)
   assert [r["step"] for r in rows if "train/loss" in r] == list(range(1, 9))
   assert [r["step"] for r in rows if "validation/loss" in r] == [4, 8]
-  trained = workdir.load_trained(tiny_workdir)
+  trained = tasks.load_model(tiny_workdir)
   assert trained.step in (4, 8)
   reference = trained.dataset["reference"]
   assert all(low <= high for low, high in reference.values())
@@ -37,7 +38,7 @@ def test_a_run_leaves_what_the_other_programs_read(tiny_workdir):
 
 def test_loaded_model_repeats_the_validation_loss(tiny_workdir, tiny_config):
   """Batches of 3 with a padded remainder give the logged mean over cases."""
-  trained = workdir.load_trained(tiny_workdir)
+  trained = tasks.load_model(tiny_workdir)
   dataset = input_pipeline.open_dataset(tiny_config.data)
   rows, logits = task.evaluate_split(
     dataset, "validation", lambda b: trained.logits(b["image"]), 3
@@ -77,13 +78,13 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
 
   with monkeypatch.context() as patch:
     patch.setattr(steps, "make_train_step", counting)
-    stopped = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    stopped = train(tiny_config, tmp_path / "run")
   assert 5 <= int(stopped.step) < 8
-  resumed = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+  resumed = train(tiny_config, tmp_path / "run")
   assert int(resumed.step) == 8
   assert_same(best_variables(tmp_path / "run"), best_variables(tiny_workdir))
   assert lines(tmp_path / "run") == lines(tiny_workdir)
-  again = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+  again = train(tiny_config, tmp_path / "run")
   assert_same(again, resumed)
 
 
@@ -97,7 +98,7 @@ def test_truncated_newest_checkpoint_falls_back(
     if path.is_file():
       path.write_bytes(path.read_bytes()[:10])
   with caplog.at_level("WARNING", logger="absl"):
-    loop.train_and_evaluate(tiny_config, copy)
+    train(tiny_config, copy)
   assert "trying the one before" in caplog.text
   assert_same(best_variables(copy), best_variables(tiny_workdir))
   assert lines(copy) == lines(tiny_workdir)
@@ -120,7 +121,7 @@ def test_a_run_of_before_losses_were_kept_goes_on(
     return state, meta
 
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", older)
-  loop.train_and_evaluate(tiny_config, copy)
+  train(tiny_config, copy)
   assert_same(best_variables(copy), best_variables(tiny_workdir))
 
 
@@ -130,12 +131,12 @@ def test_another_config_is_refused_with_the_difference(
   config = tiny_config.copy_and_resolve_references()
   config.optimizer.learning_rate = 0.5
   with pytest.raises(UserError, match="learning_rate: 0.0001 there, 0.5 now"):
-    loop.train_and_evaluate(config, tiny_workdir)
+    train(config, tiny_workdir)
   config = tiny_config.copy_and_resolve_references()
   with config.unlocked():
     config.augment = {"noise": {}}
   with pytest.raises(UserError, match="augment.noise"):
-    loop.train_and_evaluate(config, tiny_workdir)
+    train(config, tiny_workdir)
 
 
 def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
@@ -145,9 +146,9 @@ def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
   config.optimizer.warmup_steps = 0
   config.optimizer.learning_rate = 1e38
   with pytest.raises(loop.NonFiniteLossError, match=r"step \d.*phantom_00"):
-    loop.train_and_evaluate(config, tmp_path / "run")
+    train(config, tmp_path / "run")
   with pytest.raises(UserError, match="no trained model"):
-    workdir.load_trained(tmp_path / "run")
+    tasks.load_model(tmp_path / "run")
 
 
 def test_gradients_that_are_not_finite_are_not_saved(
@@ -167,7 +168,7 @@ def test_gradients_that_are_not_finite_are_not_saved(
 
   monkeypatch.setattr(steps, "make_train_step", spoiling)
   with pytest.raises(loop.NonFiniteLossError, match="gradients' norm is inf"):
-    loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    train(tiny_config, tmp_path / "run")
   assert not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
@@ -213,8 +214,8 @@ def test_two_dimensional_baseline_trains(tiny_config, tmp_path):
   config.model.ndim = 2
   config.data.slices_per_volume = 3
   config.epochs = 1
-  loop.train_and_evaluate(config, tmp_path / "run")
-  trained = workdir.load_trained(tmp_path / "run")
+  train(config, tmp_path / "run")
+  trained = tasks.load_model(tmp_path / "run")
   logits = trained.logits(np.zeros((2, 16, 24, 32, 1), np.int16))
   assert logits.shape == (2, 16, 2)
 

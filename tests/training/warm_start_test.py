@@ -5,8 +5,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from tiny_runs import train
 
-from cadjax.training import checkpoint, loop, steps, task, warm_start, workdir
+from cadjax import tasks
+from cadjax.training import checkpoint, loop, steps, task, warm_start
 from configs import resunet3d
 from data_prep.errors import UserError
 
@@ -57,13 +59,13 @@ def test_a_classifier_begins_with_a_segmenters_encoder(
   config.optimizer.warmup_steps = 1
   config.epochs = 1
   config.parallel, config.mesh.data = "mesh", 1
-  loop.train_and_evaluate(config, tmp_path / "masks")
+  train(config, tmp_path / "masks")
 
   config = tiny_config.copy_and_resolve_references()
   config.init_from = str(tmp_path / "masks")
   config.optimizer.learning_rate = 0.0
   config.epochs = 1
-  state = loop.train_and_evaluate(config, tmp_path / "run")
+  state = train(config, tmp_path / "run")
   said = capsys.readouterr()
   assert "new: head" in said.out + said.err
   given = donor_of(tmp_path / "masks")["params"]
@@ -75,9 +77,9 @@ def test_a_classifier_begins_with_a_segmenters_encoder(
 
   # A run that has begun goes on without what it started from.
   shutil.rmtree(tmp_path / "masks")
-  again = loop.train_and_evaluate(config, tmp_path / "run")
+  again = train(config, tmp_path / "run")
   assert int(again.step) == int(state.step)
-  assert workdir.load_trained(tmp_path / "run").config.init_from
+  assert tasks.load_model(tmp_path / "run").config.init_from
 
 
 @pytest.mark.parametrize("kind", ["missing", "other", "2d"])
@@ -98,5 +100,5 @@ def test_nothing_to_take_is_one_line_and_leaves_nothing(
     "2d": "none of its convolutions",
   }[kind]
   with pytest.raises(UserError, match=message):
-    loop.train_and_evaluate(config, tmp_path / "run")
+    train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from cadjax import tasks
 from cadjax.data import input_pipeline
 from cadjax.training import workdir
 from data_prep.errors import UserError
@@ -27,7 +28,7 @@ def test_ranges_are_those_of_the_training_cases(tiny_config):
 
 
 def test_one_compilation_serves_all_batches_of_a_shape(tiny_workdir):
-  trained = workdir.load_trained(tiny_workdir)
+  trained = tasks.load_model(tiny_workdir)
   zero = np.zeros((2, 16, 24, 32, 1), np.int16)
   np.testing.assert_array_equal(trained.logits(zero), trained.logits(zero))
   assert trained._eval_step._cache_size() == 1
@@ -35,12 +36,12 @@ def test_one_compilation_serves_all_batches_of_a_shape(tiny_workdir):
 
 def test_what_is_not_a_workdir(tmp_path, tiny_workdir):
   with pytest.raises(UserError, match="config.json is missing"):
-    workdir.load_trained(tmp_path)
+    tasks.load_model(tmp_path)
   copy = tmp_path / "copy"
   shutil.copytree(tiny_workdir, copy)
   (copy / "config.json").write_text("{")
   with pytest.raises(UserError, match="not valid JSON"):
-    workdir.load_trained(copy)
+    tasks.load_model(copy)
 
 
 def test_other_data_are_refused(tiny_config, tiny_workdir, tmp_path):
