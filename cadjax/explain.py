@@ -21,38 +21,37 @@ is explained for a class in a region of the scan:
   --region=box_mm:x,y,z,x,y,z, voxel_mm:x,y,z mm (LPS)
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import flags
 
 from cadjax import tasks
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
-from cadjax.explanation import cam, explainer, heat_maps, scan, targets
+from cadjax.explanation import cam, explainer, heat_maps, targets
 from cadjax.explanation.explainer import Explainer
-from cadjax.explanation.scan import explain_scan
+from cadjax.explanation.scan import ExplainedScan, explain_scan
 from cadjax.report import explained, pages
-from cadjax.training import workdir
-from data_prep import errors, geometry
+from data_prep import errors
 from data_prep.errors import UserError
 
 
-def _tell(job: scan_jobs.Job, result: scan.Explanation, files) -> str:
+def _describe(job: scan_jobs.Job, result: ExplainedScan) -> str:
   """Returns what is printed of an explained scan."""
   target = result.target
-  said = f"{job.case}: {target['score']} of {target['name']!r}"
+  line = f"{job.case}: {target.score} of {target.name!r}"
   if result.region is not None:
-    said += f" in {result.region['kind']} ({result.region['voxels']} voxels)"
-  lines = [f"{said} is {target['value']:.4g}"]
+    line += f" in {result.region.kind} ({result.region.voxels} voxels)"
+  line += f" is {target.value:.4g}"
   if result.prediction is not None:
-    p = result.prediction["probability"]
-    lines[0] += f"; probability of CAD {p:.4f}"
-  lines += [f"  warning: {said}" for said in result.warnings]
-  lines += [f"  - {said}" for said in result.prepared.concerns]
-  lines += [f"  note: {said}" for said in result.prepared.model_input.notes]
-  grid = result.prepared.model_input.grid
+    line += f"; probability of CAD {result.prediction.probability:.4f}"
+  lines = [line]
+  lines += [f"  warning: {warning}" for warning in result.warnings]
+  lines += [f"  - {concern}" for concern in result.reading.prepared.concerns]
+  lines += [f"  note: {note}" for note in result.reading.model_input.notes]
+  grid = result.reading.model_input.grid
   for heat in result.maps:
     peak = heat.peak_mm(grid)
     if peak is not None:
@@ -60,60 +59,19 @@ def _tell(job: scan_jobs.Job, result: scan.Explanation, files) -> str:
       lines.append(f"  {heat.name}: highest at ({place}) mm LPS")
   lines += [
     f"  {job.folder / name}"
-    for key, name in files.items()
+    for key, name in explained.file_names(result).items()
     if key.startswith("sheet_")
   ]
   return "\n".join(lines)
 
 
-def explain_all(
-  trained: workdir.Trained,
-  explain: Explainer,
-  jobs: Sequence[scan_jobs.Job],
-  *,
-  target: str,
-  region: str = targets.PREDICTED,
-  truths: Sequence[str] = (),
-  series: str | None = None,
-  grid: str = "scanner",
-  through: str = "peak",
-  overwrite: bool = False,
-) -> int:
-  """Explains scans one after the other and writes their files.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
-  truth_of = dict(zip(jobs, truths, strict=True)) if truths else {}
-
-  def one(job: scan_jobs.Job) -> str:
-    explained.KIND.check_free(job.folder, overwrite=overwrite)
-    result = explain_scan(
-      trained,
-      explain,
-      job.path,
-      target=target,
-      case=job.case,
-      series=series,
-      heart_mask=job.heart_mask,
-      region=region,
-      truth=truth_of.get(job),
-    )
-    document = explained.write_explanation(
-      result, job.folder, grid=grid, through=through, overwrite=overwrite
-    )
-    return _tell(job, result, document["files"])
-
-  return scan_jobs.for_each(jobs, one)
-
-
-def list_layers(trained: workdir.Trained, explain: Explainer) -> str:
+def list_layers(explainer: Explainer) -> str:
   """Returns a table of the layers that can be explained."""
-  spec = geometry.GridSpec.from_dict(trained.dataset["grid"])
+  spec = explainer.model.grid
   fixed = spec.kind != "spacing"
-  cells = explain.cells(spec.shape)
+  cells = explainer.cells(spec.shape)
   lines = [f"{'layer':<12}{'stride':<12}{'cells' if fixed else ''}".rstrip()]
-  for layer, strides in explain.strides.items():
+  for layer, strides in explainer.strides.items():
     sizes = "x".join(map(str, cells[layer])) if fixed else ""
     step = "x".join(map(str, strides))
     lines.append(f"{layer:<12}{step:<12}{sizes}".rstrip())
@@ -191,12 +149,12 @@ def _triple(name: str, values: list[str] | None) -> tuple[int, ...] | None:
   return triple
 
 
-def _options(args: Any) -> explainer.Options:
+def _options(args: Any) -> explainer.ExplainOptions:
   every = args.method == ["all"]
   for name in ("ig_steps", "smoothgrad_copies", "xres_window"):
     if args[name].value < 1:
       raise UserError(f"--{name} must be at least 1")
-  return explainer.Options(
+  return explainer.ExplainOptions(
     methods=explainer.METHODS if every else tuple(dict.fromkeys(args.method)),
     layers=None if args.layers == ["all"] else tuple(args.layers),
     score=args.score,
@@ -210,12 +168,13 @@ def _options(args: Any) -> explainer.Options:
   )
 
 
-def _target(target: str | None, explain: Explainer, known: list[str]) -> str:
+def _target(target: str | None, explainer: Explainer) -> str:
   """Checks --target once for all scans."""
-  if target is None and explain.is_segmenter:
+  known = targets.class_names(explainer)
+  if target is None and explainer.is_segmenter:
     raise UserError(f"--target is missing; the classes are {', '.join(known)}")
   target = target or "cad"
-  if explain.is_segmenter or target != targets.PREDICTED:
+  if explainer.is_segmenter or target != targets.PREDICTED:
     targets.find_target(target, known)
   return target
 
@@ -223,10 +182,9 @@ def _target(target: str | None, explain: Explainer, known: list[str]) -> str:
 def main(_: Sequence[str]) -> int:
   """Explains all scans; returns the exit code."""
   args = flags.FLAGS
-  trained = tasks.load_model(args.workdir)
-  explain = Explainer(trained, _options(args))
+  explainer = Explainer(tasks.load_model(args.workdir), _options(args))
   if args.list_layers:
-    print(list_layers(trained, explain))
+    print(list_layers(explainer))
     return 0
   if not args.input or not args.out:
     raise UserError("--input and --out are needed")
@@ -235,25 +193,26 @@ def main(_: Sequence[str]) -> int:
   )
   if args.truth and len(args.truth) != len(jobs):
     raise UserError(f"{len(args.truth)} of --truth for {len(jobs)} scans")
-  target = _target(args.target, explain, targets.class_names(trained, explain))
-  if explain.is_segmenter:
+  truth_of = dict(zip(jobs, args.truth, strict=True)) if args.truth else {}
+  target = _target(args.target, explainer)
+  if explainer.is_segmenter:
     targets.parse_region(args.region)
-  print(
-    f"{pages.NOTICE}\nExplaining {len(jobs)}"
-    f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"
-    " the first takes longer, while the model is compiled",
-    flush=True,
-  )
-  failed = explain_all(
-    trained,
-    explain,
+  scan_jobs.announce("Explaining", jobs, pages.NOTICE)
+  failed = scan_jobs.run_jobs(
     jobs,
-    target=target,
-    region=args.region,
-    truths=args.truth,
+    explained.KIND,
+    lambda job, scan: explain_scan(
+      explainer,
+      scan,
+      target=target,
+      region=args.region,
+      truth=truth_of.get(job),
+    ),
+    functools.partial(
+      explained.write_explained, grid=args.grid, through=args.planes
+    ),
+    _describe,
     series=args.series,
-    grid=args.grid,
-    through=args.planes,
     overwrite=args.overwrite,
   )
   if len(jobs) > 1:

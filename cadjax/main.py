@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from cadjax import tasks
 from cadjax.core import lookup
-from cadjax.training import loop
 from data_prep import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,7 +48,7 @@ def main(_: Sequence[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(beside / "jax_cache"))
   devices = jax.devices()
   print(f"{len(devices)} device(s): {devices[0].device_kind}")
-  loop.train_and_evaluate(config, _WORKDIR.value, tasks.find(config))
+  tasks.train_and_evaluate(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -13,98 +13,58 @@ together. A scan that fails is told in one line and the others go on; the exit
 code is then 2.
 """
 
-import functools
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 
-from cadjax.classification import scan
-from cadjax.classification.classifier import Classifier, load_classifier
+from cadjax.classification import scan as classification_scan
+from cadjax.classification.classifier import load_classifier
+from cadjax.classification.scan import ClassifiedScan, classify_scan
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.explanation import cam
 from cadjax.link.scan import (
   LAYER,
   METHOD,
-  Pair,
-  PairResult,
+  LinkedScan,
+  link_scan,
   load_pair,
-  predict_pair,
 )
 from cadjax.report import classified, linked, pages
 from data_prep import errors
 from data_prep.errors import UserError
 
 
-def _tell(job: scan_jobs.Job, result: scan.CaseResult) -> str:
+def _describe(job: scan_jobs.Job, result: ClassifiedScan) -> str:
   """Returns what is printed of a scored scan."""
   prediction = result.prediction
-  how = "calibrated" if prediction["calibrated"] else "uncalibrated"
+  how = "calibrated" if prediction.calibrated else "uncalibrated"
   lines = [
-    f"{job.case}: probability of CAD {prediction['probability']:.4f} ({how}),"
-    f" threshold {prediction['threshold']:.4g}"
-    f" ({prediction['threshold_origin']}): {prediction['label']}"
+    f"{job.case}: probability of CAD {prediction.probability:.4f} ({how}),"
+    f" threshold {prediction.threshold:.4g}"
+    f" ({prediction.threshold_origin}): {prediction.label}"
   ]
-  if not prediction["calibrated"]:
-    lines.append(f"  not calibrated: {prediction['calibration_origin']}")
-  lines += [f"  warning: {said}" for said in result.warnings]
-  lines += [f"  - {said}" for said in result.concerns]
-  lines += [f"  note: {said}" for said in result.model_input.notes]
+  if not prediction.calibrated:
+    lines.append(f"  not calibrated: {prediction.calibration_origin}")
+  lines += [f"  warning: {warning}" for warning in result.warnings]
+  lines += [f"  - {concern}" for concern in result.reading.prepared.concerns]
+  lines += [f"  note: {note}" for note in result.reading.model_input.notes]
   lines.append(f"  {job.folder / classified.FILES['page']}")
   return "\n".join(lines)
 
 
-def predict_all(
-  trained: Classifier,
-  jobs: Sequence[scan_jobs.Job],
-  *,
-  series: str | None = None,
-  overwrite: bool = False,
-) -> int:
-  """Scores scans and writes their files; see `jobs.handle_all`."""
-  return scan_jobs.handle_all(
-    jobs,
-    classified.KIND,
-    functools.partial(scan.predict_scan, trained),
-    classified.write_case,
-    _tell,
-    series=series,
-    overwrite=overwrite,
-  )
-
-
-def _tell_linked(job: scan_jobs.Job, result: PairResult) -> str:
+def _describe_linked(job: scan_jobs.Job, result: LinkedScan) -> str:
   """Returns what is printed of a linked scan."""
-  first, *rest = _tell(job, result.case).split("\n")
+  first, *rest = _describe(job, result.classified).split("\n")
   page = job.folder / linked.FILES["page"]
-  said = linked.summary(result)[1:] + result.linked.statements
-  said = [f"  {sentence}" for sentence in said]
-  said += [
-    f"  warning: {sentence}"
-    for sentence in result.warnings
-    if sentence not in result.case.warnings
+  lines = linked.summary(result)[1:] + result.linked.statements
+  lines = [f"  {sentence}" for sentence in lines]
+  lines += [
+    f"  warning: {warning}"
+    for warning in result.warnings
+    if warning not in result.classified.warnings
   ]
-  return "\n".join([first, *said, *rest[:-1], f"  {page}"])
-
-
-def predict_linked(
-  pair: Pair,
-  jobs: Sequence[scan_jobs.Job],
-  *,
-  series: str | None = None,
-  overwrite: bool = False,
-) -> int:
-  """Reads scans with both models; see `jobs.handle_all`."""
-  return scan_jobs.handle_all(
-    jobs,
-    classified.KIND,
-    functools.partial(predict_pair, pair),
-    linked.write_linked,
-    _tell_linked,
-    series=series,
-    overwrite=overwrite,
-  )
+  return "\n".join([first, *lines, *rest[:-1], f"  {page}"])
 
 
 def define_flags() -> None:
@@ -139,32 +99,39 @@ def main(_: Sequence[str]) -> int:
   jobs = scan_jobs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
-  # What is wrong with a model is wrong for all scans.
+  # A model that cannot be used fails here, before any scan is read.
   if args.segmenter is None:
     for name in ("method", "layer", "decision"):
       if args[name].present:
         raise UserError(f"--{name} is of both models: give --segmenter, too")
-    trained = load_classifier(args.classifier)
-    scan.read_calibration(trained)
-    predict, models = predict_all, trained
-  else:
-    predict, models = (
-      predict_linked,
-      load_pair(
-        args.classifier,
-        args.segmenter,
-        method=args.method,
-        layer=args.layer,
-        decision_file=args.decision,
-      ),
+    classifier = load_classifier(args.classifier)
+    classification_scan.read_calibration(classifier)
+    parts = (
+      lambda job, scan: classify_scan(classifier, scan),
+      classified.write_classified,
+      _describe,
     )
-  print(
-    f"{pages.NOTICE}\nScoring {len(jobs)}"
-    f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind};"
-    " the first takes longer, while the models are compiled",
-    flush=True,
+  else:
+    pair = load_pair(
+      args.classifier,
+      args.segmenter,
+      method=args.method,
+      layer=args.layer,
+      decision_file=args.decision,
+    )
+    parts = (
+      lambda job, scan: link_scan(pair, scan),
+      linked.write_linked,
+      _describe_linked,
+    )
+  scan_jobs.announce("Scoring", jobs, pages.NOTICE)
+  failed = scan_jobs.run_jobs(
+    jobs,
+    classified.KIND,
+    *parts,
+    series=args.series,
+    overwrite=args.overwrite,
   )
-  failed = predict(models, jobs, series=args.series, overwrite=args.overwrite)
   if len(jobs) > 1:
     print(f"{len(jobs) - failed} scored, {failed} failed")
   return 2 if failed else 0

@@ -2,78 +2,30 @@
 
   python -m cadjax.segment --segmenter=WORKDIR --input=SCAN --out=DIR
 
---input and --out as in cadjax.predict. Of each scan it writes
-
-  segments.nii.gz   uint8 classes, with exactly the scan's shape and affine
-  planes.png        where most of each class lies, outlined
-  segments.json     schema "cadjax.segments/1" (null where not known):
-
-  schema          "cadjax.segments/1"
-  notice          what this software is not
-  warnings        sentences that must be read with the masks; [] if none
-  summary         what was found, in words
-  case            the name of the case, from the caller or the input's name
-  created         UTC, ISO 8601
-  input           name (of the file or folder, without its path), shape
-                  [D, H, W], spacing_mm [D, H, W], notes (what the reader
-                  chose, left out or assumed)
-  classes         for each: value (in the NIfTI file), name, voxels,
-                  volume_ml, components (26-connected)
-  segmentation    classes (the task), window, overlap, mirror,
-                  min_component_mm3
-  plausibility    concerns (why the scan is unlike the training data),
-                  features (of the model's input)
-  segmenter       workdir (its name), step, model, trained_on, grid (recipe),
-                  window_hu, versions (of the training run)
-  model_input     grid (shape, spacing, origin, direction: LPS mm)
-  software        versions of this run
-  files           the names of the files beside it
-
-No header field of the scan is copied but for its lattice.
+--input and --out as in cadjax.predict. Of each scan it writes the mask on the
+scan's own grid, a picture and a JSON file; see `cadjax.report.segmented`.
 """
 
-import functools
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
-from cadjax.report import pages
-from cadjax.report.segmented import FILES, KIND, write_segments
-from cadjax.segmentation.scan import SegmentResult, segment_scan
-from cadjax.segmentation.segmenter import Segmenter, load_segmenter
+from cadjax.report import pages, segmented
+from cadjax.segmentation.scan import SegmentedScan, segment_scan
+from cadjax.segmentation.segmenter import load_segmenter
 from data_prep import errors
 
 
-def _tell(job: scan_jobs.Job, result: SegmentResult) -> str:
+def _describe(job: scan_jobs.Job, result: SegmentedScan) -> str:
   """Returns what is printed of a segmented scan."""
   lines = [f"{job.case}: {result.summary}"]
-  lines += [f"  warning: {said}" for said in result.warnings]
-  lines += [f"  - {said}" for said in result.prepared.concerns]
-  lines += [f"  note: {said}" for said in result.prepared.model_input.notes]
-  lines.append(f"  {job.folder / FILES['mask']}")
+  lines += [f"  warning: {warning}" for warning in result.warnings]
+  lines += [f"  - {concern}" for concern in result.reading.prepared.concerns]
+  lines += [f"  note: {note}" for note in result.reading.model_input.notes]
+  lines.append(f"  {job.folder / segmented.FILES['mask']}")
   return "\n".join(lines)
-
-
-def segment_all(
-  trained: Segmenter,
-  jobs: Sequence[scan_jobs.Job],
-  *,
-  series: str | None = None,
-  overwrite: bool = False,
-) -> int:
-  """Segments scans and writes their files; see `jobs.handle_all`."""
-  return scan_jobs.handle_all(
-    jobs,
-    KIND,
-    functools.partial(segment_scan, trained, progress=True),
-    write_segments,
-    _tell,
-    series=series,
-    overwrite=overwrite,
-  )
 
 
 def define_flags() -> None:
@@ -96,18 +48,20 @@ def main(_: Sequence[str]) -> int:
   jobs = scan_jobs.make_jobs(
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
-  trained = load_segmenter(args.segmenter)
+  segmenter = load_segmenter(args.segmenter)
   if args.mirror is not None:
-    trained.config.segment.mirror = args.mirror
+    segmenter.config.segment.mirror = args.mirror
   if args.batch_size is not None:
-    trained.config.data.eval_batch_size = args.batch_size
-  print(
-    f"{pages.NOTICE}\nSegmenting {len(jobs)}"
-    f" scan{'s' if len(jobs) > 1 else ''} on {jax.devices()[0].device_kind}",
-    flush=True,
-  )
-  failed = segment_all(
-    trained, jobs, series=args.series, overwrite=args.overwrite
+    segmenter.config.data.eval_batch_size = args.batch_size
+  scan_jobs.announce("Segmenting", jobs, pages.NOTICE)
+  failed = scan_jobs.run_jobs(
+    jobs,
+    segmented.KIND,
+    lambda job, scan: segment_scan(segmenter, scan, progress=True),
+    segmented.write_segmented,
+    _describe,
+    series=args.series,
+    overwrite=args.overwrite,
   )
   if len(jobs) > 1:
     print(f"{len(jobs) - failed} segmented, {failed} failed")

@@ -8,7 +8,8 @@ from cadjax.classification import task as classification_task
 from cadjax.classification.classifier import Classifier
 from cadjax.segmentation import task as segmentation_task
 from cadjax.segmentation.segmenter import Segmenter
-from cadjax.training import workdir
+from cadjax.training import loop, workdir
+from cadjax.training.steps import TrainState
 from cadjax.training.task import Kind, task_of
 
 KINDS = {
@@ -39,3 +40,23 @@ def load_model(
   """
   trained = workdir.load_trained(path)
   return find(trained.config).model.from_trained(trained, prior=prior)
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir_path: str | pathlib.Path
+) -> TrainState:
+  """Trains until early stopping or the last epoch; resumes what was begun.
+
+  Args:
+    config: of a file of configs/, which explain every field.
+    workdir_path: the folder for checkpoints, logs and the config.
+
+  Returns:
+    the last train state.
+
+  Raises:
+    UserError: for data that cannot be used, a workdir of another run, or a
+      loss that is not finite.
+    lookup.ConfigError: for a config that cannot be used.
+  """
+  return loop.train_and_evaluate(config, workdir_path, find(config))

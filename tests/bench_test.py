@@ -379,7 +379,7 @@ def test_a_report_is_written_from_the_scanners_file(
   monkeypatch.setattr(work_jax, "timed", lambda fn: (next(seconds), fn()))
   for _ in range(3):
     work.run()
-  found = {result.case.case for result, _ in written}
+  found = {result.classified.reading.case for result, _ in written}
   assert found == {"scan"}
   assert work.finish()["breakdown"] == {
     "models and link": 4.0,

@@ -4,7 +4,6 @@ import importlib
 import pathlib
 
 import pytest
-from tiny_runs import train
 
 from cadjax import tasks
 
@@ -48,7 +47,7 @@ def test_config_trains(name, tiny_data, tmp_path):
   config.epochs = 1
   config.mesh.data = 1
   config.parallel = "mesh"
-  state = train(config, tmp_path / "run")
+  state = tasks.train_and_evaluate(config, tmp_path / "run")
   assert int(state.step) == 2
   trained = tasks.load_model(tmp_path / "run")
   assert trained.config.model.name == config.model.name

@@ -78,10 +78,11 @@ def tiny_config(tiny_data):
 @pytest.fixture(scope="session")
 def tiny_workdir(tiny_config, tmp_path_factory) -> pathlib.Path:
   """The workdir of a finished training on `tiny_data`."""
-  from tiny_runs import train
+
+  from cadjax import tasks
 
   workdir = tmp_path_factory.mktemp("run") / "classifier"
-  train(tiny_config, workdir)
+  tasks.train_and_evaluate(tiny_config, workdir)
   return workdir
 
 
@@ -112,10 +113,11 @@ def tiny_segment_config(tiny_config):
 @pytest.fixture(scope="session")
 def tiny_segmenter(tiny_segment_config, tmp_path_factory) -> pathlib.Path:
   """The workdir of a segmenter trained on `tiny_data`."""
-  from tiny_runs import train
+
+  from cadjax import tasks
 
   workdir = tmp_path_factory.mktemp("run") / "segmenter"
-  train(tiny_segment_config, workdir)
+  tasks.train_and_evaluate(tiny_segment_config, workdir)
   return workdir
 
 
@@ -141,6 +143,7 @@ def drawn_finding():
       "plaque_hu": 700.0,
       "calibre_mm": 3.1,
       "stenosis": None,
+      "stenosis_state": "unmeasured",
       "stenosis_note": "",
       "score": 1.0,
       "ranked_by": "",

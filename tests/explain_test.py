@@ -14,16 +14,15 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 from tiny_models import Fcn, draw_variables
-from tiny_runs import write_workdir
+from tiny_runs import classify_file, write_workdir
 
 from cadjax import explain, models, tasks
-from cadjax.classification import scan as classification_scan
 from cadjax.core import files, lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
 from cadjax.explanation import heat_maps, targets
 from cadjax.explanation import scan as explanation_scan
-from cadjax.explanation.explainer import Explainer, Options
+from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.report import explained, planes
 from cadjax.training import task
 from configs import unet3d
@@ -130,11 +129,13 @@ def centroid_mm(path: pathlib.Path) -> np.ndarray:
 
 
 def run(trained, path, out, *, grid="scanner", options=None, **given):
-  explainer = Explainer(trained, options or Options(methods=("hirescam",)))
-  result = explanation_scan.explain_scan(
-    trained, explainer, path, **({"target": "cad"} | given)
+  explainer = Explainer(
+    trained, options or ExplainOptions(methods=("hirescam",))
   )
-  return result, explained.write_explanation(result, out, grid=grid)
+  result = explanation_scan.explain_scan(
+    explainer, scans.read_scan(path), **({"target": "cad"} | given)
+  )
+  return result, explained.write_explained(result, out, grid=grid)
 
 
 @pytest.mark.parametrize("grid", heat_maps.GRIDS)
@@ -151,7 +152,7 @@ def test_the_map_lies_where_the_lesion_is(
   scan = write_scan(tmp_path / "scan.nii.gz", lattice)
   result, document = run(trained, scan, tmp_path / "out", grid=grid)
   file = tmp_path / "out" / "hirescam_bright.nii.gz"
-  cell_mm = 2 * max(result.prepared.model_input.spacing)
+  cell_mm = 2 * max(result.reading.prepared.model_input.spacing)
   assert np.linalg.norm(centroid_mm(file) - LESION_MM) < 0.3 * cell_mm
   (found,) = document["maps"]
   peak_ras = np.array(found["peak_mm"]) * [-1, -1, 1]
@@ -190,8 +191,8 @@ def test_cells_lie_on_their_voxels(classifier, monkeypatch, tmp_path):
   result, _ = run(trained, scan, tmp_path / "feature", grid="feature")
   run(trained, scan, tmp_path / "model", grid="model")
   model = volume.Volume(
-    np.zeros(result.prepared.model_input.shape, np.uint8),
-    result.prepared.model_input.grid,
+    np.zeros(result.reading.prepared.model_input.shape, np.uint8),
+    result.reading.prepared.model_input.grid,
   )
   coarse, fine = (
     nib.load(tmp_path / name / "hirescam_bright.nii.gz")
@@ -211,14 +212,14 @@ def test_a_2d_model_has_maps_stacked_along_depth(
 ):
   trained = planted(classifier, Bright(ndim=2), monkeypatch)
   scan = write_scan(tmp_path / "scan.nii.gz", "flipped")
-  options = Options(methods=("layercam", "integrated_gradients"))
+  options = ExplainOptions(methods=("layercam", "integrated_gradients"))
   result, document = run(trained, scan, tmp_path / "out", options=options)
   cam, reference = document["maps"]
   assert (cam["stride"], cam["cells"]) == ([1, 2, 2], [24, 8, 10])
   assert (reference["layer"], reference["cells"]) == ("input", [24, 16, 20])
   for name in ("layercam_bright", "integrated_gradients_input"):
     at = centroid_mm(tmp_path / "out" / f"{name}.nii.gz")
-    spacing = max(result.prepared.model_input.spacing)
+    spacing = max(result.reading.prepared.model_input.spacing)
     assert np.linalg.norm(at - LESION_MM) < spacing, name
 
 
@@ -228,11 +229,12 @@ def test_references_see_the_lesion(classifier, monkeypatch, tmp_path, method):
   trained = planted(classifier, Bright(), monkeypatch, grid=grid)
   scan = write_scan(tmp_path / "scan.nii.gz", "permuted")
   result, document = run(
-    trained, scan, tmp_path / "out", options=Options(methods=(method,))
+    trained, scan, tmp_path / "out", options=ExplainOptions(methods=(method,))
   )
   file = tmp_path / "out" / f"{method}_input.nii.gz"
   cell_mm = (
-    np.array(result.maps[0].strides) * result.prepared.model_input.spacing
+    np.array(result.maps[0].strides)
+    * result.reading.prepared.model_input.spacing
   )
   assert np.linalg.norm(centroid_mm(file) - LESION_MM) < max(8, *cell_mm)
   described = {
@@ -241,7 +243,7 @@ def test_references_see_the_lesion(classifier, monkeypatch, tmp_path, method):
   }
   assert document["options"] == {method: described[method]}
   # Without a map of a layer the prediction is there all the same.
-  own = classification_scan.predict_scan(trained, scan).prediction
+  own = classify_file(trained, scan).prediction
   assert document["prediction"] == own
 
 
@@ -253,7 +255,7 @@ def test_nothing_that_speaks_for_it_is_zero_and_said(
   monkeypatch.setattr(planes, "planes_png", DRAW)
   _, document = run(
     trained, scan, tmp_path / "out", target="normal",
-    options=Options(methods=("gradcam",)),
+    options=ExplainOptions(methods=("gradcam",)),
   )  # fmt: skip
   values = np.asarray(nib.load(tmp_path / "out/gradcam_bright.nii.gz").dataobj)
   assert not values.any()
@@ -268,7 +270,7 @@ def test_the_document_is_strict_and_names_all_files_and_no_path(
 ):
   trained = planted(classifier, Bright(), monkeypatch)
   scan = write_scan(tmp_path / "scan.nii.gz", "plain")
-  options = Options(methods=("gradcam", "gradcam++"))
+  options = ExplainOptions(methods=("gradcam", "gradcam++"))
   _, document = run(trained, scan, tmp_path / "out", options=options)
   folder = tmp_path / "out"
   assert {p.name for p in folder.iterdir()} == set(document["files"].values())
@@ -284,7 +286,7 @@ def test_the_document_is_strict_and_names_all_files_and_no_path(
 
 def test_predicted_is_the_label_of_predict(classifier, tmp_path):
   scan = write_scan(tmp_path / "scan.nii.gz", "plain")
-  own = classification_scan.predict_scan(classifier, scan).prediction
+  own = classify_file(classifier, scan).prediction
   result, document = run(classifier, scan, tmp_path / "out", target="predicted")
   assert document["target"]["name"] == own["label"]
   assert document["target"]["origin"] == "predicted"
@@ -310,12 +312,14 @@ def test_one_function_is_compiled_for_all_scans_of_a_shape(
       return super().__call__(x, train=train)
 
   trained = planted(classifier, Counted(), monkeypatch)
-  explainer = Explainer(trained, Options(methods=("gradcam", "layercam")))
+  explainer = Explainer(
+    trained, ExplainOptions(methods=("gradcam", "layercam"))
+  )
   counts = []
   for i, lattice in enumerate(LATTICES):
     scan = write_scan(tmp_path / f"{i}.nii.gz", lattice)
     explanation_scan.explain_scan(
-      trained, explainer, scan, target=("cad", "normal")[i % 2]
+      explainer, scans.read_scan(scan), target=("cad", "normal")[i % 2]
     )
     counts.append(len(traces))
   assert len(set(counts)) == 1
@@ -356,7 +360,7 @@ def ras_to_text(*points) -> str:
 def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
   low, high = LESION_MM - 3, LESION_MM + 3
-  prepared = scans.prepare(segmenter, scans.read(path))
+  prepared = scans.prepare_scan(segmenter, scans.read_scan(path))
   index = np.rint(prepared.scan.grid.to_index(LESION_MM * [-1, -1, 1]))
   voxel = ",".join(f"{i:.0f}" for i in index)
   sizes = {}
@@ -386,7 +390,7 @@ def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
 @pytest.mark.parametrize("lattice", ["permuted", "oblique"])
 def test_a_box_is_the_same_in_mm_and_in_voxels(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
-  prepared = scans.prepare(segmenter, scans.read(path))
+  prepared = scans.prepare_scan(segmenter, scans.read_scan(path))
   low, high = LESION_MM - 12, LESION_MM + [5, 8, 11]
   ends = prepared.scan.grid.to_index(np.stack([low, high]) * [-1, -1, 1])
   labels = np.zeros(prepared.model_input.shape, np.uint8)
@@ -454,7 +458,7 @@ def test_a_segmenters_maps_have_the_cells_of_the_volume(
     grid={"kind": "paper", "shape": [21, 27, 33]},
   )
   path = write_scan(tmp_path / "scan.nii.gz", "plain")
-  options = Options(methods=("layercam",))
+  options = ExplainOptions(methods=("layercam",))
   result, _ = run(
     trained, path, tmp_path / "out", target="2", options=options,
     region=f"voxel_mm:{ras_to_text(LESION_MM)}",
@@ -466,9 +470,9 @@ def test_a_segmenters_maps_have_the_cells_of_the_volume(
   }  # fmt: skip
   for heat in result.maps:
     assert heat.cells.max() > 0
-    peak = np.array(heat.peak_mm(result.prepared.model_input.grid))
+    peak = np.array(heat.peak_mm(result.reading.prepared.model_input.grid))
     away = np.abs(peak * [-1, -1, 1] - LESION_MM)
-    assert away.max() < 7 * max(result.prepared.model_input.spacing)
+    assert away.max() < 7 * max(result.reading.prepared.model_input.spacing)
 
 
 def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
@@ -486,7 +490,7 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
   whole, patched = (
     run(
       trained, path, tmp_path / str(patch), target="2", region=region,
-      options=Options(methods=("gradcam", "layercam"), patch=patch),
+      options=ExplainOptions(methods=("gradcam", "layercam"), patch=patch),
     )
     for patch in (None, (32, 32, 32))
   )  # fmt: skip
@@ -505,7 +509,7 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
     trained.config.data.patch_size = (32, 32, 32)
   automatic, _ = run(
     trained, path, tmp_path / "x", target="2", region=region,
-    options=Options(methods=("layercam",)),
+    options=ExplainOptions(methods=("layercam",)),
   )  # fmt: skip
   np.testing.assert_array_equal(
     automatic.maps[0].cells, patched[0].maps[3].cells
@@ -513,7 +517,7 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
   with pytest.raises(UserError, match="smoothgrad: takes whole volumes"):
     run(
       trained, path, tmp_path / "y", target="2", region=region,
-      options=Options(methods=("smoothgrad",)),
+      options=ExplainOptions(methods=("smoothgrad",)),
     )  # fmt: skip
 
 
@@ -544,17 +548,23 @@ def test_a_unet_of_a_config_is_explained_by_the_names_of_its_task(
   for patch in (None, (32, 32, 32)):
     result, document = run(
       trained, path, tmp_path / str(patch), target="coronaries",
-      options=Options(methods=("hirescam",), patch=patch), **given,
+      options=ExplainOptions(methods=("hirescam",), patch=patch), **given,
     )  # fmt: skip
     assert [m["layer"] for m in document["maps"]] == [
       "enc1",
       "bottleneck",
       "dec1",
     ]
-    ball = 4 / 3 * np.pi * 8**3 / np.prod(result.prepared.model_input.spacing)
+    ball = (
+      4
+      / 3
+      * np.pi
+      * 8**3
+      / np.prod(result.reading.prepared.model_input.spacing)
+    )
     assert document["region"]["voxels"] == pytest.approx(ball, rel=0.25)
-  explainer = Explainer(trained, Options())
-  assert targets.class_names(trained, explainer) == [
+  explainer = Explainer(trained, ExplainOptions())
+  assert targets.class_names(explainer) == [
     "background",
     "coronaries",
   ]
@@ -616,20 +626,28 @@ def test_the_program_writes_whole_results(classifier, tmp_path):
   # In place of an earlier one, when asked to; the others stay.
   before = (folder / "explain.json").stat().st_mtime_ns
   jobs = scan_jobs.make_jobs([str(good)], folder)
-  explainer = Explainer(classifier, Options(layers=("stem",)))
-  assert explain.explain_all(classifier, explainer, jobs, target="cad") == 1
+  explainer = Explainer(classifier, ExplainOptions(layers=("stem",)))
+  assert explain_all(explainer, jobs) == 1
   assert (folder / "explain.json").stat().st_mtime_ns == before
-  again = explain.explain_all(
-    classifier, explainer, jobs, target="cad", overwrite=True
-  )
-  assert again == 0
+  assert explain_all(explainer, jobs, overwrite=True) == 0
   assert {p.name for p in folder.iterdir()} == {
     "explain.json", "sheet_gradcam.png", "gradcam_stem.nii.gz",
   }  # fmt: skip
 
 
+def explain_all(explainer, jobs, **options):
+  return scan_jobs.run_jobs(
+    jobs,
+    explained.KIND,
+    lambda _, scan: explanation_scan.explain_scan(explainer, scan),
+    explained.write_explained,
+    lambda job, _: job.case,
+    **options,
+  )
+
+
 def test_layers_are_listed_from_the_image_to_the_logits(classifier):
-  listed = explain.list_layers(classifier, Explainer(classifier, Options()))
+  listed = explain.list_layers(Explainer(classifier))
   rows = [line.split() for line in listed.splitlines()]
   assert rows[0] == ["layer", "stride", "cells"]
   assert rows[1] == ["stem", "2x2x2", "12x8x10"]
@@ -654,12 +672,12 @@ def test_a_wrong_layer_answers_with_the_nearest_in_one_line(classifier):
 )
 def test_wrong_names_answer_with_the_nearest(classifier, options, message):
   with pytest.raises(lookup.UnknownName, match=message):
-    Explainer(classifier, Options(**options))
+    Explainer(classifier, ExplainOptions(**options))
 
 
 def test_windows_are_for_segmenters(classifier):
   with pytest.raises(UserError, match="leave --patch out"):
-    Explainer(classifier, Options(patch=(32, 32, 32)))
+    Explainer(classifier, ExplainOptions(patch=(32, 32, 32)))
 
 
 def test_logits_that_are_not_finite_are_no_result(
@@ -670,6 +688,6 @@ def test_logits_that_are_not_finite_are_no_result(
   with pytest.raises(UserError, match="NaN"):
     run(
       dataclasses.replace(classifier, variables=broken), path, tmp_path / "out",
-      options=Options(layers=("stage4",)),
+      options=ExplainOptions(layers=("stage4",)),
     )  # fmt: skip
   assert not (tmp_path / "out").exists()

@@ -123,9 +123,9 @@ def _breach(name: str, target: str) -> str | None:
       return "a config is data, given by a flag"
     if top(target) == "cadjax":
       return _breach_inside(name, target)
-    if room(name) in PURE and target != "data_prep.errors":
-      if top(target) == "data_prep":
-        return f"{room(name)} is pure: of data_prep it knows the errors alone"
+    pure = room(name) in PURE and target != "data_prep.errors"
+    if pure and top(target) == "data_prep":
+      return f"{room(name)} is pure: of data_prep it knows the errors alone"
   if top(name) == "configs" and top(target) in DEVICE_PACKAGES | {"data_prep"}:
     return "a config is plain data"
   return None

@@ -13,10 +13,11 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from tiny_runs import STEP, write_workdir
+from tiny_runs import STEP, classify_file, warning, write_workdir
 
-from cadjax import predict, tasks
+from cadjax import tasks
 from cadjax.classification import scan as classification_scan
+from cadjax.classification.scan import classify_scan
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
 from cadjax.report import classified, pages
@@ -122,8 +123,8 @@ def test_all_formats_of_the_real_ct_give_one_probability(
   for suffix in ("nrrd", "mha"):
     sitk.WriteImage(like, str(tmp_path / f"scan.{suffix}"))
   paths = [nifti, *(tmp_path / n for n in ("series", "scan.nrrd", "scan.mha"))]
-  results = [classification_scan.predict_scan(trained, path) for path in paths]
-  first, *others = [r.prediction["probability"] for r in results]
+  results = [classify_file(trained, path) for path in paths]
+  first, *others = [r.prediction.probability for r in results]
   assert others == pytest.approx([first] * 3, abs=1e-4)
   # Not because the model gives one answer to everything.
   upside_down = results[0].model_input.hu[::-1]
@@ -140,10 +141,8 @@ def test_no_header_field_of_a_dicom_series_reaches_an_output(
   image = nib.load(scan)
   # The fixture's file has x to the left and y to posterior, as DICOM wants.
   write_dicom(tmp_path / "series", np.asarray(image.dataobj), image.affine)
-  result = classification_scan.predict_scan(
-    trained, tmp_path / "series", case="case-1"
-  )
-  classified.write_case(result, tmp_path / "out")
+  result = classify_file(trained, tmp_path / "series", case="case-1")
+  classified.write_classified(result, tmp_path / "out")
   for path in (tmp_path / "out").iterdir():
     content = path.read_bytes()
     content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -153,14 +152,14 @@ def test_no_header_field_of_a_dicom_series_reaches_an_output(
 
 
 def test_the_planes_of_the_real_ct_cross_in_its_heart(trained, real_ct):
-  result = classification_scan.predict_scan(trained, real_ct / "ct.nii.gz")
+  result = classify_file(trained, real_ct / "ct.nii.gz")
   heart = volume.read_mask(real_ct / "heart.nii.gz")
   index = np.rint(heart.grid.to_index(result.heart_mm)).astype(int)
   assert heart.hu[tuple(index)] > 0
 
 
 def test_without_an_evaluation_the_number_is_called_uncalibrated(trained, scan):
-  prediction = classification_scan.predict_scan(trained, scan).prediction
+  prediction = classify_file(trained, scan).prediction
   assert not prediction["calibrated"]
   assert prediction["temperature"] is None
   assert prediction["probability"] == prediction["uncalibrated_probability"]
@@ -175,7 +174,7 @@ def test_an_evaluation_settles_temperature_and_threshold(
   trained, evaluate, scan
 ):
   evaluate()
-  prediction = classification_scan.predict_scan(trained, scan).prediction
+  prediction = classify_file(trained, scan).prediction
   assert prediction["calibrated"]
   assert logit(prediction["probability"]) == pytest.approx(
     logit(prediction["uncalibrated_probability"]) / 2.5
@@ -189,7 +188,7 @@ def test_an_evaluation_settles_temperature_and_threshold(
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_the_threshold_decides(trained, evaluate, scan, threshold):
   evaluate(threshold=threshold)
-  label = classification_scan.predict_scan(trained, scan).prediction["label"]
+  label = classify_file(trained, scan).prediction.label
   assert label == ("cad" if threshold == 0.0 else "normal")
 
 
@@ -220,23 +219,23 @@ def test_a_2d_model_pools_its_slices(tmp_path, scan):
   results = {}
   for pooling in ("mean", "max"):
     write_evaluation(path, pooling=pooling, temperature=1.0)
-    results[pooling] = classification_scan.predict_scan(trained, scan)
+    results[pooling] = classify_file(trained, scan)
   for pooling, result in results.items():
     slices = result.slices
     probs = np.array(slices["probability"])
     assert probs.shape == (24,)
-    pooled = result.prediction["uncalibrated_probability"]
+    pooled = result.prediction.uncalibrated_probability
     assert pooled == pytest.approx(getattr(probs, pooling)())
     assert slices["pooling"] == pooling
     # 12 slices of 9 mm, resized to 24.
     np.testing.assert_allclose(np.diff(slices["offset_mm"]), 4.5)
-    assert classification_scan.PHANTOM_WARNING not in result.warnings
+    assert warning("phantom") not in result.warnings
   assert np.ptp(probs) > 1e-3
 
 
 def test_phantom_training_is_said(trained, scan):
-  result = classification_scan.predict_scan(trained, scan)
-  assert classification_scan.PHANTOM_WARNING in result.warnings
+  result = classify_file(trained, scan)
+  assert warning("phantom") in result.warnings
 
 
 def test_concerns_are_of_the_scan_and_of_the_training_range(
@@ -252,11 +251,11 @@ def test_concerns_are_of_the_scan_and_of_the_training_range(
 
   monkeypatch.setattr(plausibility, "describe", lambda v: {"shape": v.shape[0]})
   monkeypatch.setattr(plausibility, "concerns", concerns)
-  result = classification_scan.predict_scan(trained, scan)
+  result = classify_file(trained, scan)
   # Anatomy is judged on the scan, ranges where the training cases lived.
   assert seen == [(12, None), (24, reference)]
   assert result.concerns == ("twice", "not the thorax", "far from training")
-  assert classification_scan.CONCERN_WARNING in result.warnings
+  assert warning("unlike") in result.warnings
 
 
 @pytest.mark.parametrize(
@@ -275,14 +274,12 @@ def test_an_unusual_scan_is_flagged_in_words(
   hu = change(np.asarray(image.dataobj)).astype(np.int16)
   path = tmp_path / "scan.nii"
   nib.save(nib.Nifti1Image(hu, image.affine), path)
-  result = classification_scan.predict_scan(trained, path)
+  result = classify_file(trained, path)
   if said is None:
     assert result.concerns == ()
   else:
     assert said in " ".join(result.concerns)
-  assert (classification_scan.CONCERN_WARNING in result.warnings) == (
-    said is not None
-  )
+  assert (warning("unlike") in result.warnings) == (said is not None)
 
 
 def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
@@ -290,16 +287,14 @@ def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
   mask[2:5, 4:7, 20:23] = 3
   read = volume.read_volume(scan)
   volume.write_nifti(tmp_path / "mask.nii.gz", mask, read)
-  result = classification_scan.predict_scan(
+  result = classify_file(
     trained, scan, heart_mask=str(tmp_path / "mask.nii.gz")
   )
   expected = read.grid.to_mm((3, 5, 21))
   np.testing.assert_allclose(result.heart_mm, expected, atol=1e-3)
   volume.write_nifti(tmp_path / "empty.nii.gz", 0 * mask, read)
   with pytest.raises(UserError, match="heart mask is empty"):
-    classification_scan.predict_scan(
-      trained, scan, heart_mask=str(tmp_path / "empty.nii.gz")
-    )
+    classify_file(trained, scan, heart_mask=str(tmp_path / "empty.nii.gz"))
 
 
 def test_a_scan_without_a_heart_is_scored_but_flagged(
@@ -309,7 +304,7 @@ def test_a_scan_without_a_heart_is_scored_but_flagged(
     raise UserError("there is no body in the scan")
 
   monkeypatch.setattr(geometry, "find_heart", no_heart)
-  result = classification_scan.predict_scan(trained, scan)
+  result = classify_file(trained, scan)
   assert "no heart was found in the image" in result.concerns
   np.testing.assert_allclose(result.heart_mm, result.scan.grid.center_mm)
 
@@ -331,6 +326,16 @@ def test_logits_that_are_not_finite_are_no_result(trained, monkeypatch):
     classification_scan.score(trained, np.zeros((4, 5, 6), np.int16))
 
 
+def predict_all(trained, jobs):
+  return scan_jobs.run_jobs(
+    jobs,
+    classified.KIND,
+    lambda _, scan: classify_scan(trained, scan),
+    classified.write_classified,
+    lambda job, _: f"{job.case}: probability of CAD",
+  )
+
+
 def test_an_unexpected_error_does_not_stop_the_others(
   trained, scan, tmp_path, monkeypatch, capsys
 ):
@@ -345,13 +350,13 @@ def test_an_unexpected_error_does_not_stop_the_others(
   (tmp_path / "bad.nii.gz").touch()
   bad = str(tmp_path / "bad.nii.gz")
   jobs = scan_jobs.make_jobs([bad, str(scan)], tmp_path / "out")
-  assert predict.predict_all(trained, jobs) == 1
+  assert predict_all(trained, jobs) == 1
   told = capsys.readouterr()
   assert "KeyError" in told.err
   assert "scan: probability of CAD" in told.out
   # Alone, it is for the developer to see in full.
   with pytest.raises(KeyError):
-    predict.predict_all(trained, jobs[:1])
+    predict_all(trained, jobs[:1])
 
 
 def run_predict(*args: str) -> subprocess.CompletedProcess:
@@ -399,13 +404,13 @@ def test_each_bad_input_fails_alone_in_one_line(trained, scan, tmp_path):
   # The good one is whole, and nothing else is there, hidden or not.
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["scan"]
   document = json.loads((tmp_path / "out/scan/result.json").read_text())
-  expected = classification_scan.predict_scan(trained, scan).prediction
+  expected = classify_file(trained, scan).prediction
   assert document["prediction"]["probability"] == pytest.approx(
-    expected["probability"], abs=1e-4
+    expected.probability, abs=1e-4
   )
   assert "1 scored, 4 failed" in done.stdout
   assert pages.NOTICE in done.stdout
-  assert classification_scan.PHANTOM_WARNING in done.stdout
+  assert warning("phantom") in done.stdout
   assert "uncalibrated" in done.stdout
 
 

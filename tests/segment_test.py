@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import classify_file, segment_file, warning
 
-from cadjax.classification import scan as classification_scan
 from cadjax.classification.classifier import load_classifier
 from cadjax.data import jobs, scans
 from cadjax.report import classified, segmented
@@ -69,8 +69,8 @@ def answers(monkeypatch, labels_of):
 def test_the_mask_has_exactly_the_grid_and_affine_of_the_scan(
   trained, scan, tmp_path
 ):
-  result = segmentation_scan.segment_scan(trained, scan)
-  written = segmented.write_segments(result, tmp_path / "out")
+  result = segment_file(trained, scan)
+  written = segmented.write_segmented(result, tmp_path / "out")
   assert {p.name for p in (tmp_path / "out").iterdir()} == set(
     segmented.FILES.values()
   )
@@ -87,7 +87,7 @@ def test_the_mask_has_exactly_the_grid_and_affine_of_the_scan(
   text = (tmp_path / "out/segments.json").read_text()
   assert json.loads(text, parse_constant=pytest.fail) == written
   assert str(tmp_path) not in text
-  assert segmentation_scan.PHANTOM_WARNING in written["warnings"]
+  assert warning("phantom", "segmenter", "segmentation") in written["warnings"]
   with Image.open(tmp_path / "out/planes.png") as picture:
     assert picture.size[0] > 1000
 
@@ -138,7 +138,7 @@ def test_millilitres_of_a_tilted_gantry_are_those_of_its_sheared_voxels(
   )
   answers(monkeypatch, lambda hu: hu > 300)
   given = scans.Scan("tilted", "tilted", volume.Volume(drawn.volume.hu, grid))
-  aorta = segmentation_scan.segment_read(trained, given).classes[0]
+  aorta = segmentation_scan.segment_scan(trained, given).classes[0]
   voxel_ml = 4 * 4.5 * 4.2 * np.cos(tilt) / 1e3
   assert aorta["voxels"] > 0
   assert aorta["volume_ml"] == pytest.approx(aorta["voxels"] * voxel_ml)
@@ -148,10 +148,10 @@ def test_an_empty_segmentation_is_said_in_words(
   trained, scan, tmp_path, monkeypatch
 ):
   answers(monkeypatch, np.zeros_like)
-  result = segmentation_scan.segment_scan(trained, scan)
+  result = segment_file(trained, scan)
   assert result.summary == "Nothing was found: no aorta and no coronaries."
   assert "The segmentation is empty." in result.warnings
-  segmented.write_segments(result, tmp_path / "out")
+  segmented.write_segmented(result, tmp_path / "out")
   assert not np.asarray(
     nib.load(tmp_path / "out/segments.nii.gz").dataobj
   ).any()
@@ -159,7 +159,7 @@ def test_an_empty_segmentation_is_said_in_words(
 
 def test_a_class_that_is_missing_is_named(trained, scan, monkeypatch):
   answers(monkeypatch, lambda hu: hu > 300)
-  result = segmentation_scan.segment_scan(trained, scan)
+  result = segment_file(trained, scan)
   assert "Not found: coronaries." in result.summary
   assert "Found: aorta " in result.summary
 
@@ -172,9 +172,9 @@ def test_small_components_are_left_out(trained, scan, monkeypatch):
     return labels
 
   answers(monkeypatch, dots)
-  kept = segmentation_scan.segment_scan(trained, scan)
+  kept = segment_file(trained, scan)
   monkeypatch.setitem(trained.config.segment, "min_component_mm3", 2000.0)
-  left = segmentation_scan.segment_scan(trained, scan)
+  left = segment_file(trained, scan)
   assert [bool(x["voxels"]) for x in kept.classes] == [True, True]
   assert [bool(x["voxels"]) for x in left.classes] == [True, False]
   assert kept.classes[0] == left.classes[0]
@@ -186,10 +186,10 @@ def test_a_failure_leaves_nothing_half_written(
   def fail(*_):
     raise OSError("No space left on device")
 
-  result = segmentation_scan.segment_scan(trained, scan)
+  result = segment_file(trained, scan)
   monkeypatch.setattr(segmented, "render_planes", fail)
   with pytest.raises(UserError, match="No space left"):
-    segmented.write_segments(result, tmp_path / "out")
+    segmented.write_segmented(result, tmp_path / "out")
   assert list(tmp_path.iterdir()) == []
 
 
@@ -198,9 +198,9 @@ def test_a_result_of_another_kind_is_not_replaced(trained, scan, tmp_path):
   folder.mkdir()
   document = {"schema": classified.SCHEMA, "files": {"result": "result.json"}}
   (folder / "result.json").write_text(json.dumps(document))
-  result = segmentation_scan.segment_scan(trained, scan)
+  result = segment_file(trained, scan)
   with pytest.raises(UserError, match="holds no result"):
-    segmented.write_segments(result, folder, overwrite=True)
+    segmented.write_segmented(result, folder, overwrite=True)
 
 
 def test_a_model_of_nan_is_no_segmenter(trained, scan, monkeypatch):
@@ -212,7 +212,7 @@ def test_a_model_of_nan_is_no_segmenter(trained, scan, monkeypatch):
     ),
   )
   with pytest.raises(UserError, match="NaN; it is no trained model"):
-    segmentation_scan.segment_scan(trained, scan)
+    segment_file(trained, scan)
 
 
 def run(module, *flags):
@@ -265,8 +265,8 @@ def test_both_programs_share_the_way_from_scan_to_input(
 ):
   """The classifier and the segmenter of one data set see the same voxels."""
   classifier = load_classifier(tiny_workdir)
-  ours = segmentation_scan.segment_scan(trained, scan).prepared
-  theirs = classification_scan.predict_scan(classifier, scan)
+  ours = segment_file(trained, scan).reading
+  theirs = classify_file(classifier, scan).reading
   np.testing.assert_array_equal(ours.model_input.hu, theirs.model_input.hu)
   (job,) = jobs.make_jobs([str(scan)], "out")
   assert job.case == "scan"

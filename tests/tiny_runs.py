@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import models, tasks
+from cadjax import models
+from cadjax.classification.scan import classify_scan
 from cadjax.core import files
-from cadjax.training import checkpoint, loop, workdir
+from cadjax.data import scans
+from cadjax.link.scan import link_scan
+from cadjax.segmentation.scan import segment_scan
+from cadjax.training import checkpoint, reading, workdir
 from configs import resnet3d
 from data_prep import geometry
 
@@ -66,13 +70,28 @@ def write_workdir(
   }
   files.write_json(path / "config.json", config.to_dict())
   files.write_json(path / "dataset.json", dataset)
-  files.write_json(path / "versions.json", workdir.versions())
+  files.write_json(path / "versions.json", workdir.software().to_dict())
   return path
 
 
-def train(config, path):
-  """Trains what the config says; see `loop.train_and_evaluate`."""
-  return loop.train_and_evaluate(config, path, tasks.find(config))
+def warning(cause, model="classifier", output="probability"):
+  """Returns a warning of `reading.WARNINGS`."""
+  return reading.WARNINGS[cause].format(model=model, output=output)
+
+
+def classify_file(classifier, path, **options):
+  """Scores a file; options as of `scans.read_scan`."""
+  return classify_scan(classifier, scans.read_scan(path, **options))
+
+
+def segment_file(segmenter, path, **options):
+  """Segments a file; options as of `scans.read_scan`."""
+  return segment_scan(segmenter, scans.read_scan(path, **options))
+
+
+def link_file(pair, path, *, options=None, **given):
+  """Reads a file with both models; `given` as of `scans.read_scan`."""
+  return link_scan(pair, scans.read_scan(path, **given), options=options)
 
 
 def best_variables(path):

@@ -179,6 +179,7 @@ def slide(spec: Mapping[str, Any]) -> Work:
 def report(spec: Mapping[str, Any]) -> Work:
   """Makes the way of a scanner's file to its linked report."""
   # Here, so that their memory is not on the other rows' account.
+  from cadjax.data import scans
   from cadjax.link import scan
   from cadjax.report import linked
 
@@ -188,7 +189,9 @@ def report(spec: Mapping[str, Any]) -> Work:
   def run() -> None:
     with tempfile.TemporaryDirectory() as folder:
       out = pathlib.Path(folder, "case")
-      seconds, result = timed(lambda: scan.predict_pair(models, spec["file"]))
+      seconds, result = timed(
+        lambda: scan.link_scan(models, scans.read_scan(spec["file"]))
+      )
       reading.append(seconds)
       seconds, _ = timed(lambda: linked.write_linked(result, out))
       writing.append(seconds)

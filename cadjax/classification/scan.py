@@ -1,9 +1,6 @@
-"""A classifier's probability for one scan, as its evaluation settled it."""
+"""Scores a scan: the probability of CAD, calibrated."""
 
 import dataclasses
-import datetime
-import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -11,68 +8,75 @@ from cadjax.classification.classifier import Classifier
 from cadjax.core import files
 from cadjax.data import scans
 from cadjax.metrics import calibration
-from cadjax.training import workdir
+from cadjax.training.reading import Reading, begin
 from data_prep.errors import UserError
-from data_prep.volume import Volume
 
-PHANTOM_WARNING = (
-  "The classifier was trained on phantoms: its probability is not evidence"
-  " about patients."
-)
-CONCERN_WARNING = (
-  "The scan is unlike the data that the classifier was trained on: its"
-  " probability is not to be relied on."
-)
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """A classifier's answer for one scan.
+
+  Attributes:
+    label: "cad" at or above the threshold, else "normal".
+    probability: of CAD, in [0, 1]; calibrated if `calibrated`.
+    calibrated: whether a temperature was fitted and applied.
+    uncalibrated_probability: the pooled probability before that.
+    temperature: None if never fitted.
+    calibration_origin: of the temperature, or why there is none.
+    threshold: of the probability.
+    threshold_origin: how it was chosen.
+    logits: [normal, CAD], the mean over the slices of a 2D model.
+  """
+
+  label: str
+  probability: float
+  calibrated: bool
+  uncalibrated_probability: float
+  temperature: float | None
+  calibration_origin: str
+  threshold: float
+  threshold_origin: str
+  logits: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+  """The slices of a scan that a 2D model saw, inferior to superior.
+
+  Attributes:
+    pooling: how their probabilities became the scan's.
+    probability: [D], uncalibrated, of CAD.
+    offset_mm: [D], from the first slice.
+  """
+
+  pooling: str
+  probability: tuple[float, ...]
+  offset_mm: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CaseResult:
-  """All that is known of one scored scan.
+class ClassifiedScan:
+  """One scan that a classifier scored; `report.classified` writes it.
 
   Attributes:
-    case: its name, safe to print.
-    input_name: base name of the file or folder.
-    scan: on the scanner's grid.
-    model_input: int16 HU on the grid that the classifier saw.
-    heart_mm: LPS mm (x, y, z) where the pictures' planes cross.
-    heart_origin: how that point was found.
-    prediction: see the schema.
-    slices: see the schema; None for a 3D model.
-    concerns: why the scan is unlike the training data, in sentences.
-    features: the numbers behind the concerns.
-    classifier: see the schema.
-    software: versions of this run.
-    created: UTC, ISO 8601.
+    reading: the scan, the model and the software.
+    prediction: the answer.
+    slices: of a 2D model; None for a 3D one.
   """
 
-  case: str
-  input_name: str
-  scan: Volume
-  model_input: Volume
-  heart_mm: tuple[float, float, float]
-  heart_origin: str
-  prediction: dict[str, Any]
-  slices: dict[str, Any] | None
-  concerns: tuple[str, ...]
-  features: dict[str, float]
-  classifier: dict[str, Any]
-  software: dict[str, Any]
-  created: str
+  reading: Reading
+  prediction: Prediction
+  slices: Slices | None
 
   @property
   def warnings(self) -> list[str]:
-    """What must be read with the number."""
-    said = []
-    if self.concerns:
-      said.append(CONCERN_WARNING)
-    if self.classifier["trained_on"]["is_phantom"]:
-      said.append(PHANTOM_WARNING)
-    return said
+    """What must be read with the probability, in sentences."""
+    return self.reading.warnings("classifier", "probability")
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """What an evaluation on validation cases has settled.
+  """What an evaluation on validation cases has fitted.
 
   Attributes:
     temperature: of the pooled probability; None if never fitted.
@@ -138,7 +142,7 @@ def score(
   Raises:
     UserError: out of memory, or logits that are not finite.
   """
-  with scans.memory_told("scoring", image.shape):
+  with scans.memory_error_as_user_error("scoring", image.shape):
     logits = trained.logits(image[None, ..., None])[0]
   return check_logits(trained, logits)
 
@@ -154,92 +158,71 @@ def check_logits(
   logits = logits.astype(np.float64)
   if not np.isfinite(logits).all():
     raise UserError(
-      f"the classifier {trained.path} gives NaN or infinite logits; it is no"
-      " trained model"
+      f"the classifier {trained.path} gives NaN or infinite logits; it is not"
+      " a trained model"
     )
   margin = calibration.softmax_margin(logits)
   return logits, 1 / (1 + np.exp(-margin))
 
 
-def describe_prediction(
-  logits: np.ndarray, probs: np.ndarray, settled: Calibration
-) -> dict[str, Any]:
-  """Returns "prediction" of the schema in `cadjax.report.classified`."""
+def make_prediction(
+  logits: np.ndarray, probs: np.ndarray, fitted: Calibration
+) -> Prediction:
+  """Pools the slices, calibrates and applies the threshold.
+
+  Args:
+    logits: [S, 2], of `score`.
+    probs: [S], probability of CAD.
+    fitted: of `read_calibration`.
+  """
   pooled = float(
     probs[0]
     if len(probs) == 1
-    else calibration.aggregate_slices(probs, settled.pooling)
+    else calibration.aggregate_slices(probs, fitted.pooling)
   )
   probability = pooled
-  if settled.temperature is not None:
-    probability = float(calibration.calibrate(pooled, settled.temperature))
-  return {
-    "label": "cad" if probability >= settled.threshold else "normal",
-    "probability": probability,
-    "calibrated": settled.temperature is not None,
-    "uncalibrated_probability": pooled,
-    "temperature": settled.temperature,
-    "calibration_origin": settled.origin,
-    "threshold": settled.threshold,
-    "threshold_origin": settled.threshold_origin,
-    "logits": logits.mean(0).tolist(),
-  }
+  if fitted.temperature is not None:
+    probability = float(calibration.calibrate(pooled, fitted.temperature))
+  return Prediction(
+    label="cad" if probability >= fitted.threshold else "normal",
+    probability=probability,
+    calibrated=fitted.temperature is not None,
+    uncalibrated_probability=pooled,
+    temperature=fitted.temperature,
+    calibration_origin=fitted.origin,
+    threshold=fitted.threshold,
+    threshold_origin=fitted.threshold_origin,
+    logits=tuple(logits.mean(0).tolist()),
+  )
 
 
-def predict_scan(
-  trained: Classifier,
-  path: str | pathlib.Path,
-  *,
-  case: str | None = None,
-  series: str | None = None,
-  heart_mask: str | None = None,
-) -> CaseResult:
+def classify_scan(classifier: Classifier, scan: scans.Scan) -> ClassifiedScan:
   """Scores one scan.
 
   Args:
-    trained: from `load_classifier`.
-    path: a file or a folder of DICOM slices.
-    case: the name in the results; by default from the path's last part.
-    series: which DICOM series, by UID or number.
-    heart_mask: a mask file; labels above 0 are the heart.
+    classifier: of `load_classifier`.
+    scan: of `scans.read_scan`.
 
   Returns:
-    what `classified.write_case` writes.
+    the probability of CAD and what it rests on.
 
   Raises:
-    UserError: the scan or the mask cannot be used.
+    UserError: the scan cannot be laid on the model's grid, memory is short,
+      or the logits are not finite.
   """
-  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
-  return score_scan(trained, scan)
-
-
-def score_scan(trained: Classifier, scan: scans.Scan) -> CaseResult:
-  """Scores a scan that is read already; see `predict_scan`."""
-  settled = read_calibration(trained)
-  prepared = scans.prepare(scan, trained.grid, trained.reference)
-  model_input = prepared.model_input
-  logits, probs = score(trained, model_input.hu)
+  fitted = read_calibration(classifier)
+  prepared = scans.prepare_scan(scan, classifier.grid, classifier.reference)
+  logits, probs = score(classifier, prepared.model_input.hu)
   slices = None
-  if trained.config.model.ndim == 2:
-    step_mm = model_input.spacing[0]
-    slices = {
-      "pooling": settled.pooling,
-      "probability": probs.tolist(),
-      "offset_mm": [i * step_mm for i in range(len(probs))],
-    }
-  now = datetime.datetime.now(datetime.UTC)
-  return CaseResult(
-    case=scan.case,
-    input_name=scan.name,
-    scan=prepared.scan,
-    model_input=model_input,
-    heart_mm=prepared.heart_mm,
-    heart_origin=prepared.heart_origin,
-    prediction=describe_prediction(logits, probs, settled),
-    slices=slices,
-    concerns=prepared.concerns,
-    features=prepared.features,
-    classifier=workdir.describe_model(trained),
-    software=workdir.versions(),
-    created=now.isoformat(timespec="seconds"),
+  if classifier.config.model.ndim == 2:
+    step_mm = prepared.model_input.spacing[0]
+    slices = Slices(
+      pooling=fitted.pooling,
+      probability=tuple(probs.tolist()),
+      offset_mm=tuple(i * step_mm for i in range(len(probs))),
+    )
+  return ClassifiedScan(
+    begin(classifier, scan, prepared),
+    make_prediction(logits, probs, fitted),
+    slices,
   )

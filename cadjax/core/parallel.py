@@ -86,6 +86,22 @@ class Parallel:
       for k, v in batch.items()
     }
 
+  def first_examples(
+    self, batch: dict[str, jax.Array], count: int
+  ) -> dict[str, np.ndarray]:
+    """Returns the first examples of a batch of `put_batch`, on the host.
+
+    Args:
+      batch: on the devices.
+      count: at most as many; fewer where a device holds fewer.
+    """
+
+    def first(x: jax.Array) -> np.ndarray:
+      x = np.asarray(x)
+      return (x[0] if self.mode == "pmap" else x)[:count]
+
+    return jax.tree.map(first, batch)
+
   def abstract_replicated(self, tree: PyTree) -> PyTree:
     """What `put_replicated` would make of a tree of these shapes."""
     sharding = NamedSharding(self.mesh, P())

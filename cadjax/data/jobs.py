@@ -5,15 +5,18 @@ import glob
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 from absl import flags
 from tqdm import tqdm
 
 from cadjax.core import files
-from cadjax.data.scans import case_name
+from cadjax.data import scans
 from data_prep import errors
 from data_prep.errors import UserError
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ def make_jobs(
   for name in cases:
     if pathlib.Path(name).name != name or name.startswith("."):
       raise UserError(f"--case={name} cannot be the name of a folder")
-  names = list(cases) or [case_name(path) for path in paths]
+  names = list(cases) or [scans.case_name(path) for path in paths]
   if not cases:
     parents = [path.resolve().parent.name for path in paths]
     names = _unique(
@@ -119,65 +122,64 @@ def _unique(names: Iterable[str]) -> list[str]:
   return result
 
 
-def handle_all(
+def announce(doing: str, jobs: Sequence[Job], notice: str) -> None:
+  """Prints what a program is about to do, on what device."""
+  print(
+    f"{notice}\n{doing} {len(jobs)} scan{'s' if len(jobs) > 1 else ''} on"
+    f" {jax.devices()[0].device_kind}; the first takes longer, while the model"
+    " is compiled",
+    flush=True,
+  )
+
+
+def run_jobs(
   jobs: Sequence[Job],
   kind: files.ResultFolder,
-  read: Callable[..., Any],
+  do: Callable[[Job, scans.Scan], Result],
   write: Callable[..., Any],
-  tell: Callable[[Job, Any], str],
+  describe: Callable[[Job, Result], str],
   *,
   series: str | None = None,
   overwrite: bool = False,
 ) -> int:
-  """Reads scans one after the other with a model and writes their files.
+  """Reads scans one after the other and writes what is made of each.
+
+  A scan that fails does not stop those after it.
 
   Args:
     jobs: the scans.
     kind: of the folders that are written.
-    read: gets the path, and case, series and heart_mask by name; returns a
-      result.
+    do: (job, its scan) to a result.
     write: gets the result and its folder, and overwrite by name.
-    tell: gets the job and its result; what it returns is printed.
+    describe: (job, result) to the text that is printed.
     series: which DICOM series, by UID or number.
     overwrite: replace results that are there.
 
   Returns:
-    how many failed; each is told in one line on stderr.
+    how many failed; each is reported in one line on stderr.
   """
 
   def one(job: Job) -> str:
     # Before the work: nothing may be written there after it either.
     kind.check_free(job.folder, overwrite=overwrite)
-    result = read(
+    scan = scans.read_scan(
       job.path, case=job.case, series=series, heart_mask=job.heart_mask
     )
+    result = do(job, scan)
     write(result, job.folder, overwrite=overwrite)
-    return tell(job, result)
+    return describe(job, result)
 
-  return for_each(jobs, one)
-
-
-def for_each(jobs: Sequence[Job], do: Callable[[Job], str]) -> int:
-  """Handles scans one after the other, whatever becomes of the others.
-
-  Args:
-    jobs: the scans.
-    do: handles one; what it returns is printed.
-
-  Returns:
-    how many failed; each is told in one line on stderr.
-  """
   failed = 0
   bar = tqdm(jobs, unit="scan", disable=None if len(jobs) > 1 else True)
   for job in bar:
     bar.set_postfix_str(job.case)
     try:
-      tqdm.write(do(job))
+      tqdm.write(one(job))
     except UserError as error:
       failed += 1
       tqdm.write(f"error: {errors.one_line(error)}", file=sys.stderr)
     except Exception as error:
-      # Ours to mend, but not at the price of the scans that follow.
+      # A defect of ours; the scans that follow must not pay for it.
       if len(jobs) == 1:
         raise
       failed += 1

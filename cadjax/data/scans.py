@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,8 +12,6 @@ import numpy as np
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 from data_prep.volume import Volume
-
-NO_HEART = "no heart was found: the middle of the scan"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +39,7 @@ class Prepared:
     scan: on the scanner's grid.
     model_input: int16 HU on the model's grid.
     heart_mm: LPS mm (x, y, z) where the pictures' planes cross.
-    heart_origin: how that point was found.
+    heart_origin: how that point was found, in words.
     features: of the model's input, the numbers behind the concerns.
     concerns: why the scan is unlike the training data, in sentences.
   """
@@ -53,7 +52,7 @@ class Prepared:
   concerns: tuple[str, ...]
 
 
-def read(
+def read_scan(
   path: str | pathlib.Path,
   *,
   case: str | None = None,
@@ -80,7 +79,7 @@ def read(
   )
 
 
-def prepare(
+def prepare_scan(
   given: Scan,
   grid: geometry.GridSpec,
   reference: Mapping[str, Sequence[float]],
@@ -98,14 +97,14 @@ def prepare(
   scan, mask = given.volume, given.heart_mask
   model_input = geometry.to_grid(scan, grid, heart_mask=mask)
   features, concerns = find_concerns(scan, model_input, reference)
-  heart_mm, heart_origin = _heart(scan, model_input, mask, grid.kind)
-  if heart_origin == NO_HEART:
+  place = _heart(scan, model_input, mask, grid.kind)
+  if not place.found:
     concerns.append("no heart was found in the image")
   return Prepared(
     scan=scan,
     model_input=model_input,
-    heart_mm=tuple(float(x) for x in heart_mm),
-    heart_origin=heart_origin,
+    heart_mm=tuple(float(x) for x in place.mm),
+    heart_origin=place.origin,
     features=features,
     concerns=tuple(concerns),
   )
@@ -125,25 +124,33 @@ def find_concerns(
     the features of the model's input, and sentences, none if all is usual.
   """
   features = plausibility.describe(model_input)
-  said = plausibility.concerns(plausibility.describe(scan), None)
-  said += plausibility.concerns(features, reference)
-  return features, list(dict.fromkeys(said))
+  found = plausibility.concerns(plausibility.describe(scan), None)
+  found += plausibility.concerns(features, reference)
+  return features, list(dict.fromkeys(found))
+
+
+class _Place(NamedTuple):
+  """LPS mm where the pictures' planes cross, and how that was found."""
+
+  mm: np.ndarray
+  origin: str
+  found: bool = True
 
 
 def _heart(
   scan: Volume, model_input: Volume, mask: Volume | None, kind: str
-) -> tuple[np.ndarray, str]:
-  """Returns LPS mm where the pictures' planes cross, and how it was found."""
+) -> _Place:
   if mask is not None:
     index = np.argwhere(mask.hu > 0).mean(0)
-    return mask.grid.to_mm(index), "from the heart mask"
+    return _Place(mask.grid.to_mm(index), "from the heart mask")
   if kind == "heart":
-    return model_input.grid.center_mm, "the middle of the model's box"
+    return _Place(model_input.grid.center_mm, "the middle of the model's box")
   try:
     center_mm, _ = geometry.find_heart(scan)
   except UserError:
-    return scan.grid.center_mm, NO_HEART
-  return center_mm, "found in the image"
+    origin = "no heart was found: the middle of the scan"
+    return _Place(scan.grid.center_mm, origin, found=False)
+  return _Place(center_mm, "found in the image")
 
 
 def _read_heart_mask(path: str | None) -> Volume | None:
@@ -156,7 +163,9 @@ def _read_heart_mask(path: str | None) -> Volume | None:
 
 
 @contextlib.contextmanager
-def memory_told(doing: str, shape: Sequence[int]) -> Iterator[None]:
+def memory_error_as_user_error(
+  doing: str, shape: Sequence[int]
+) -> Iterator[None]:
   """Makes a `UserError` of running out of memory on a volume [D, H, W]."""
   try:
     yield

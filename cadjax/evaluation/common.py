@@ -123,7 +123,7 @@ def describe(
       "external": external,
     },
     "phantom": source == "phantom",
-    "versions": workdir.versions(),
+    "versions": workdir.software().to_dict(),
   }
 
 

@@ -16,10 +16,11 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from cadjax.core import files
+from cadjax.data import scans as scans_lib
 from cadjax.evaluation import links
 from cadjax.link import decision, findings, join
 from cadjax.link.findings import Finding
-from cadjax.link.scan import Pair, load_pair, predict_pair
+from cadjax.link.scan import Pair, link_scan, load_pair
 from cadjax.metrics import intervals
 from cadjax.training import workdir
 from data_prep import sources
@@ -158,7 +159,7 @@ def evaluate_link(
     "scans": str(scans),
     "tolerance_mm": TOLERANCE_MM,
     "findings_per_scan": most,
-    "versions": workdir.versions(),
+    "versions": workdir.software().to_dict(),
   }
   result = files.strict(result)
   files.write_json(folder / "link.json", result)
@@ -252,15 +253,15 @@ def score_case(
   """
   truth = read_lesions(case)
   places = [lesion["position_mm"] for lesion in truth]
-  result = predict_pair(pair, case.image)
-  linked, prediction = result.linked, result.case.prediction
+  result = link_scan(pair, scans_lib.read_scan(case.image))
+  linked, prediction = result.linked, result.classified.prediction
   structures = linked.structures
   row = {
     "case_id": case.case_id,
     "patient_id": case.patient_id,
     "label": int(case.label),
     "lesions": len(places),
-    "probability": prediction["probability"],
+    "probability": prediction.probability,
     **decision.features(structures, prediction),
   }
   lesion_rows = [
@@ -279,7 +280,7 @@ def score_case(
       heat=linked.heats[layer] if layer else None,
       plaques=structures.plaques,
       mode=mode,
-      options=findings.Options(most=most),
+      options=findings.FindingOptions(most=most),
     )
     matches = links.match_lesions(found, places, TOLERANCE_MM)
     key = f"{mode}@{layer}" if layer else mode

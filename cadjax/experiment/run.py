@@ -23,7 +23,7 @@ from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
 from cadjax.experiment.store import Store
-from cadjax.training import loop, workdir
+from cadjax.training import workdir
 from data_prep import build, errors, export, workers
 from data_prep.errors import UserError
 
@@ -131,7 +131,7 @@ class Experiment:
           "peak_bytes": _peak_bytes(),
           "device": _device(),
           "devices": jax.device_count(),
-          "code": workdir.versions()["git"],
+          "code": workdir.software().to_dict()["git"],
         },
       },
     )
@@ -163,7 +163,7 @@ class Experiment:
     sizes = (0, 0)
     if arm.config is not None:
       config = cell_config(arm, cell, data[arm.data], needs)
-      loop.train_and_evaluate(config, folder, tasks.find(config))
+      tasks.train_and_evaluate(config, folder)
       if not workdir.is_finished(folder):
         raise Stopped
       opened = input_pipeline.open_dataset(config.data, labelled=False)

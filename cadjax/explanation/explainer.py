@@ -25,7 +25,7 @@ _CELLS = 8  # Of occlusion along each axis, unless its step is given.
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ExplainOptions:
   """What is to be explained, and how.
 
   Attributes:
@@ -68,20 +68,23 @@ class Explainer:
 
   Args:
     trained: a `Classifier` or a `Segmenter`.
-    options: see `Options`.
+    options: Grad-CAM of all layers if left out.
 
   Raises:
     lookup.ConfigError: an unknown name, or options that do not fit.
   """
 
-  def __init__(self, trained: workdir.Trained, options: Options):
-    self._trained, self.options = trained, options
-    self._model = task.make_model(trained.config)
-    self._ndim = self._model.ndim
+  def __init__(
+    self, trained: workdir.Trained, options: ExplainOptions | None = None
+  ):
+    options = options or ExplainOptions()
+    self.model, self.options = trained, options
+    self._network = task.make_model(trained.config)
+    self._ndim = self._network.ndim
     self._window_hu = tuple(trained.config.data.window_hu)
-    self.is_segmenter = cam.is_segmenter(self._model)
-    self.num_classes = cam.num_classes(self._model)
-    strides = cam.layer_strides(self._model)
+    self.is_segmenter = cam.is_segmenter(self._network)
+    self.num_classes = cam.num_classes(self._network)
+    strides = cam.layer_strides(self._network)
     lookup.check_known(options.methods, METHODS, "explanation method")
     lookup.check_known(options.layers or (), strides, "layer")
     lookup.check_known([options.score], cam.SCORES, "score")
@@ -114,9 +117,9 @@ class Explainer:
     """
     image = self._windowed(hu)
     if windows := self._windows(hu.shape):
-      return windows.logits(self._trained.variables, image)
-    run = self._jit("logits", lambda: cam.make_logits(self._model))
-    found = run(self._trained.variables, self._padded(image)[None, ..., None])
+      return windows.logits(self.model.variables, image)
+    run = self._jit("logits", lambda: cam.make_logits(self._network))
+    found = run(self.model.variables, self._padded(image)[None, ..., None])
     return np.asarray(found[0])[tuple(slice(n) for n in hu.shape)]
 
   def explain(
@@ -211,9 +214,9 @@ class Explainer:
       )
     if "windows" not in self._compiled:
       self._compiled["windows"] = cam_windows.WindowExplainer(
-        self._model,
+        self._network,
         size,
-        overlap=self._trained.config.get("segment", {}).get("overlap", 0.5),
+        overlap=self.model.config.get("segment", {}).get("overlap", 0.5),
         methods=self._cams,
         layers=tuple(self.strides),
         score=self.options.score,
@@ -222,7 +225,7 @@ class Explainer:
     return self._compiled["windows"]
 
   def _configured_window(self) -> tuple[int, int, int]:
-    config = self._trained.config
+    config = self.model.config
     size = config.get("segment", {}).get("window") or config.data.get(
       "patch_size"
     )
@@ -231,13 +234,13 @@ class Explainer:
     return tuple(size)
 
   def _explain_layers(self, windows, image, target, region):
-    variables = self._trained.variables
+    variables = self.model.variables
     if windows is not None:
       return None, windows(variables, image, target, region)
     run = self._jit(
       "layers",
       lambda: cam.make_explain(
-        self._model,
+        self._network,
         methods=self._cams,
         layers=tuple(self.strides),
         score=self.options.score,
@@ -262,7 +265,7 @@ class Explainer:
     if method == "occlusion":
       strides = self.occlusion_step(shape)
       box = self.occlusion_box(shape)
-    score = cam.make_score(self._model, score=options.score)
+    score = cam.make_score(self._network, score=options.score)
 
     def make():
       def run(variables, x, target, region):
@@ -297,7 +300,7 @@ class Explainer:
     if region is not None:
       region = jnp.asarray(self._padded(region.astype(np.float32)))
     found = run(
-      self._trained.variables,
+      self.model.variables,
       jnp.asarray(self._padded(image))[..., None],
       target,
       region,

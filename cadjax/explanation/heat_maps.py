@@ -1,40 +1,4 @@
-"""Explanations of one scan: from feature maps to the scanner's grid and files.
-
-explain.json, schema "cadjax.explain/1" (null where undefined or not known):
-
-  schema          "cadjax.explain/1"
-  notice          what this software is not
-  warnings        sentences that must be read with the maps; [] if none
-  case            the name of the case, from the caller or the input's name
-  created         UTC, ISO 8601
-  input           name (of the file or folder, without its path), shape
-                  [D, H, W], spacing_mm [D, H, W], notes (what the reader
-                  chose, left out or assumed)
-  target          class (its number), name, origin ("given", or how it was
-                  predicted), score ("logit" or "margin"), value (of the
-                  score: mean over the slices of a 2D classifier, sum over
-                  the region of a segmenter)
-  region          null for a classifier; else kind and voxels (how many of
-                  the model's)
-  prediction      null for a segmenter; else as in result.json of
-                  cadjax.predict
-  maps            for each map: method, layer ("input" for methods that see
-                  no layer), stride [D, H, W] (voxels of the model's grid per
-                  cell), cells [D, H, W], maximum (before it was divided by
-                  it), peak_mm (LPS x, y, z of the cell of the maximum; null
-                  for a map of zeros), file
-  grid            of the files: "scanner", "model" or "feature"
-  model           as "classifier" in result.json
-  model_input     grid (shape, spacing, origin, direction: LPS mm), heart_mm
-                  (LPS), heart_origin
-  plausibility    concerns (why the scan is unlike the training data)
-  options         of the methods
-  software        versions of this run
-  files           the names of the files
-
-A map says what raised the score. It is no segmentation and no finding. On
-the scanner's grid it is 0 where the model's box does not reach.
-"""
+"""Heat maps, and the grids that they are laid on."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,186 +1,207 @@
 """Explains a scan: heat maps of a model's layers for one class."""
 
 import dataclasses
-import datetime
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cadjax.classification import scan as classification_scan
+from cadjax.classification.classifier import Classifier
 from cadjax.data import scans
-from cadjax.data.scans import Prepared
 from cadjax.explanation import targets
 from cadjax.explanation.explainer import Explainer
 from cadjax.explanation.heat_maps import HeatMap
-from cadjax.training import workdir
+from cadjax.segmentation.segmenter import Segmenter
+from cadjax.training.reading import Reading, begin
 from data_prep.errors import UserError
 
-PHANTOM_WARNING = (
-  "The model was trained on phantoms: its maps are not evidence about patients."
-)
-CONCERN_WARNING = (
-  "The scan is unlike the data that the model was trained on: its maps are not"
-  " to be relied on."
-)
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What was explained.
+
+  Attributes:
+    number: of the class.
+    name: of the class.
+    origin: "given", or "predicted" by the model.
+    score: a key of `cam.SCORES`.
+    value: of the score: the mean over the slices of a 2D classifier, the sum
+      over the region of a segmenter.
+  """
+
+  number: int
+  name: str
+  origin: str
+  score: str
+  value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """The voxels whose logits a segmenter's explanation adds up.
+
+  Attributes:
+    kind: as --region of `cadjax explain` has it.
+    voxels: how many of the model's grid.
+  """
+
+  kind: str
+  voxels: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Explanation:
-  """All that is written of one explained scan; fields as in the schema."""
+class ExplainedScan:
+  """One scan with heat maps; `report.explained` writes it.
 
-  case: str
-  input_name: str
-  prepared: Prepared
+  Attributes:
+    reading: the scan, the model and the software.
+    maps: method by method, layer by layer.
+    target: what was explained.
+    region: of a segmenter; None for a classifier.
+    prediction: of a classifier; None for a segmenter.
+    options: of the methods, by method.
+  """
+
+  reading: Reading
   maps: Sequence[HeatMap]
-  target: Mapping[str, Any]
-  region: Mapping[str, Any] | None
-  prediction: Mapping[str, Any] | None
-  model: Mapping[str, Any]
+  target: Target
+  region: Region | None
+  prediction: classification_scan.Prediction | None
   options: Mapping[str, Any]
-  software: Mapping[str, Any]
-  created: str
 
   @property
   def warnings(self) -> list[str]:
-    """What must be read with the maps."""
-    said = []
-    if self.prepared.concerns:
-      said.append(CONCERN_WARNING)
-    if self.model["trained_on"]["is_phantom"]:
-      said.append(PHANTOM_WARNING)
+    """What must be read with the maps, in sentences."""
+    found = self.reading.warnings("model", "heat map")
     zero = [each.name for each in self.maps if not each.cells.max() > 0]
     if zero:
-      said.append(
-        f"Nothing speaks for the target in {', '.join(zero)}: these maps are"
-        " zero everywhere."
+      found.append(
+        f"There is no evidence for the target in {', '.join(zero)}: these maps"
+        " are zero everywhere."
       )
-    return said
+    return found
 
 
 def explain_scan(
-  trained: workdir.Trained,
-  explain: Explainer,
-  path: str | pathlib.Path,
+  model: Explainer | Classifier | Segmenter,
+  scan: scans.Scan,
   *,
-  target: str,
-  case: str | None = None,
-  series: str | None = None,
-  heart_mask: str | None = None,
+  target: str | None = None,
   region: str = targets.PREDICTED,
   truth: str | None = None,
-) -> Explanation:
+) -> ExplainedScan:
   """Explains one scan.
 
   Args:
-    trained: from `tasks.load_model`.
-    explain: of the same model.
-    path: a file or a folder of DICOM slices.
-    target: name or number of a class; of a classifier also "predicted".
-    case: the name in the results; by default from the path's last part.
-    series: which DICOM series, by UID or number.
-    heart_mask: a mask file; labels above 0 are the heart.
-    region: of a segmenter, see above.
+    model: an `Explainer`, or a trained model, which is then explained by
+      Grad-CAM at all layers and compiled for this scan alone.
+    scan: of `scans.read_scan`.
+    target: name or number of a class; of a classifier also "predicted", and
+      "cad" if left out. A segmenter needs one.
+    region: of a segmenter: where the class is "predicted", its "largest"
+      component, "truth", "false_positive" or "false_negative", or
+      "box:d,h,w,d,h,w", "voxel:d,h,w" (of the scan), "box_mm:..." and
+      "voxel_mm:x,y,z" (LPS).
     truth: of a segmenter, a mask file with the labels of
       `classes.CLASS_NAMES`.
 
   Returns:
-    what `explained.write_explanation` writes.
+    a heat map for each method and layer.
 
   Raises:
     UserError: the scan or a mask cannot be used, or the region is empty.
     lookup.UnknownName: there is no such target or region.
   """
-  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
-  prepared = scans.prepare(scan, trained.grid, trained.reference)
+  explainer = model if isinstance(model, Explainer) else Explainer(model)
+  trained = explainer.model
+  prepared = scans.prepare_scan(scan, trained.grid, trained.reference)
   shape = prepared.model_input.shape
-  with scans.memory_told("explaining", shape):
-    if explain.is_segmenter:
-      found = _explain_segmenter(
-        trained, explain, prepared, target, region, truth
-      )
+  with scans.memory_error_as_user_error("explaining", shape):
+    if explainer.is_segmenter:
+      found = _explain_segmenter(explainer, prepared, target, region, truth)
     else:
-      found = _explain_classifier(trained, explain, prepared, target)
-  now = datetime.datetime.now(datetime.UTC)
-  return Explanation(
-    case=scan.case,
-    input_name=scan.name,
-    prepared=prepared,
-    model=workdir.describe_model(trained),
-    options=explain.described(shape),
-    software=workdir.versions(),
-    created=now.isoformat(timespec="seconds"),
-    **found,
+      found = _explain_classifier(explainer, prepared, target or "cad")
+  return ExplainedScan(
+    begin(trained, scan, prepared), options=explainer.described(shape), **found
   )
 
 
-def _explain_classifier(trained, explain, prepared, target) -> dict[str, Any]:
-  settled = classification_scan.read_calibration(trained)
+def _explain_classifier(
+  explainer: Explainer, prepared: scans.Prepared, target: str
+) -> dict[str, Any]:
+  classifier = explainer.model
+  fitted = classification_scan.read_calibration(classifier)
   hu = prepared.model_input.hu
-  known, origin = targets.class_names(trained, explain), "given"
-  logits = None
+  known, origin = targets.class_names(explainer), "given"
+  scored = None
   if target == targets.PREDICTED:
-    logits, probs = classification_scan.score(trained, hu)
-    prediction = classification_scan.describe_prediction(logits, probs, settled)
-    number, origin = (
-      targets.find_target(prediction["label"], known),
-      targets.PREDICTED,
-    )
+    scored = classification_scan.score(classifier, hu)
+    label = classification_scan.make_prediction(*scored, fitted).label
+    number, origin = targets.find_target(label, known), targets.PREDICTED
   else:
     number = targets.find_target(target, known)
-  found, maps = explain.explain(hu, number)
-  if logits is None:
-    if found is None:  # By references alone.
-      found, _ = classification_scan.score(trained, hu)
-    logits, probs = classification_scan.check_logits(trained, found)
-    prediction = classification_scan.describe_prediction(logits, probs, settled)
+  logits, maps = explainer.explain(hu, number)
+  if scored is None:
+    # The references alone give no logits.
+    scored = (
+      classification_scan.score(classifier, hu)
+      if logits is None
+      else classification_scan.check_logits(classifier, logits)
+    )
   return {
     "maps": maps,
-    "target": {
-      "class": number,
-      "name": known[number],
-      "origin": origin,
-      "score": explain.options.score,
-      "value": explain.score(logits, number),
-    },
+    "target": Target(
+      number=number,
+      name=known[number],
+      origin=origin,
+      score=explainer.options.score,
+      value=explainer.score(scored[0], number),
+    ),
     "region": None,
-    "prediction": prediction,
+    "prediction": classification_scan.make_prediction(*scored, fitted),
   }
 
 
 def _explain_segmenter(
-  trained, explain, prepared, target, region, truth
+  explainer: Explainer,
+  prepared: scans.Prepared,
+  target: str | None,
+  region: str,
+  truth: str | None,
 ) -> dict[str, Any]:
-  known = targets.class_names(trained, explain)
+  known = targets.class_names(explainer)
+  if target is None:
+    raise UserError(
+      f"a segmenter needs a target; the classes are {', '.join(known)}"
+    )
   number = targets.find_target(target, known)
   hu = prepared.model_input.hu
-  logits = explain.logits(hu)
+  logits = explainer.logits(hu)
   if not np.isfinite(logits).all():
     raise UserError(
-      f"the segmenter {trained.path} gives NaN or infinite logits; it is no"
-      " trained model"
+      f"the segmenter {explainer.model.path} gives NaN or infinite logits; it"
+      " is not a trained model"
     )
-  true = (
-    None
-    if truth is None
-    else targets.read_truth(truth, prepared, targets.class_set_of(trained))
-  )
+  true = None
+  if truth is not None:
+    class_set = targets.class_set_of(explainer.model)
+    true = targets.read_truth(truth, prepared, class_set)
   mask = targets.select_region(
     region, number, logits.argmax(-1), prepared, true
   )
-  value = explain.score(logits, number, mask)
+  value = explainer.score(logits, number, mask)
   del logits
-  _, maps = explain.explain(hu, number, mask)
+  _, maps = explainer.explain(hu, number, mask)
   return {
     "maps": maps,
-    "target": {
-      "class": number,
-      "name": known[number],
-      "origin": "given",
-      "score": explain.options.score,
-      "value": value,
-    },
-    "region": {"kind": region, "voxels": int(mask.sum())},
+    "target": Target(
+      number=number,
+      name=known[number],
+      origin="given",
+      score=explainer.options.score,
+      value=value,
+    ),
+    "region": Region(kind=region, voxels=int(mask.sum())),
     "prediction": None,
   }

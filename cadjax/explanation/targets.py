@@ -222,10 +222,10 @@ def class_set_of(trained: workdir.Trained) -> str | None:
   return trained.config.get("segment", {}).get("classes")
 
 
-def class_names(trained: workdir.Trained, explain: Explainer) -> list[str]:
+def class_names(explainer: Explainer) -> list[str]:
   """Returns the names of the classes, in the order of the logits."""
-  if not explain.is_segmenter:
+  if not explainer.is_segmenter:
     return list(CLASSES)
-  if class_set := class_set_of(trained):
+  if class_set := class_set_of(explainer.model):
     return list(classes.get_class_set(class_set).names)
-  return [str(i) for i in range(explain.num_classes)]
+  return [str(i) for i in range(explainer.num_classes)]

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cadjax.classification.scan import Prediction
 from cadjax.core import files
 from cadjax.link import findings, join
 from cadjax.metrics import calibration
@@ -33,7 +34,7 @@ FEATURES = {
 
 
 def features(
-  structures: join.Structures, prediction: Mapping[str, Any]
+  structures: join.Structures, prediction: Prediction
 ) -> dict[str, float]:
   """Returns those of `FEATURES` that the segmenter's classes allow.
 
@@ -42,9 +43,9 @@ def features(
 
   Args:
     structures: the segmentation.
-    prediction: see the schema of `cadjax.report.classified`.
+    prediction: of the classifier.
   """
-  p = np.clip(prediction["uncalibrated_probability"], 1e-6, 1 - 1e-6)
+  p = np.clip(prediction.uncalibrated_probability, 1e-6, 1 - 1e-6)
   found = findings.find_abnormalities(
     structures.tree,
     structures.mask(*join.CORONARIES),
@@ -82,14 +83,40 @@ class Decision:
     )
     return float(scipy.special.expit(odds))
 
-  def describe(self, values: Mapping[str, float]) -> dict[str, Any]:
-    """Returns "combined" of the schema in `cadjax.report.linked`."""
+  def decide(self, values: Mapping[str, float]) -> "Combined":
+    """Returns the decision of a scan with these features."""
     probability = self.probability(values)
+    return Combined(
+      label="cad" if probability >= self.threshold else "normal",
+      probability=probability,
+      features={name: values[name] for name in self.coefficients},
+      decision=self,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined:
+  """The decision of both models about one scan.
+
+  Attributes:
+    label: "cad" at or above the threshold, else "normal".
+    probability: of CAD.
+    features: those that the decision used, by name.
+    decision: how they were combined.
+  """
+
+  label: str
+  probability: float
+  features: Mapping[str, float]
+  decision: Decision
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns one flat JSON object."""
     return {
-      "label": "cad" if probability >= self.threshold else "normal",
-      "probability": probability,
-      "features": {name: values[name] for name in self.coefficients},
-      **dataclasses.asdict(self),
+      "label": self.label,
+      "probability": self.probability,
+      "features": dict(self.features),
+      **dataclasses.asdict(self.decision),
     }
 
 

@@ -32,10 +32,11 @@ RANKED_BY = {
     "weighted sum of log plaque volume, stenosis and log lift of the heat"
   ),
 }
-# Why a stenosis is not measured, after "calcium" or "plaque".
-FILLS = "fills the calibre"
-# Ends the note of a stenosis that a widened vessel may hide.
-MERGED = "which does not tell plaque from lumen"
+# Whether the loss of diameter of a finding was measured, and why not:
+# against the lumen; against a mask that merges plaque and lumen, so that a
+# widened vessel may hide it; plaque fills the whole calibre; nothing to
+# measure it against.
+STENOSIS_STATES = ("measured", "merged", "filled", "unmeasured")
 # The radius is not to be trusted nearer to where it begins or ends.
 _EDGE_MM = 2.5
 # Of a plaque's voxels; what is less does not make it mixed.
@@ -43,7 +44,7 @@ _LEAST_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class FindingOptions:
   """What counts as a finding.
 
   Attributes:
@@ -99,7 +100,8 @@ class Finding:
     plaque_hu: its mean; NaN without plaque or image.
     calibre_mm: mean diameter of the vessel over the extent; NaN off vessels.
     stenosis: share of the diameter lost, 0 to 1; None where not measured.
-    stenosis_note: why not, or on what it rests.
+    stenosis_state: one of `STENOSIS_STATES`.
+    stenosis_note: why not, or on what it rests, in words.
     score: the rank; higher is more abnormal.
     ranked_by: what the score is.
   """
@@ -119,6 +121,7 @@ class Finding:
   plaque_hu: float
   calibre_mm: float
   stenosis: float | None
+  stenosis_state: str
   stenosis_note: str
   score: float
   ranked_by: str
@@ -136,7 +139,7 @@ def find_abnormalities(
   plaques: Mapping[str, np.ndarray] | None = None,
   hu: np.ndarray | None = None,
   mode: str = "combined",
-  options: Options | None = None,
+  options: FindingOptions | None = None,
 ) -> list[Finding]:
   """Finds and ranks the abnormalities of one scan.
 
@@ -166,7 +169,7 @@ def find_abnormalities(
     raise ValueError(f"mode {mode!r} needs a heat map")
   if mode == "plaque" and plaques is None:
     raise ValueError("mode 'plaque' needs plaque masks")
-  options = options or Options()
+  options = options or FindingOptions()
   vessel = np.asarray(mask_coronary) > 0
   lumen = vessel
   for mask in (plaques or {}).values():
@@ -252,7 +255,7 @@ class _Measure:
     index = np.clip(index, 0, np.array(tree.shape) - 1)
     evidence, lift = self._evidence(place.position_mm)
     kind, volume, plaque_hu = self._plaque(place.voxels)
-    lost, note = self._stenosis(place, kind)
+    lost, state, note = self._stenosis(place, kind)
     branch = tree.branches[place.branch] if place.branch >= 0 else None
     span = slice(place.first, place.last + 1)
     at = np.nan
@@ -279,6 +282,7 @@ class _Measure:
       plaque_hu=plaque_hu,
       calibre_mm=2 * _mean(branch.radius_mm[span]) if branch else np.nan,
       stenosis=lost,
+      stenosis_state=state,
       stenosis_note=note,
       score=np.nan,
       ranked_by=RANKED_BY[self.mode],
@@ -327,33 +331,39 @@ class _Measure:
     kind = kinds[0] if len(kinds) == 1 else "mixed"
     return kind, float(volume), hu
 
-  def _stenosis(self, place, kind: str) -> tuple[float | None, str]:
+  def _stenosis(self, place, kind: str) -> tuple[float | None, str, str]:
     if place.branch < 0:
-      return None, "not on a vessel"
+      return None, "unmeasured", "not on a vessel"
     one = self.calibres[place.branch]
     reach = int(round(self.options.around_mm / STEP_MM))
     low = max(place.first - reach, 0)
     if not np.isfinite(one.reference_mm).any():
-      return None, "the vessel is too short for a reference calibre"
+      note = "the vessel is too short for a reference calibre"
+      return None, "unmeasured", note
     if not one.resolved[(place.first + place.last) // 2]:
-      return None, (
-        f"the reference radius is below {self.options.least_voxels:g} voxels"
-      )
+      least = self.options.least_voxels
+      note = f"the reference radius is below {least:g} voxels"
+      return None, "unmeasured", note
     inner = one.inner(_EDGE_MM)[low : place.last + reach + 1]
     at = low + np.flatnonzero(inner)
     if not len(at):
-      return None, "too near to an end of the vessel or to a gap in the mask"
+      note = "too near to an end of the vessel or to a gap in the mask"
+      return None, "unmeasured", note
     worst = at[one.stenosis[at].argmax()]
     if one.filled[worst]:
       what = "plaque" if kind == "unstable" else "calcium"
-      return None, f"{what} {FILLS}"
+      return None, "filled", f"{what} fills the calibre"
     lost = float(np.clip(one.stenosis[worst], 0, 1))
     if not self.plaques:
-      return lost, f"from a taper fitted to the branch and a mask {MERGED}"
-    return lost, "from the mask's lumen against a taper fitted to the branch"
+      note = (
+        "a taper fitted to the branch and a mask of plaque and lumen as one"
+      )
+      return lost, "merged", f"from {note}"
+    note = "from the mask's lumen against a taper fitted to the branch"
+    return lost, "measured", note
 
 
-def score(finding: Finding, mode: str, options: Options) -> float:
+def score(finding: Finding, mode: str, options: FindingOptions) -> float:
   """Returns what a mode ranks a finding by; see `RANKED_BY`."""
   if mode in ("map", "vessel_map"):
     return finding.heat

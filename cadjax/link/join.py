@@ -157,7 +157,7 @@ def join(
   layer: str,
   probability: float,
   threshold: float,
-  options: findings.Options | None = None,
+  options: findings.FindingOptions | None = None,
 ) -> Linked:
   """Joins heat maps with a segmentation.
 

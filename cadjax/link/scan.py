@@ -3,23 +3,21 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from cadjax.classification import scan as classification_scan
 from cadjax.classification.classifier import Classifier, load_classifier
+from cadjax.classification.scan import ClassifiedScan, classify_scan
 from cadjax.core import lookup
 from cadjax.data import scans
 from cadjax.explanation import cam, heat_maps
-from cadjax.explanation.explainer import Explainer, Options
+from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.link import agreement, decision, findings, join
-from cadjax.segmentation import scan as segmentation_scan
+from cadjax.segmentation.scan import SegmentedScan, segment_scan
 from cadjax.segmentation.segmenter import Segmenter, load_segmenter
 
 CAD = 1
-
-
 # HiResCAM locates best on phantoms. The stem does better than stage1 on average
 # but far less evenly from training to training, and the layers after it do
 # worse: configs/experiments/results/layers.
@@ -49,7 +47,7 @@ class Pair:
   @functools.cached_property
   def explainer(self) -> Explainer:
     """Explains all layers; compiled once for all scans."""
-    return Explainer(self.classifier, Options(methods=(self.method,)))
+    return Explainer(self.classifier, ExplainOptions(methods=(self.method,)))
 
   @property
   def chosen_layer(self) -> str:
@@ -59,32 +57,32 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairResult:
-  """What the two say of one scan.
+class LinkedScan:
+  """One scan that both models read; `report.linked` writes it.
 
   Attributes:
-    case: the classifier's part.
-    segments: the segmenter's part.
+    classified: the classifier's part.
+    segmented: the segmenter's part.
     maps: by layer, float32 [D, H, W] in [0, 1] on the classifier's grid.
     linked: both joined, on the segmenter's grid.
     method: of the heat maps.
-    combined: see `cadjax.report.linked`; None without a fitted decision.
+    combined: the decision of both together; None without a fitted one.
   """
 
-  case: classification_scan.CaseResult
-  segments: segmentation_scan.SegmentResult
+  classified: ClassifiedScan
+  segmented: SegmentedScan
   maps: dict[str, np.ndarray]
   linked: join.Linked
   method: str
-  combined: dict[str, Any] | None = None
+  combined: decision.Combined | None = None
 
   @property
   def warnings(self) -> list[str]:
-    """What must be read with the number and with the masks."""
-    said = [*self.case.warnings, *self.segments.warnings]
+    """What must be read with the probability and the masks, in sentences."""
+    found = [*self.classified.warnings, *self.segmented.warnings]
     if fragments := agreement.unconnected(self.linked.structures.tree):
-      said.append(fragments)
-    return list(dict.fromkeys(said))
+      found.append(fragments)
+    return list(dict.fromkeys(found))
 
 
 def load_pair(
@@ -125,40 +123,33 @@ def load_pair(
   return dataclasses.replace(pair, combination=fitted)
 
 
-def predict_pair(
+def link_scan(
   pair: Pair,
-  path: str | pathlib.Path,
+  scan: scans.Scan,
   *,
-  case: str | None = None,
-  series: str | None = None,
-  heart_mask: str | None = None,
-  options: findings.Options | None = None,
-) -> PairResult:
-  """Reads one scan with both models.
+  options: findings.FindingOptions | None = None,
+) -> LinkedScan:
+  """Reads one scan with both models and joins what they find.
 
   Args:
     pair: of `load_pair`.
-    path: a file or a folder of DICOM slices.
-    case: the name in the results; by default from the path's last part.
-    series: which DICOM series, by UID or number.
-    heart_mask: a mask file; labels above 0 are the heart.
+    scan: of `scans.read_scan`.
     options: of `findings.find_abnormalities`.
 
   Raises:
-    UserError: the scan or the mask cannot be used.
+    UserError: the scan cannot be laid on a model's grid, or memory is short.
   """
-  scan = scans.read(path, case=case, series=series, heart_mask=heart_mask)
-  scored = classification_scan.score_scan(pair.classifier, scan)
-  segments = segmentation_scan.segment_read(pair.segmenter, scan)
-  seen = scored.model_input
-  with scans.memory_told("explaining", seen.shape):
+  classified = classify_scan(pair.classifier, scan)
+  segmented = segment_scan(pair.segmenter, scan)
+  prediction, seen = classified.prediction, classified.reading.model_input
+  with scans.memory_error_as_user_error("explaining", seen.shape):
     _, found = pair.explainer.explain(seen.hu, CAD)
   maps = {
     heat.layer: heat_maps.on_model_grid(heat, seen.shape) for heat in found
   }
   structures = join.find_structures(
-    segments.prepared.model_input,
-    segments.model_labels,
+    segmented.reading.model_input,
+    segmented.model_labels,
     pair.segmenter.class_names,
   )
   linked = join.join(
@@ -166,13 +157,13 @@ def predict_pair(
     maps,
     seen.grid,
     layer=pair.chosen_layer,
-    probability=scored.prediction["probability"],
-    threshold=scored.prediction["threshold"],
+    probability=prediction.probability,
+    threshold=prediction.threshold,
     options=options,
   )
   combined = None
   if pair.combination is not None:
-    combined = pair.combination.describe(
-      decision.features(structures, scored.prediction)
+    combined = pair.combination.decide(
+      decision.features(structures, prediction)
     )
-  return PairResult(scored, segments, maps, linked, pair.method, combined)
+  return LinkedScan(classified, segmented, maps, linked, pair.method, combined)

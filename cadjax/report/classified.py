@@ -1,45 +1,24 @@
-"""One scored scan as files: JSON, NIfTI, a picture and a page.
+"""A scored scan as files: JSON, NIfTI, a picture and a page.
 
-result.json, schema "cadjax.case/1" (null where undefined or not known):
+result.json, schema "cadjax.case/1" (null where undefined or not known), holds
+the keys of `pages.envelope` and
 
-  schema          "cadjax.case/1"
-  notice          what this software is not
-  warnings        sentences that must be read with the number; [] if none
-  case            the name of the case, from the caller or the input's name
-  created         UTC, ISO 8601
-  input           name (of the file or folder, without its path), shape
-                  [D, H, W], spacing_mm [D, H, W], notes (what the reader
-                  chose, left out or assumed)
-  prediction      label ("cad" at or above the threshold, else "normal"),
-                  probability (of CAD; calibrated if `calibrated`),
-                  calibrated, uncalibrated_probability, temperature,
-                  calibration_origin, threshold, threshold_origin,
-                  logits [normal, CAD] (mean over the slices of a 2D model)
-  slices          null for a 3D model; else pooling and, inferior to
-                  superior, probability [D] and offset_mm [D] from the first
-  plausibility    concerns (why the scan is unlike the training data),
-                  features (of the model's input)
-  classifier      workdir (its name), step, model, trained_on (source,
-                  is_phantom, cases, patients, fingerprint), grid (recipe),
-                  window_hu, calibrated_by, versions (of the training run)
-  model_input     grid (shape, spacing, origin, direction: LPS mm), heart_mm
-                  (LPS, where the planes cross), heart_origin
-  software        versions of this run
+  prediction      see `classification.scan.Prediction`
+  slices          null for a 3D model; else see `classification.scan.Slices`
+  classifier      which model it was, see `workdir.ModelCard`
   files           the names of the files beside it
-
-No header field of the scan is copied but for its lattice.
 """
 
-import json
+import dataclasses
 import os
 from typing import Any
 
 import matplotlib.figure
 
-from cadjax.classification.scan import CaseResult
+from cadjax.classification.scan import ClassifiedScan
 from cadjax.core import files
-from cadjax.report import planes
-from cadjax.report.pages import NOTICE, UNDEFINED, data_url, picture, templates
+from cadjax.report import pages, planes
+from cadjax.report.pages import UNDEFINED, data_url, picture, templates
 from data_prep.volume import write_nifti
 
 SCHEMA = "cadjax.case/1"
@@ -52,61 +31,41 @@ FILES = {
 }
 
 
-def to_json(result: CaseResult) -> dict[str, Any]:
+def to_json(result: ClassifiedScan) -> dict[str, Any]:
   """Returns the contents of result.json: strict JSON, NaN as None."""
-  # The grid's own notes follow those of the reader.
-  notes = result.model_input.notes or result.scan.notes
   return files.strict(
-    {
-      "schema": SCHEMA,
-      "notice": NOTICE,
-      "warnings": result.warnings,
-      "case": result.case,
-      "created": result.created,
-      "input": {
-        "name": result.input_name,
-        "shape": result.scan.shape,
-        "spacing_mm": result.scan.spacing,
-        "notes": notes,
-      },
-      "prediction": result.prediction,
-      "slices": result.slices,
-      "plausibility": {
-        "concerns": result.concerns,
-        "features": result.features,
-      },
-      "classifier": result.classifier,
-      "model_input": {
-        "grid": result.model_input.grid.to_dict(),
-        "heart_mm": result.heart_mm,
-        "heart_origin": result.heart_origin,
-      },
-      "software": result.software,
+    pages.envelope(SCHEMA, result.reading, result.warnings)
+    | {
+      "prediction": dataclasses.asdict(result.prediction),
+      "slices": dataclasses.asdict(result.slices) if result.slices else None,
+      "classifier": dataclasses.asdict(result.reading.model),
       "files": FILES,
     }
   )
 
 
-def render_planes(result: CaseResult) -> bytes:
+def render_planes(result: ClassifiedScan) -> bytes:
   """Returns planes.png: the scan above, what the classifier saw below."""
   scan, seen = _panels(result)
   low, high = planes.CTCA_WINDOW_HU
   return planes.planes_png(
     {"Scan": scan, "Classifier input": seen},
-    f"{result.case}  ·  window {low:g} to {high:g} HU  ·  patient's right on"
+    f"{result.reading.case}  ·"
+    f"  window {low:g} to {high:g} HU  ·  patient's right on"
     " the left  ·  dashed: classifier input  ·  research only",
   )
 
 
-def _panels(result: CaseResult) -> tuple[list, list]:
+def _panels(result: ClassifiedScan) -> tuple[list, list]:
+  prepared = result.reading.prepared
   scan = planes.three_planes(
-    result.scan, result.heart_mm, outline=result.model_input.grid
+    prepared.scan, prepared.heart_mm, outline=prepared.model_input.grid
   )
-  return scan, planes.three_planes(result.model_input, result.heart_mm)
+  return scan, planes.three_planes(prepared.model_input, prepared.heart_mm)
 
 
 def render_page(
-  result: CaseResult,
+  result: ClassifiedScan,
   template: str = "case.html",
   document: dict[str, Any] | None = None,
   **more: Any,
@@ -142,15 +101,13 @@ def render_page(
   )
 
 
-def _slice_curve(result: CaseResult) -> bytes:
+def _slice_curve(result: ClassifiedScan) -> bytes:
   """Returns the picture of the probability along the slices."""
   figure = matplotlib.figure.Figure(
     figsize=(7, 2.6), dpi=140, layout="constrained"
   )
   ax = figure.subplots()
-  ax.plot(
-    result.slices["offset_mm"], result.slices["probability"], color="#1f5f8b"
-  )
+  ax.plot(result.slices.offset_mm, result.slices.probability, color="#1f5f8b")
   ax.set(
     xlabel="mm above the lowest slice",
     ylabel="probability of CAD,\nuncalibrated",
@@ -160,8 +117,8 @@ def _slice_curve(result: CaseResult) -> bytes:
   return planes.to_png(figure)
 
 
-def write_case(
-  result: CaseResult,
+def write_classified(
+  result: ClassifiedScan,
   folder: str | os.PathLike,
   *,
   overwrite: bool = False,
@@ -185,9 +142,8 @@ def write_case(
     (made / FILES["page"]).write_text(render_page(result), "utf-8")
     write_nifti(
       made / FILES["preprocessed"],
-      result.model_input.hu,
-      result.model_input.grid,
+      result.reading.model_input.hu,
+      result.reading.model_input.grid,
     )
-    text = json.dumps(document, indent=2, allow_nan=False)
-    (made / FILES["result"]).write_text(text + "\n", "utf-8")
+    pages.write_json(made / FILES["result"], document)
   return document

@@ -1,6 +1,27 @@
-"""An explained scan as files: JSON, maps, sheets of pictures."""
+"""An explained scan as files: JSON, a map and sheets of pictures.
 
-import json
+explain.json, schema "cadjax.explain/1" (null where undefined or not known),
+holds the keys of `pages.envelope` and
+
+  target          class (its number), name, origin, score and value, see
+                  `explanation.scan.Target`
+  region          null for a classifier; else see `explanation.scan.Region`
+  prediction      null for a segmenter; else as in result.json
+  maps            for each map: method, layer ("input" for methods that see
+                  no layer), stride [D, H, W] (voxels of the model's grid per
+                  cell), cells [D, H, W], maximum (before it was divided by
+                  it), peak_mm (LPS x, y, z of the cell of the maximum; null
+                  for a map of zeros), file
+  grid            of the files: "scanner", "model" or "feature"
+  model           which model it was, see `workdir.ModelCard`
+  options         of the methods
+  files           the names of the files
+
+A map says what raised the score. It is neither a segmentation nor a finding.
+On the scanner's grid it is 0 where the model's box does not reach.
+"""
+
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +31,7 @@ import numpy as np
 from cadjax.core import files
 from cadjax.data.scans import Prepared
 from cadjax.explanation.heat_maps import HeatMap, on_grid
-from cadjax.explanation.scan import Explanation
+from cadjax.explanation.scan import ExplainedScan
 from cadjax.report import pages, planes
 from data_prep import resampling
 from data_prep.volume import Grid, Volume, write_nifti
@@ -21,10 +42,18 @@ KIND = files.ResultFolder("explain.json", "cadjax.explain/")
 _MARGIN_MM = 10.0
 
 
-def to_json(result: Explanation, grid: str) -> dict[str, Any]:
+def file_names(result: ExplainedScan) -> dict[str, str]:
+  """Returns the names of all the files of an explanation."""
+  return {
+    "result": KIND.document,
+    **{f"sheet_{method}": _sheet_name(method) for method in _methods(result)},
+    **{heat.name: _file_name(heat) for heat in result.maps},
+  }
+
+
+def to_json(result: ExplainedScan, grid: str) -> dict[str, Any]:
   """Returns the contents of explain.json: strict JSON, NaN as None."""
-  prepared = result.prepared
-  model_grid = prepared.model_input.grid
+  model_grid = result.reading.model_input.grid
   maps = [
     {
       "method": heat.method,
@@ -37,45 +66,26 @@ def to_json(result: Explanation, grid: str) -> dict[str, Any]:
     }
     for heat in result.maps
   ]
+  target, region, prediction = (
+    dataclasses.asdict(part) if part else None
+    for part in (result.target, result.region, result.prediction)
+  )
   return files.strict(
-    {
-      "schema": SCHEMA,
-      "notice": pages.NOTICE,
-      "warnings": result.warnings,
-      "case": result.case,
-      "created": result.created,
-      "input": {
-        "name": result.input_name,
-        "shape": prepared.scan.shape,
-        "spacing_mm": prepared.scan.spacing,
-        "notes": prepared.model_input.notes or prepared.scan.notes,
-      },
-      "target": result.target,
-      "region": result.region,
-      "prediction": result.prediction,
+    pages.envelope(SCHEMA, result.reading, result.warnings)
+    | {
+      "target": {"class": target.pop("number")} | target,
+      "region": region,
+      "prediction": prediction,
       "maps": maps,
       "grid": grid,
-      "model": result.model,
-      "model_input": {
-        "grid": model_grid.to_dict(),
-        "heart_mm": prepared.heart_mm,
-        "heart_origin": prepared.heart_origin,
-      },
-      "plausibility": {"concerns": prepared.concerns},
+      "model": dataclasses.asdict(result.reading.model),
       "options": result.options,
-      "software": result.software,
-      "files": {
-        "result": KIND.document,
-        **{
-          f"sheet_{method}": _sheet_name(method) for method in _methods(result)
-        },
-        **{heat.name: _file_name(heat) for heat in result.maps},
-      },
+      "files": file_names(result),
     }
   )
 
 
-def _methods(result: Explanation) -> list[str]:
+def _methods(result: ExplainedScan) -> list[str]:
   return list(dict.fromkeys(heat.method for heat in result.maps))
 
 
@@ -114,7 +124,7 @@ def cut_panels(
 
 
 def render_sheet(
-  result: Explanation,
+  result: ExplainedScan,
   method: str,
   panels: Mapping[str, Sequence[planes.Panel]],
 ) -> bytes:
@@ -128,8 +138,8 @@ def render_sheet(
   low, high = planes.CTCA_WINDOW_HU
   target = result.target
   title = (
-    f"{result.case}  ·  {method} for {target['name']!r}, {target['score']}"
-    f" {target['value']:.3g}  ·  window {low:g} to {high:g} HU  ·  patient's"
+    f"{result.reading.case}  ·  {method} for {target.name!r}, {target.score}"
+    f" {target.value:.3g}  ·  window {low:g} to {high:g} HU  ·  patient's"
     " right on the left  ·  research only"
   )
   rows = {}
@@ -152,8 +162,8 @@ def _view(scan: Grid, model: Grid) -> tuple[slice, slice, slice]:
   return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
-def write_explanation(
-  result: Explanation,
+def write_explained(
+  result: ExplainedScan,
   folder: str | os.PathLike,
   *,
   grid: str = "scanner",
@@ -180,15 +190,14 @@ def write_explanation(
     for method in _methods(result):
       panels = {}
       for heat in (each for each in result.maps if each.method == method):
-        values, like = on_grid(heat, result.prepared, grid)
+        values, like = on_grid(heat, result.reading.prepared, grid)
         write_nifti(made / _file_name(heat), values, like)
         if grid != "scanner":
-          values, _ = on_grid(heat, result.prepared, "scanner")
+          values, _ = on_grid(heat, result.reading.prepared, "scanner")
         panels[heat.layer] = cut_panels(
-          heat, values, result.prepared, through=through
+          heat, values, result.reading.prepared, through=through
         )
       png = render_sheet(result, method, panels)
       (made / _sheet_name(method)).write_bytes(png)
-    text = json.dumps(document, indent=2, allow_nan=False)
-    (made / KIND.document).write_text(text + "\n", "utf-8")
+    pages.write_json(made / KIND.document, document)
   return document

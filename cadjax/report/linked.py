@@ -15,7 +15,7 @@ result.json is that of `cadjax.report.classified` with three objects more:
                   segmenter's and of the scanner's grid), vessel, sureness,
                   from_ostium_mm, extent_mm, sources, evidence, lift, heat,
                   plaque, plaque_mm3, plaque_hu, calibre_mm, stenosis,
-                  stenosis_note, score, ranked_by
+                  stenosis_state, stenosis_note, score, ranked_by
   combined        null without --decision; else of `link.decision`: label,
                   probability, features, coefficients (per unit of each
                   feature), intercept (log odds), threshold,
@@ -26,7 +26,6 @@ Masks and maps are NIfTI files on exactly the scanner's grid and affine.
 
 import dataclasses
 import html
-import json
 import os
 from typing import Any
 
@@ -35,8 +34,8 @@ import numpy as np
 from cadjax.core import files
 from cadjax.explanation import heat_maps
 from cadjax.link import decision, evidence, join
-from cadjax.link.findings import FILLS, MERGED, Finding
-from cadjax.link.scan import PairResult
+from cadjax.link.findings import Finding
+from cadjax.link.scan import LinkedScan
 from cadjax.report import (
   classified,
   pages,
@@ -63,17 +62,17 @@ FILES = classified.FILES | {
 }
 
 
-def file_names(result: PairResult) -> dict[str, str]:
+def file_names(result: LinkedScan) -> dict[str, str]:
   """Returns the names of all the files of a linked case."""
   heats = {f"heat_{name}": f"heat_{name}.nii.gz" for name in result.maps}
   return FILES | heats
 
 
-def to_json(result: PairResult) -> dict[str, Any]:
+def to_json(result: LinkedScan) -> dict[str, Any]:
   """Returns the contents of result.json: strict JSON, NaN as None."""
   linked, tree = result.linked, result.linked.structures.tree
-  segments = segmented.to_json(result.segments)
-  document = classified.to_json(result.case) | {
+  segments = segmented.to_json(result.segmented)
+  document = classified.to_json(result.classified) | {
     "segmentation": {
       "settings": segments["segmentation"],
       **{name: segments[name] for name in ("summary", "classes", "segmenter")},
@@ -103,7 +102,7 @@ def to_json(result: PairResult) -> dict[str, Any]:
         for finding in linked.findings
       ],
     },
-    "combined": result.combined,
+    "combined": result.combined.to_dict() if result.combined else None,
     "files": file_names(result),
   }
   document["warnings"] = result.warnings
@@ -117,25 +116,25 @@ def _shares(by_layer) -> dict[str, dict[str, dict[str, float]]]:
   }
 
 
-def _scan_index(result: PairResult, finding: Finding) -> list[int]:
-  index = result.case.scan.grid.to_index(finding.position_mm)
+def _scan_index(result: LinkedScan, finding: Finding) -> list[int]:
+  index = result.classified.reading.scan.grid.to_index(finding.position_mm)
   return np.rint(index).astype(int).tolist()
 
 
-def summary(result: PairResult) -> list[str]:
+def summary(result: LinkedScan) -> list[str]:
   """Returns what was found, in sentences."""
-  p, linked = result.case.prediction, result.linked
+  p, linked = result.classified.prediction, result.linked
   said = [
     f"The classifier calls this scan"
-    f" {'CAD' if p['label'] == 'cad' else 'normal'}: probability"
-    f" {p['probability']:.2f}, threshold {p['threshold']:.2f}.",
-    result.segments.summary,
+    f" {'CAD' if p.label == 'cad' else 'normal'}: probability"
+    f" {p.probability:.2f}, threshold {p.threshold:.2f}.",
+    result.segmented.summary,
   ]
   if both := result.combined:
     said.append(
-      f"Both together: {'CAD' if both['label'] == 'cad' else 'normal'},"
-      f" probability {both['probability']:.2f}, threshold"
-      f" {both['threshold']:.2f}."
+      f"Both together: {'CAD' if both.label == 'cad' else 'normal'},"
+      f" probability {both.probability:.2f}, threshold"
+      f" {both.decision.threshold:.2f}."
     )
   if not linked.findings:
     return [*said, "No located abnormality was found."]
@@ -146,7 +145,7 @@ def summary(result: PairResult) -> list[str]:
     f" {describe(first)}."
   )
   bare = sum(not finding.plaque for finding in linked.findings)
-  if bare and p["label"] != "cad":
+  if bare and p.label != "cad":
     said.append(
       f"{bare} of them without plaque: every heat map is relative to its own"
       " maximum, so that it marks places in a normal scan, too."
@@ -165,17 +164,17 @@ def describe(finding: Finding) -> str:
     text += f", {finding.plaque_mm3:.0f} mm³"
   if finding.stenosis is not None and finding.stenosis > NO_LUMEN:
     text += ", no lumen seen"
-  elif finding.stenosis_note.endswith(MERGED):
-    text += f", stenosis not measurable by a mask {MERGED}"
+  elif finding.stenosis_state == "merged":
+    text += ", stenosis not measurable by a mask of plaque and lumen as one"
   elif finding.stenosis is not None:
     text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
-  elif finding.stenosis_note.endswith(FILLS):
+  elif finding.stenosis_state == "filled":
     text += f", stenosis not measurable: {finding.stenosis_note}"
   return text
 
 
 # --- Pictures ---------------------------------------------------------------
-def _outlines(result: PairResult) -> list[tuple[np.ndarray, str]]:
+def _outlines(result: LinkedScan) -> list[tuple[np.ndarray, str]]:
   structures = result.linked.structures
   return [
     (structures.labels == number, segmented.COLORS[name][0])
@@ -184,17 +183,21 @@ def _outlines(result: PairResult) -> list[tuple[np.ndarray, str]]:
   ]
 
 
-def _heat(result: PairResult, layer: str | None = None) -> np.ndarray:
+def _heat(result: LinkedScan, layer: str | None = None) -> np.ndarray:
   return np.nan_to_num(result.linked.heats[layer or result.linked.layer])
 
 
-def _center(result: PairResult) -> tuple[float, float, float]:
+def _center(result: LinkedScan) -> tuple[float, float, float]:
   """Returns where the pictures' planes cross: the first finding, if any."""
   findings = result.linked.findings
-  return findings[0].position_mm if findings else result.case.heart_mm
+  return (
+    findings[0].position_mm
+    if findings
+    else result.classified.reading.prepared.heart_mm
+  )
 
 
-def overlay_panels(result: PairResult) -> list[planes.Panel]:
+def overlay_panels(result: LinkedScan) -> list[planes.Panel]:
   """Returns three planes with the heat map and the outlined masks."""
   return planes.three_planes(
     result.linked.structures.volume,
@@ -204,7 +207,7 @@ def overlay_panels(result: PairResult) -> list[planes.Panel]:
   )
 
 
-def layers_png(result: PairResult) -> bytes:
+def layers_png(result: LinkedScan) -> bytes:
   """Returns a sheet with a row of three planes for each layer."""
   rows = {
     layer: planes.three_planes(
@@ -216,13 +219,14 @@ def layers_png(result: PairResult) -> bytes:
   }
   return planes.planes_png(
     rows,
-    f"{result.case.case}  ·  {result.method}, all layers  ·  patient's right on"
+    f"{result.classified.reading.case}  ·"
+    f"  {result.method}, all layers  ·  patient's right on"
     " the left  ·  research only",
     heat_label="evidence, share of each map's maximum",
   )
 
 
-def thumbnail(result: PairResult, finding: Finding) -> bytes:
+def thumbnail(result: LinkedScan, finding: Finding) -> bytes:
   """Returns the axial plane around a finding, with heat and outlines."""
   volume = result.linked.structures.volume
   middle = np.array(finding.index)
@@ -243,7 +247,7 @@ def thumbnail(result: PairResult, finding: Finding) -> bytes:
   return planes.panel_png(panel, longest_px=300)
 
 
-def tree_png(result: PairResult) -> bytes:
+def tree_png(result: LinkedScan) -> bytes:
   """Returns the coronary tree with the evidence along it."""
   structures = result.linked.structures
   return planes.to_png(
@@ -256,7 +260,7 @@ def tree_png(result: PairResult) -> bytes:
   )
 
 
-def vessel_pngs(result: PairResult) -> dict[str, bytes]:
+def vessel_pngs(result: LinkedScan) -> dict[str, bytes]:
   """Returns the reformations of the main vessels by name."""
   structures = result.linked.structures
   scene = vessel_figure.Scene(
@@ -278,7 +282,7 @@ def vessel_pngs(result: PairResult) -> dict[str, bytes]:
 
 
 # --- The page and the files -------------------------------------------------
-def evidence_table(result: PairResult) -> list[dict[str, Any]]:
+def evidence_table(result: LinkedScan) -> list[dict[str, Any]]:
   """Returns a row for each structure that has a volume, most lift first."""
   linked = result.linked
   shares, near = linked.shares[linked.layer], linked.near[linked.layer]
@@ -291,7 +295,7 @@ def evidence_table(result: PairResult) -> list[dict[str, Any]]:
   return sorted(rows, key=lambda row: -np.nan_to_num(row["share"].lift))
 
 
-def evidence_notes(result: PairResult) -> list[str]:
+def evidence_notes(result: LinkedScan) -> list[str]:
   """Returns what the table of the evidence leaves out, in sentences."""
   linked = result.linked
   shares = linked.shares[linked.layer]
@@ -317,12 +321,12 @@ def evidence_notes(result: PairResult) -> list[str]:
 
 
 def render_page(
-  result: PairResult, document: dict[str, Any], *, tree: bytes, layers: bytes
+  result: LinkedScan, document: dict[str, Any], *, tree: bytes, layers: bytes
 ) -> str:
   """Returns report.html: one file that opens offline.
 
   Args:
-    result: of `scan.predict_pair`.
+    result: of `scan.link_scan`.
     document: of `to_json`.
     tree: of `tree_png`.
     layers: of `layers_png`.
@@ -339,7 +343,7 @@ def render_page(
     ),
   }
   return classified.render_page(
-    result.case,
+    result.classified,
     "linked.html",
     document,
     summary=summary(result),
@@ -370,12 +374,12 @@ def render_page(
 
 
 def write_linked(
-  result: PairResult, folder: str | os.PathLike, *, overwrite: bool = False
+  result: LinkedScan, folder: str | os.PathLike, *, overwrite: bool = False
 ) -> dict[str, Any]:
   """Writes all the files of a linked case, whole or not at all.
 
   Args:
-    result: of `scan.predict_pair`.
+    result: of `scan.link_scan`.
     folder: is made; refused if it holds anything already.
     overwrite: replace an earlier result there.
 
@@ -386,24 +390,23 @@ def write_linked(
     UserError: the folder is in the way or cannot be written.
   """
   document = to_json(result)
-  names, case = document["files"], result.case
+  names, reading = document["files"], result.classified.reading
   # They are files of their own and on the page.
   tree, layers = tree_png(result), layers_png(result)
   page = render_page(result, document, tree=tree, layers=layers)
   with classified.KIND.writing(folder, overwrite=overwrite) as made:
     for key, content in (
-      ("planes", classified.render_planes(case)),
+      ("planes", classified.render_planes(result.classified)),
       ("tree", tree),
       ("layers", layers),
       ("page", page.encode()),
     ):
       (made / names[key]).write_bytes(content)
-    seen = case.model_input
+    seen = reading.model_input
     write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
-    write_nifti(made / names["segments"], result.segments.labels, case.scan)
+    write_nifti(made / names["segments"], result.segmented.labels, reading.scan)
     for layer, heat in result.maps.items():
-      on_scan = heat_maps.on_scanner_grid(heat, seen.grid, case.scan)
-      write_nifti(made / names[f"heat_{layer}"], on_scan, case.scan)
-    text = json.dumps(document, indent=2, allow_nan=False)
-    (made / names["result"]).write_text(text + "\n", "utf-8")
+      on_scan = heat_maps.on_scanner_grid(heat, seen.grid, reading.scan)
+      write_nifti(made / names[f"heat_{layer}"], on_scan, reading.scan)
+    pages.write_json(made / names["result"], document)
   return document

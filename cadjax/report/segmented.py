@@ -1,12 +1,26 @@
-"""A segmented scan as files: JSON, masks, a picture."""
+"""A segmented scan as files.
 
-import json
+  segments.nii.gz   uint8 classes, with exactly the scan's shape and affine
+  planes.png        where most of each class lies, outlined
+  segments.json     schema "cadjax.segments/1" (null where not known)
+
+segments.json holds the keys of `pages.envelope` and
+
+  summary         what was found, in words
+  classes         see `segmentation.scan.FoundClass`
+  segmentation    classes (the class set), window, overlap, mirror,
+                  min_component_mm3
+  segmenter       which model it was, see `workdir.ModelCard`
+  files           the names of the files beside it
+"""
+
+import dataclasses
 import os
 from typing import Any
 
 from cadjax.core import files
 from cadjax.report import pages, planes
-from cadjax.segmentation.scan import SegmentResult, _word
+from cadjax.segmentation.scan import SegmentedScan, _word
 from data_prep.volume import write_nifti
 
 SCHEMA = "cadjax.segments/1"
@@ -26,68 +40,48 @@ COLORS = {
 }
 
 
-def to_json(result: SegmentResult) -> dict[str, Any]:
+def to_json(result: SegmentedScan) -> dict[str, Any]:
   """Returns the contents of segments.json: strict JSON, NaN as None."""
-  prepared = result.prepared
   return files.strict(
-    {
-      "schema": SCHEMA,
-      "notice": pages.NOTICE,
-      "warnings": result.warnings,
+    pages.envelope(SCHEMA, result.reading, result.warnings)
+    | {
       "summary": result.summary,
-      "case": result.case,
-      "created": result.created,
-      "input": {
-        "name": result.input_name,
-        "shape": prepared.scan.shape,
-        "spacing_mm": prepared.scan.spacing,
-        "notes": prepared.model_input.notes or prepared.scan.notes,
-      },
-      "classes": result.classes,
-      "segmentation": result.segmentation,
-      "plausibility": {
-        "concerns": prepared.concerns,
-        "features": prepared.features,
-      },
-      "segmenter": result.segmenter,
-      "model_input": {"grid": prepared.model_input.grid.to_dict()},
-      "software": result.software,
+      "classes": [dataclasses.asdict(one) for one in result.classes],
+      "segmentation": result.settings,
+      "segmenter": dataclasses.asdict(result.reading.model),
       "files": FILES,
     }
   )
 
 
-def render_planes(result: SegmentResult) -> bytes:
+def render_planes(result: SegmentedScan) -> bytes:
   """Returns planes.png: for each class the planes with most of it."""
-  scan = result.prepared.scan
-  masks = {
-    x["name"]: result.labels == x["value"]
-    for x in result.classes
-    if x["voxels"]
-  }
+  scan = result.reading.prepared.scan
+  masks = {x.name: result.labels == x.value for x in result.classes if x.voxels}
   outlined = [(mask, COLORS[name][0]) for name, mask in masks.items()]
   centers = {
     _word(name): scan.grid.to_mm(planes.fullest(mask))
     for name, mask in masks.items()
-  } or {"Scan": result.prepared.heart_mm}
+  } or {"Scan": result.reading.prepared.heart_mm}
   legend = ", ".join(f"{COLORS[name][1]}: {_word(name)}" for name in masks)
   return planes.planes_png(
     {
       heading: planes.three_planes(
         scan,
         center_mm,
-        outline=result.prepared.model_input.grid,
+        outline=result.reading.prepared.model_input.grid,
         masks=outlined,
       )
       for heading, center_mm in centers.items()
     },
-    f"{result.case}  ·  {legend or 'nothing was found'}  ·  dashed: what the"
+    f"{result.reading.case}  ·"
+    f"  {legend or 'nothing was found'}  ·  dashed: what the"
     " segmenter saw  ·  research only",
   )
 
 
-def write_segments(
-  result: SegmentResult, folder: str | os.PathLike, *, overwrite: bool = False
+def write_segmented(
+  result: SegmentedScan, folder: str | os.PathLike, *, overwrite: bool = False
 ) -> dict[str, Any]:
   """Writes all the files of a segmented scan, whole or not at all.
 
@@ -104,8 +98,9 @@ def write_segments(
   """
   document = to_json(result)
   with KIND.writing(folder, overwrite=overwrite) as made:
-    write_nifti(made / FILES["mask"], result.labels, result.prepared.scan)
+    write_nifti(
+      made / FILES["mask"], result.labels, result.reading.prepared.scan
+    )
     (made / FILES["planes"]).write_bytes(render_planes(result))
-    text = json.dumps(document, indent=2, allow_nan=False)
-    (made / FILES["result"]).write_text(text + "\n", "utf-8")
+    pages.write_json(made / FILES["result"], document)
   return document

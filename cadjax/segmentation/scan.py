@@ -1,86 +1,81 @@
 """Segments a scan: masks on the scanner's grid."""
 
 import dataclasses
-import datetime
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cadjax.data import classes, scans
+from cadjax.data import scans
 from cadjax.segmentation import components
 from cadjax.segmentation.segmenter import Segmenter
-from cadjax.training import workdir
+from cadjax.training.reading import Reading, begin
 from data_prep import geometry
 from data_prep.volume import Grid, Volume
 
-PHANTOM_WARNING = (
-  "The segmenter was trained on phantoms: its masks are not evidence about"
-  " patients."
-)
-CONCERN_WARNING = (
-  "The scan is unlike the data that the segmenter was trained on: its masks"
-  " are not to be relied on."
-)
+
+@dataclasses.dataclass(frozen=True)
+class FoundClass:
+  """How much of one class was found in a scan.
+
+  Attributes:
+    value: of its voxels in the labels.
+    name: of the class.
+    voxels: their number on the scan's grid.
+    volume_ml: their volume.
+    components: 26-connected ones.
+  """
+
+  value: int
+  name: str
+  voxels: int
+  volume_ml: float
+  components: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SegmentResult:
-  """What was found in one scan.
+class SegmentedScan:
+  """One scan that a segmenter segmented; `report.segmented` writes it.
 
   Attributes:
-    case: its name, safe to print.
-    input_name: base name of the file or folder.
-    prepared: the scan and what the segmenter saw of it.
+    reading: the scan, the model and the software.
     labels: uint8 [D, H, W] on the scan's grid.
     model_labels: uint8 [D, H, W] on the segmenter's grid.
-    classes: see "classes" of the schema.
-    segmentation: see the schema.
-    segmenter: see the schema.
-    software: versions of this run.
-    created: UTC, ISO 8601.
+    classes: every foreground class, in the order of the labels.
+    settings: classes (the class set), window, overlap, mirror and
+      min_component_mm3.
   """
 
-  case: str
-  input_name: str
-  prepared: scans.Prepared
+  reading: Reading
   labels: np.ndarray
   model_labels: np.ndarray
-  classes: tuple[dict[str, Any], ...]
-  segmentation: dict[str, Any]
-  segmenter: dict[str, Any]
-  software: dict[str, Any]
-  created: str
+  classes: tuple[FoundClass, ...]
+  settings: Mapping[str, Any]
 
   @property
   def summary(self) -> str:
     """What was found, in words."""
-    missing = [x["name"] for x in self.classes if not x["voxels"]]
+    missing = [x.name for x in self.classes if not x.voxels]
     if len(missing) == len(self.classes):
       return f"Nothing was found: no {' and no '.join(_words(missing))}."
     found = ", ".join(
-      f"{_word(x['name'])} {x['volume_ml']:.1f} mL in {x['components']}"
-      f" piece{'s' if x['components'] > 1 else ''}"
+      f"{_word(x.name)} {x.volume_ml:.1f} mL in {x.components}"
+      f" piece{'s' if x.components > 1 else ''}"
       for x in self.classes
-      if x["voxels"]
+      if x.voxels
     )
-    said = f"Found: {found}."
+    text = f"Found: {found}."
     if missing:
-      said += f" Not found: {', '.join(_words(missing))}."
-    return said
+      text += f" Not found: {', '.join(_words(missing))}."
+    return text
 
   @property
   def warnings(self) -> list[str]:
     """What must be read with the masks."""
-    said = []
-    if self.prepared.concerns:
-      said.append(CONCERN_WARNING)
-    if self.segmenter["trained_on"]["is_phantom"]:
-      said.append(PHANTOM_WARNING)
-    if not any(x["voxels"] for x in self.classes):
-      said.append("The segmentation is empty.")
-    return said
+    found = self.reading.warnings("segmenter", "segmentation")
+    if not any(x.voxels for x in self.classes):
+      found.append("The segmentation is empty.")
+    return found
 
 
 def _word(name: str) -> str:
@@ -128,91 +123,71 @@ def labels_on_scan(
 
 
 def segment_scan(
-  trained: Segmenter,
-  path: str | pathlib.Path,
-  *,
-  case: str | None = None,
-  series: str | None = None,
-  heart_mask: str | None = None,
-  progress: bool = False,
-) -> SegmentResult:
+  segmenter: Segmenter, scan: scans.Scan, *, progress: bool = False
+) -> SegmentedScan:
   """Segments one scan.
 
   Args:
-    trained: a segmenter, from `load_segmenter`.
-    path: a file or a folder of DICOM slices.
-    case: the name in the results; by default from the path's last part.
-    series: which DICOM series, by UID or number.
-    heart_mask: a mask file; labels above 0 are the heart.
+    segmenter: of `load_segmenter`.
+    scan: of `scans.read_scan`.
     progress: whether to show a bar on a terminal.
 
   Returns:
-    what `write_segments` writes.
+    labels on the grids of the scan and of the model.
 
   Raises:
-    UserError: the scan or the mask cannot be used.
+    UserError: the scan cannot be laid on the model's grid, memory is short,
+      or the network gives NaN.
   """
-  given = scans.read(path, case=case, series=series, heart_mask=heart_mask)
-  return segment_read(trained, given, progress=progress)
-
-
-def segment_read(
-  trained: Segmenter, given: scans.Scan, *, progress: bool = False
-) -> SegmentResult:
-  """Segments a scan that is read already; see `segment_scan`."""
-  prepared = scans.prepare(given, trained.grid, trained.reference)
-  scan, model_input = prepared.scan, prepared.model_input
-  options = trained.config.segment
-  with scans.memory_told("segmenting", model_input.shape):
-    probabilities = trained.segment(
+  prepared = scans.prepare_scan(scan, segmenter.grid, segmenter.reference)
+  volume, model_input = prepared.scan, prepared.model_input
+  options = segmenter.config.segment
+  with scans.memory_error_as_user_error("segmenting", model_input.shape):
+    probabilities = segmenter.segment(
       model_input.hu, probabilities=True, progress=progress
     ).probabilities
-  with scans.memory_told("bringing the mask back to", scan.shape):
-    labels = labels_on_scan(probabilities, model_input.grid, scan)
+  with scans.memory_error_as_user_error(
+    "resampling the mask back to", volume.shape
+  ):
+    labels = labels_on_scan(probabilities, model_input.grid, volume)
     labels, model_labels = (
       components.remove_small(some, spacing, options.min_component_mm3)
       for some, spacing in (
-        (labels, scan.spacing),
+        (labels, volume.spacing),
         (probabilities.argmax(-1).astype(np.uint8), model_input.spacing),
       )
     )
-  now = datetime.datetime.now(datetime.UTC)
-  return SegmentResult(
-    case=given.case,
-    input_name=given.name,
-    prepared=prepared,
+  return SegmentedScan(
+    begin(segmenter, scan, prepared),
     labels=labels,
     model_labels=model_labels,
-    classes=tuple(_measure(labels, scan, options.classes)),
-    segmentation={
+    classes=tuple(_measure(labels, volume, segmenter.class_names)),
+    settings={
       "classes": options.classes,
-      "window": options.window or trained.config.data.patch_size,
+      "window": options.window or segmenter.config.data.patch_size,
       "overlap": options.overlap,
       "mirror": options.mirror,
       "min_component_mm3": options.min_component_mm3,
     },
-    segmenter=workdir.describe_model(trained),
-    software=workdir.versions(),
-    created=now.isoformat(timespec="seconds"),
   )
 
 
 def _measure(
-  labels: np.ndarray, scan: Volume, class_set: str
-) -> list[dict[str, Any]]:
+  labels: np.ndarray, scan: Volume, names: Sequence[str]
+) -> list[FoundClass]:
   # Not the product of the spacings: a tilted gantry shears the grid.
   voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
   found = []
-  for value, name in enumerate(classes.get_class_set(class_set).names[1:], 1):
+  for value, name in enumerate(names[1:], 1):
     mask = labels == value
     voxels = int(np.count_nonzero(mask))
     found.append(
-      {
-        "value": value,
-        "name": name,
-        "voxels": voxels,
-        "volume_ml": voxels * voxel_ml,
-        "components": components.betti0(mask) if voxels else 0,
-      }
+      FoundClass(
+        value=value,
+        name=name,
+        voxels=voxels,
+        volume_ml=voxels * voxel_ml,
+        components=components.betti0(mask) if voxels else 0,
+      )
     )
   return found

@@ -47,11 +47,9 @@ class RunLog:
     Args:
       batch: on the devices, as the train step gets it.
       prepare: of `steps.make_prepare`, augmentation included.
-      devices: tells whether the batch has a device axis.
+      devices: where the batch is.
     """
-    if devices.mode == "pmap":
-      batch = jax.tree.map(lambda x: np.asarray(x)[0], batch)
-    few = jax.tree.map(lambda x: np.asarray(x)[:2], batch)
+    few = devices.first_examples(batch, 2)
     image, _, _ = jax.jit(prepare)(jax.random.key(0), few)
     for i, x in enumerate(np.asarray(image)[:4, ..., 0]):
       planes = [x] if x.ndim == 2 else _planes(x)

@@ -1,5 +1,6 @@
 """The training loop: one function, read from top to bottom."""
 
+import dataclasses
 import pathlib
 import signal
 import threading
@@ -18,13 +19,24 @@ from cadjax.training.log import RunLog
 from cadjax.training.task import Kind, check_config, make_model
 from data_prep.errors import UserError
 
-NOTHING_JUDGED = {
-  "best": None,
-  "best_loss": 0.0,
-  "best_step": 0,
-  "stale_epochs": 0,
-  "stopped": False,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """What early stopping knows; a checkpoint carries it as JSON.
+
+  Attributes:
+    best: the best monitored value so far; None before the first.
+    best_loss: the validation loss at that step.
+    best_step: the step of that validation.
+    stale_epochs: epochs since without an improvement.
+    stopped: whether training is over by `config.patience`.
+  """
+
+  best: float | None = None
+  best_loss: float = 0.0
+  best_step: int = 0
+  stale_epochs: int = 0
+  stopped: bool = False
 
 
 class NonFiniteLossError(UserError):
@@ -91,8 +103,7 @@ def train_and_evaluate(
     )
   )
 
-  # State: new, or of another run, or where an earlier run of this workdir
-  # stopped.
+  # State: new, taken from another run, or where this workdir stopped.
   plain = make_model(config)
   taken = None
   if config.get("init_from") and not checkpoint.begun(path):
@@ -114,11 +125,11 @@ def train_and_evaluate(
     )
   state = devices.put_replicated(state)
   checkpoints = checkpoint.Checkpoints(path)
-  meta = dict(NOTHING_JUDGED)
+  progress = Progress()
   restored = checkpoints.restore(state)
   if restored is not None:
-    state, judged = restored
-    meta |= judged  # Of an older version, it has no best_loss.
+    state, saved = restored
+    progress = Progress(**saved)
   start = int(state.step)
   log = RunLog(path, start)
   if start:
@@ -141,18 +152,16 @@ def train_and_evaluate(
 
   # The loop. Metrics are read one step late, so that the device never waits.
   batches = devices.prefetch(
-    task.batches(start, start if meta["stopped"] else total_steps)
+    task.batches(start, start if progress.stopped else total_steps)
   )
-  progress = tqdm(
-    total=total_steps, initial=start, unit="step", dynamic_ncols=True
-  )
+  bar = tqdm(total=total_steps, initial=start, unit="step", dynamic_ncols=True)
   pending = None
   interrupted = False
   with (
     _sigterm_as_flag() as sigterm,  # Until the last checkpoint is written.
     closing(checkpoints),
     closing(log),
-    progress,
+    bar,
   ):
     for step, (batch, rows) in enumerate(batches, start + 1):
       if step == 1:
@@ -160,9 +169,9 @@ def train_and_evaluate(
       state, values = train_step(state, batch)
       if pending is not None:
         loss = check(*pending)["loss"]
-        progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
       pending = (step, values, rows)
-      progress.update()
+      bar.update()
 
       end_of_epoch = step % per_epoch == 0
       due = step % config.checkpoint_every == 0
@@ -174,12 +183,12 @@ def train_and_evaluate(
       if end_of_epoch:
         values = task.validate(state.eval_variables())
         log.scalars(step, "validation", values)
-        _judge(meta, values, step, config)
-        if meta["best_step"] == step:
+        progress = judge(progress, values, step, config)
+        if progress.best_step == step:
           checkpoints.save_best(step, state.eval_variables())
-        progress.write(_epoch_line(step // per_epoch, config, values, meta))
-      checkpoints.save(step, state, meta)
-      if meta["stopped"] or interrupted:
+        bar.write(_epoch_line(step // per_epoch, config, values, progress))
+      checkpoints.save(step, state, dataclasses.asdict(progress))
+      if progress.stopped or interrupted:
         break
   if interrupted:
     tqdm.write(
@@ -187,42 +196,49 @@ def train_and_evaluate(
       " command goes on from here"
     )
   else:
-    workdir.finish(path, int(state.step), meta)
-    value = "undefined" if meta["best"] is None else f"{meta['best']:.4f}"
+    workdir.finish(path, int(state.step), dataclasses.asdict(progress))
+    value = "undefined" if progress.best is None else f"{progress.best:.4f}"
     tqdm.write(
       f"done: best validation {config.monitor} {value} at step"
-      f" {meta['best_step']}, in {path}"
+      f" {progress.best_step}, in {path}"
     )
   return state
 
 
-def _judge(
-  meta: dict[str, Any], values: Mapping[str, float], step: int, config
-) -> None:
-  """Updates the early-stopping state by one epoch's validation.
+def judge(
+  progress: Progress, values: Mapping[str, float], step: int, config
+) -> Progress:
+  """Returns the early-stopping state after one more validation.
 
-  Better is a better monitored value, or as good a one at a lower loss: the AUC
-  of a small validation set is soon 1, and the loss goes on telling.
+  Better is a better monitored value, or an equal one at a lower loss: the AUC
+  of a small validation set is soon 1, while the loss still tells epochs apart.
+
+  Args:
+    progress: before it.
+    values: the metrics of the validation.
+    step: of the validation.
+    config: `monitor` and `patience`.
   """
   value = values[config.monitor]
   loss = values.get("loss", 0.0)  # No validation of a segmenter has it.
   sign = -1 if config.monitor == "loss" else 1
   if np.isfinite(value) and (
-    meta["best"] is None
-    or (sign * value, -loss) > (sign * meta["best"], -meta["best_loss"])
+    progress.best is None
+    or (sign * value, -loss) > (sign * progress.best, -progress.best_loss)
   ):
-    meta |= {"best": value, "best_loss": loss}
-    meta |= {"best_step": step, "stale_epochs": 0}
+    progress = Progress(best=value, best_loss=loss, best_step=step)
   else:
-    meta["stale_epochs"] += 1
-  meta["stopped"] = meta["stale_epochs"] >= config.patience
+    stale = progress.stale_epochs + 1
+    progress = dataclasses.replace(progress, stale_epochs=stale)
+  stopped = progress.stale_epochs >= config.patience
+  return dataclasses.replace(progress, stopped=stopped)
 
 
-def _epoch_line(epoch: int, config, values: dict[str, float], meta) -> str:
+def _epoch_line(epoch: int, config, values: dict[str, float], progress) -> str:
   shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
   line = f"epoch {epoch}/{config.epochs}  validation: {shown}"
-  if meta["stale_epochs"]:
-    line += f"  ({meta['stale_epochs']} without improvement)"
-  if meta["stopped"]:
+  if progress.stale_epochs:
+    line += f"  ({progress.stale_epochs} without improvement)"
+  if progress.stopped:
     line += "  early stop"
   return line

@@ -151,16 +151,45 @@ def _git_hash() -> str | None:
   return done.stdout.strip()
 
 
-def versions() -> dict[str, Any]:
-  """Versions of what computes, the commit and the devices."""
+@dataclasses.dataclass(frozen=True)
+class Software:
+  """What computed a result.
+
+  Attributes:
+    cadjax: the version.
+    git: the commit of the checkout; None for an installed wheel.
+    python: the version.
+    packages: versions of the packages that compute, by name.
+    devices: the kinds of the devices, one for each.
+  """
+
+  cadjax: str
+  git: str | None
+  python: str
+  packages: dict[str, str]
+  devices: tuple[str, ...]
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns one flat JSON object, the packages by their names."""
+    return {
+      "cadjax": self.cadjax,
+      "git": self.git,
+      "python": self.python,
+      **self.packages,
+      "devices": list(self.devices),
+    }
+
+
+def software() -> Software:
+  """Returns the versions of what computes here, the commit and the devices."""
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  return {
-    "cadjax": __version__,
-    "git": _git_hash(),
-    "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in packages},
-    "devices": [str(d.device_kind) for d in jax.devices()],
-  }
+  return Software(
+    cadjax=__version__,
+    git=_git_hash(),
+    python=platform.python_version(),
+    packages={name: importlib.metadata.version(name) for name in packages},
+    devices=tuple(str(d.device_kind) for d in jax.devices()),
+  )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -209,7 +238,7 @@ def prepare(
     raise UserError(f"--workdir={workdir} is a file")
   workdir.mkdir(parents=True, exist_ok=True)
   files.write_json(workdir / "dataset.json", data)
-  files.write_json(workdir / "versions.json", versions())
+  files.write_json(workdir / "versions.json", software().to_dict())
   # Last: a workdir with a config is whole.
   files.write_json(workdir / "config.json", wanted)
 
@@ -224,24 +253,66 @@ def is_finished(workdir: pathlib.Path) -> bool:
   return (workdir / "finished.json").exists()
 
 
-def describe_model(trained: Trained) -> dict[str, Any]:
-  """Returns what a result says of the model that made it."""
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+  """The data that a model was trained on.
+
+  Attributes:
+    source: of `data_prep.sources`; None where not known.
+    is_phantom: whether they are phantoms.
+    cases: by split; None where not known.
+    patients: by split; None where not known.
+    fingerprint: of the records.
+  """
+
+  source: str | None
+  is_phantom: bool
+  cases: dict[str, int] | None
+  patients: dict[str, int] | None
+  fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+  """What a result says about the model that made it.
+
+  Attributes:
+    workdir: the base name of the workdir.
+    step: of the best checkpoint.
+    model: name, ndim, and depth or features.
+    trained_on: the training data.
+    grid: the recipe of its grid, see `geometry.GridSpec`.
+    window_hu: the HU that become 0 and 1 in its input.
+    versions: of the training run, as `Software.to_dict`.
+  """
+
+  workdir: str
+  step: int
+  model: dict[str, Any]
+  trained_on: TrainingData
+  grid: dict[str, Any]
+  window_hu: tuple[float, float]
+  versions: dict[str, Any]
+
+
+def describe_model(trained: Trained) -> ModelCard:
+  """Returns the card of a trained model."""
   dataset = trained.dataset
   model = trained.config.model
   source = dataset.get("source")
   fields = ("name", "ndim", "depth", "features")
-  return {
-    "workdir": trained.path.resolve().name,
-    "step": trained.step,
-    "model": {name: model[name] for name in fields if name in model},
-    "trained_on": {
-      "source": source,
-      "is_phantom": source == "phantom",
-      "cases": dataset.get("cases"),
-      "patients": dataset.get("patients"),
-      "fingerprint": dataset["fingerprint"],
-    },
-    "grid": dataset["grid"],
-    "window_hu": list(trained.config.data.window_hu),
-    "versions": files.read_json(trained.path / "versions.json"),
-  }
+  return ModelCard(
+    workdir=trained.path.resolve().name,
+    step=trained.step,
+    model={name: model[name] for name in fields if name in model},
+    trained_on=TrainingData(
+      source=source,
+      is_phantom=source == "phantom",
+      cases=dataset.get("cases"),
+      patients=dataset.get("patients"),
+      fingerprint=dataset["fingerprint"],
+    ),
+    grid=dataset["grid"],
+    window_hu=trained.window_hu,
+    versions=files.read_json(trained.path / "versions.json"),
+  )

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from tiny_runs import train
 
 from cadjax import tasks
 from cadjax.classification import priors
@@ -75,7 +74,7 @@ def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
   config = tiny_config.copy_and_resolve_references()
   config.epochs = 1
   config.data.prior.use = "channels"
-  state = train(config, tmp_path / "w")
+  state = tasks.train_and_evaluate(config, tmp_path / "w")
   seen = {x.shape[-2] for x in jax.tree.leaves(state.params) if x.ndim == 5}
   assert 3 in seen
   assert 1 not in seen

@@ -1,7 +1,9 @@
+import json
 import pathlib
 
 import pytest
 
+from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
 from data_prep.errors import UserError
@@ -98,3 +100,79 @@ def test_what_does_not_fit_is_told(tmp_path, options, message):
 def test_a_wildcard_without_match_is_told(tmp_path):
   with pytest.raises(UserError, match="matches no file"):
     scan_jobs.make_jobs([str(tmp_path / "*.nii")], "out")
+
+
+# --- Many scans in turn, without a model ---
+
+KIND = files.ResultFolder("one.json", "test/")
+
+
+def jobs(folder, *names):
+  return [
+    scan_jobs.Job(name, folder / f"{name}.nii.gz", folder / name, f"{name}.mha")
+    for name in names
+  ]
+
+
+def write(result, folder, *, overwrite):
+  with KIND.writing(folder, overwrite=overwrite) as made:
+    document = {"schema": "test/1", "files": {"result": "one.json"}}
+    (made / "one.json").write_text(json.dumps(document | {"found": result}))
+  return document
+
+
+@pytest.fixture
+def read(monkeypatch):
+  """Replaces reading: a scan is what it would be read from."""
+  calls = []
+
+  def fake(path, **given):
+    calls.append(path)
+    if path.name.startswith("bad"):
+      raise UserError("no scan\nat all")
+    return {"path": path.name} | given
+
+  monkeypatch.setattr(scans, "read_scan", fake)
+  return calls
+
+
+def same(_, scan):
+  return scan
+
+
+def test_every_scan_is_read_written_and_described(read, tmp_path, capsys):
+  failed = scan_jobs.run_jobs(
+    jobs(tmp_path, "a", "b"),
+    KIND,
+    same,
+    write,
+    lambda job, result: f"{job.case}: {result['path']}",
+    series="2",
+  )
+  assert failed == 0
+  assert capsys.readouterr().out == "a: a.nii.gz\nb: b.nii.gz\n"
+  found = json.loads((tmp_path / "b" / "one.json").read_text())["found"]
+  assert found == {
+    "path": "b.nii.gz", "case": "b", "series": "2", "heart_mask": "b.mha"
+  }  # fmt: skip
+
+
+def test_a_scan_that_fails_does_not_stop_the_others(read, tmp_path, capsys):
+  failed = scan_jobs.run_jobs(
+    jobs(tmp_path, "bad", "b"), KIND, same, write, lambda job, _: job.case
+  )
+  assert failed == 1
+  told = capsys.readouterr()
+  assert told.err == "error: no scan at all\n"
+  assert told.out == "b\n"
+  assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_in_the_way_is_seen_before_the_work(read, tmp_path, capsys):
+  given = (jobs(tmp_path, "a"), KIND, same, write, lambda job, _: job.case)
+  assert scan_jobs.run_jobs(*given) == 0
+  assert scan_jobs.run_jobs(*given) == 1
+  assert len(read) == 1
+  assert "--overwrite replaces it" in capsys.readouterr().err
+  assert scan_jobs.run_jobs(*given, overwrite=True) == 0
+  assert len(read) == 2

@@ -9,7 +9,7 @@ from tiny_tree import FORK, LINES, VOXEL, ball, blobs, on, scene
 from cadjax.core import lookup
 from cadjax.evaluation.links import match_lesions
 from cadjax.link import findings
-from cadjax.link.findings import Options, find_abnormalities
+from cadjax.link.findings import FindingOptions, find_abnormalities
 from cadjax.vessels.find import find_vessels
 from data_prep.geometry import GridSpec
 from data_prep.phantom import make_phantom
@@ -79,7 +79,7 @@ def test_each_mode_has_its_sources_and_its_ranking():
   heat = blobs((OTHER, 1.0), (OFF, 0.9), (PLACE, 0.2))
   small = ball(on(LINES[2], 0.9), 1.1)
   given = {"heat": heat, "plaques": {"stable": stable() | small}}
-  options = Options(least_heat=0.3, near_mm=3.0)
+  options = FindingOptions(least_heat=0.3, near_mm=3.0)
   by_map = find("map", options, **given)
   assert [one.sources for one in by_map] == [("heat",)] * 2
   assert by_map[0].vessel
@@ -104,7 +104,7 @@ def test_each_mode_has_its_sources_and_its_ranking():
     scores = [one.score for one in found]
     assert scores == sorted(scores, reverse=True)
     assert scores == [findings.score(one, mode, options) for one in found]
-  first = Options(near_mm=3.0, most=1)
+  first = FindingOptions(near_mm=3.0, most=1)
   assert find("combined", first, **given) == both[:1]
 
 
@@ -120,7 +120,7 @@ def test_one_place_is_one_finding():
 
 def test_the_stenosis_is_none_with_its_reason_where_it_cannot_be_told():
   given = {"plaques": {"stable": stable()}}
-  (coarse,) = find(options=Options(least_voxels=4.0), **given)
+  (coarse,) = find(options=FindingOptions(least_voxels=4.0), **given)
   assert coarse.stenosis is None
   assert "4 voxels" in coarse.stenosis_note
   assert coarse.sources == ("plaque",)
@@ -153,7 +153,7 @@ def test_weights_make_the_combined_score():
   }
   zero = dict.fromkeys(parts, 0.0)
   for weight, part in parts.items():
-    options = Options(**(zero | {weight: 2.0}))
+    options = FindingOptions(**(zero | {weight: 2.0}))
     assert findings.score(one, "combined", options) == pytest.approx(2 * part)
 
 

@@ -10,9 +10,10 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny_runs import link_file
 
 from cadjax.core import lookup
-from cadjax.link import decision, findings
+from cadjax.link import decision
 from cadjax.link import scan as link_scan
 from cadjax.report import linked, planes, viewer
 from cadjax.segmentation import sliding
@@ -46,7 +47,7 @@ def quick(monkeypatch):
 def test_every_file_has_exactly_the_grid_of_the_scan(
   two, scan, tmp_path, quick
 ):
-  result = link_scan.predict_pair(two, scan, case="one")
+  result = link_file(two, scan, case="one")
   document = linked.write_linked(result, tmp_path / "out")
   there = {path.name for path in (tmp_path / "out").iterdir()}
   assert there == set(document["files"].values())
@@ -67,7 +68,7 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
   assert document["link"]["layer"] == "stage1"
   assert document["case"] == "one"
   for finding in document["link"]["findings"]:
-    index = result.case.scan.grid.to_index(finding["position_mm"])
+    index = result.classified.reading.scan.grid.to_index(finding["position_mm"])
     np.testing.assert_allclose(finding["scan_index"], index, atol=0.51)
 
 
@@ -79,10 +80,14 @@ def test_a_scan_is_read_once_for_both_models(two, scan, monkeypatch):
     return read(path, **options)
 
   monkeypatch.setattr(volume, "read_volume", counted)
-  result = link_scan.predict_pair(two, scan)
+  result = link_file(two, scan)
   assert paths == [scan]
-  assert result.case.scan is result.segments.prepared.scan
-  assert result.case.case == result.segments.case == scan.name[:-7]
+  assert result.classified.reading.scan is result.segmented.reading.scan
+  assert (
+    result.classified.reading.case
+    == result.segmented.reading.case
+    == scan.name[:-7]
+  )
 
 
 def test_what_is_on_the_page_and_a_file_is_drawn_once(
@@ -93,7 +98,7 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
     monkeypatch.setattr(
       linked, name, lambda _, name=name: drawn.append(name) or b"one"
     )
-  result = link_scan.predict_pair(two, scan)
+  result = link_file(two, scan)
   linked.write_linked(result, tmp_path / "out")
   assert drawn == ["tree_png", "layers_png"]
   assert (tmp_path / "out" / "tree.png").read_bytes() == b"one"
@@ -105,7 +110,7 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
 def test_a_fitted_decision_is_in_the_report(
   tiny_workdir, tiny_segmenter, two, scan, tmp_path, quick
 ):
-  assert link_scan.predict_pair(two, scan).combined is None
+  assert link_file(two, scan).combined is None
   fitted = decision.Decision(
     {"log_odds": 2.0, "stenosis": 0.5}, 0.1, 0.9, "", 7
   )
@@ -119,8 +124,10 @@ def test_a_fitted_decision_is_in_the_report(
   deciding = link_scan.load_pair(
     tiny_workdir, tiny_segmenter, decision_file=path
   )
-  result = link_scan.predict_pair(deciding, scan)
-  values = decision.features(result.linked.structures, result.case.prediction)
+  result = link_file(deciding, scan)
+  values = decision.features(
+    result.linked.structures, result.classified.prediction
+  )
   document = linked.write_linked(result, tmp_path / "out")
   found = document["combined"]
   assert found["probability"] == pytest.approx(fitted.probability(values))
@@ -132,7 +139,7 @@ def test_a_fitted_decision_is_in_the_report(
 
 
 def test_the_page_holds_all_and_asks_for_nothing(two, scan, tmp_path, quick):
-  result = link_scan.predict_pair(two, scan)
+  result = link_file(two, scan)
   linked.write_linked(result, tmp_path / "out")
   page = (tmp_path / "out" / "report.html").read_text()
   assert "default-src 'none'" in page
@@ -165,7 +172,7 @@ def test_the_viewers_work_in_a_browser(two, scan, tmp_path):
   chromium = shutil.which("chromium") or shutil.which("google-chrome")
   if chromium is None:
     pytest.skip("no Chromium here")
-  result = link_scan.predict_pair(two, scan)
+  result = link_file(two, scan)
   linked.write_linked(result, tmp_path / "out")
   page = (tmp_path / "out" / "report.html").read_text()
   (tmp_path / "page.html").write_text(
@@ -205,7 +212,7 @@ def test_an_empty_segmentation_is_reported(
     return sliding.Segmentation(np.zeros(hu.shape, np.uint8), probabilities)
 
   monkeypatch.setattr(Trained, "segment", nothing)
-  result = link_scan.predict_pair(two, scan)
+  result = link_file(two, scan)
   document = linked.write_linked(result, tmp_path / "out")
   assert document["link"]["findings"] == []
   page = (tmp_path / "out" / "report.html").read_text()
@@ -214,7 +221,9 @@ def test_an_empty_segmentation_is_reported(
   (missing,) = linked.evidence_notes(result)
   assert missing.endswith("segmented as such: aorta.")
   assert missing in page
-  found = decision.features(result.linked.structures, result.case.prediction)
+  found = decision.features(
+    result.linked.structures, result.classified.prediction
+  )
   assert found["stenosis"] == 0
 
 
@@ -236,7 +245,7 @@ def test_models_of_other_grids_and_windows_go_together(
     two.segmenter.variables,
   )
   other = dataclasses.replace(two, segmenter=segmenter)
-  result = link_scan.predict_pair(other, scan)
+  result = link_file(other, scan)
   document = linked.write_linked(result, tmp_path / "out")
   assert result.linked.structures.labels.shape == (20, 16, 24)
   assert document["segmentation"]["segmenter"]["window_hu"] == [-300.0, 900.0]
@@ -265,16 +274,16 @@ def test_a_finding_in_words(drawn_finding):
     " of the diameter lost"
   )
   assert "no lumen seen" in linked.describe(drawn_finding(stenosis=1.0))
-  filled = drawn_finding(stenosis_note="calcium fills the calibre")
+  filled = drawn_finding(
+    stenosis_state="filled", stenosis_note="calcium fills the calibre"
+  )
   assert linked.describe(filled).endswith(
     ", stenosis not measurable: calcium fills the calibre"
   )
-  merged = drawn_finding(
-    stenosis=0.0, stenosis_note=f"by it, {findings.MERGED}"
-  )
+  merged = drawn_finding(stenosis=0.0, stenosis_state="merged")
   said = linked.describe(merged)
   assert "of the diameter lost" not in said
-  assert said.endswith("by a mask which does not tell plaque from lumen")
+  assert said.endswith("by a mask of plaque and lumen as one")
   bare = drawn_finding(
     vessel="", from_ostium_mm=float("nan"), plaque="", plaque_mm3=0.0
   )

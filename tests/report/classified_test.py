@@ -2,14 +2,19 @@ import dataclasses
 import html.parser
 import json
 import pathlib
+import re
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import warning
 
 from cadjax.classification import scan as classification_scan
+from cadjax.data import scans
 from cadjax.report import classified, pages, planes
+from cadjax.training import workdir
+from cadjax.training.reading import Reading
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 
@@ -30,54 +35,66 @@ def volume(shape, spacing) -> Volume:
   return Volume(hu, grid, path="somewhere/secret/scan.nii.gz")
 
 
-def case(**changes) -> classification_scan.CaseResult:
-  scan = volume((10, 20, 30), (3.0, 2.0, 1.0))
-  result = classification_scan.CaseResult(
-    case="scan",
-    input_name="scan.nii.gz",
-    scan=scan,
-    model_input=volume((8, 6, 4), (1.0, 3.0, 2.0)),
-    heart_mm=tuple(scan.grid.center_mm.tolist()),
-    heart_origin="found in the image",
-    prediction={
-      "label": "cad",
-      "probability": 0.731,
-      "calibrated": True,
-      "uncalibrated_probability": 0.9,
-      "temperature": 2.2,
-      "calibration_origin": "on validation",
-      "threshold": 0.35,
-      "threshold_origin": "youden on 14 validation patients",
-      "logits": [-1.0, 1.2],
-    },
-    slices=None,
-    concerns=(),
-    features={"hu_p50": -40.0, "undefined": float("nan")},
-    classifier={
-      "workdir": "classifier",
-      "step": 7,
-      "model": {"name": "resnet", "ndim": 3, "depth": 50},
-      "trained_on": {
-        "source": "asoca",
-        "is_phantom": False,
-        "cases": {"train": 30, "validation": 5, "test": 5},
-        "patients": {"train": 30, "validation": 5, "test": 5},
-        "fingerprint": "0123abcd",
-      },
-      "grid": {"kind": "heart"},
-      "window_hu": [-200.0, 1000.0],
-      "versions": {"git": "abc1234"},
-    },
-    software={"cadjax": "0", "git": None, "jax": "0", "python": "3"},
-    created="2026-01-02T03:04:05+00:00",
+TRAINED_ON = workdir.TrainingData(
+  source="asoca",
+  is_phantom=False,
+  cases={"train": 30, "validation": 5, "test": 5},
+  patients={"train": 30, "validation": 5, "test": 5},
+  fingerprint="0123abcd",
+)
+ON_PHANTOMS = dataclasses.replace(TRAINED_ON, source="phantom", is_phantom=True)
+
+
+def case(
+  *,
+  name="scan",
+  concerns=(),
+  trained_on=None,
+  slices=None,
+  model_input=None,
+  scan=None,
+  **changes,
+) -> classification_scan.ClassifiedScan:
+  """A scored scan; `changes` of its prediction."""
+  scan = scan or volume((10, 20, 30), (3.0, 2.0, 1.0))
+  prediction = {
+    "label": "cad",
+    "probability": 0.731,
+    "calibrated": True,
+    "uncalibrated_probability": 0.9,
+    "temperature": 2.2,
+    "calibration_origin": "on validation",
+    "threshold": 0.35,
+    "threshold_origin": "youden on 14 validation patients",
+    "logits": (-1.0, 1.2),
+  }
+  return classification_scan.ClassifiedScan(
+    reading=Reading(
+      case=name,
+      input_name=f"{name}.nii.gz",
+      prepared=scans.Prepared(
+        scan=scan,
+        model_input=model_input or volume((8, 6, 4), (1.0, 3.0, 2.0)),
+        heart_mm=tuple(scan.grid.center_mm.tolist()),
+        heart_origin="found in the image",
+        features={"hu_p50": -40.0, "undefined": float("nan")},
+        concerns=tuple(concerns),
+      ),
+      model=workdir.ModelCard(
+        workdir="classifier",
+        step=7,
+        model={"name": "resnet", "ndim": 3, "depth": 50},
+        trained_on=trained_on or TRAINED_ON,
+        grid={"kind": "heart"},
+        window_hu=(-200.0, 1000.0),
+        versions={"git": "abc1234"},
+      ),
+      software=workdir.Software("0", None, "3", {"jax": "0"}, ()),
+      created="2026-01-02T03:04:05+00:00",
+    ),
+    prediction=classification_scan.Prediction(**(prediction | changes)),
+    slices=slices,
   )
-  return dataclasses.replace(result, **changes)
-
-
-def trained_on_phantoms() -> dict:
-  classifier = case().classifier
-  trained = classifier["trained_on"] | {"source": "phantom", "is_phantom": True}
-  return classifier | {"trained_on": trained}
 
 
 class Page(html.parser.HTMLParser):
@@ -101,7 +118,7 @@ def test_a_case_is_four_whole_files(tmp_path, monkeypatch):
   for name, draw in DRAW.items():
     monkeypatch.setattr(planes, name, draw)
   result = case()
-  written = classified.write_case(result, tmp_path / "made" / "case")
+  written = classified.write_classified(result, tmp_path / "made" / "case")
   folder = tmp_path / "made" / "case"
   assert {p.name for p in folder.iterdir()} == set(classified.FILES.values())
   assert [p.name for p in folder.parent.iterdir()] == ["case"]
@@ -125,12 +142,15 @@ def test_json_is_strict_and_names_no_path():
 
 
 def test_the_documented_fields_are_the_written_ones():
-  top = [
-    line.split()[0]
-    for line in classified.__doc__.splitlines()
-    if line.startswith("  ") and line[2] != " "
-  ]
-  assert list(classified.to_json(case())) == top
+  def listed(text, indent):
+    lines = [line.removeprefix(indent) for line in text.splitlines()]
+    return [line.split()[0] for line in lines if re.match(r"\w+   ", line)]
+
+  shared = listed(pages.envelope.__doc__, "    ")
+  own = listed(classified.__doc__, "  ")
+  assert len(shared) > 5
+  assert len(own) > 3
+  assert list(classified.to_json(case())) == shared + own
 
 
 def test_json_and_page_carry_the_notice():
@@ -145,26 +165,21 @@ def test_no_warning_without_a_reason():
 
 
 def test_phantom_training_is_said():
-  result = case(classifier=trained_on_phantoms())
-  assert classified.to_json(result)["warnings"] == [
-    classification_scan.PHANTOM_WARNING
-  ]
-  assert (
-    classification_scan.PHANTOM_WARNING
-    in Page(classified.render_page(result)).text
-  )
+  result = case(trained_on=ON_PHANTOMS)
+  assert classified.to_json(result)["warnings"] == [warning("phantom")]
+  assert warning("phantom") in Page(classified.render_page(result)).text
 
 
 def test_concerns_are_said_before_the_number():
   concern = "no contrast in the heart: 45 HU"
-  result = case(concerns=(concern,), classifier=trained_on_phantoms())
+  result = case(concerns=(concern,), trained_on=ON_PHANTOMS)
   text = Page(classified.render_page(result)).text
   assert text.count(concern) == 1
-  assert classification_scan.CONCERN_WARNING in text
+  assert warning("unlike") in text
   assert text.index(concern) < text.index("73.1 %")
   document = classified.to_json(result)
   assert document["plausibility"]["concerns"] == [concern]
-  assert document["warnings"][0] == classification_scan.CONCERN_WARNING
+  assert document["warnings"][0] == warning("unlike")
 
 
 def test_the_page_tells_number_threshold_and_calibration():
@@ -177,14 +192,14 @@ def test_the_page_tells_number_threshold_and_calibration():
 
 
 def test_an_uncalibrated_number_is_called_that():
-  prediction = case().prediction | {
-    "calibrated": False,
-    "temperature": None,
-    "calibration_origin": "never evaluated",
-    "label": "normal",
-    "probability": 0.2,
-  }
-  text = Page(classified.render_page(case(prediction=prediction))).text
+  result = case(
+    calibrated=False,
+    temperature=None,
+    calibration_origin="never evaluated",
+    label="normal",
+    probability=0.2,
+  )
+  text = Page(classified.render_page(result)).text
   assert "Not calibrated : never evaluated" in text
   assert "below the threshold of 35.0 %: called normal" in text
 
@@ -200,23 +215,21 @@ def test_the_page_needs_no_network():
 
 def test_names_are_escaped():
   name = "<script>alert(1)</script>&"
-  page = Page(
-    classified.render_page(case(case=name, input_name=name, concerns=(name,)))
-  )
+  page = Page(classified.render_page(case(name=name, concerns=(name,))))
   assert "script" not in page.tags
   assert name in page.text
 
 
 def test_slices_have_their_own_curve():
-  slices = {
+  slices = classification_scan.Slices("topk", (0.1, 0.9, 0.4), (0.0, 1.5, 3.0))
+  page = Page(classified.render_page(case(slices=slices)))
+  assert page.tags.count("img") == 7
+  assert "the topk over 3 slices" in page.text
+  assert classified.to_json(case(slices=slices))["slices"] == {
     "pooling": "topk",
     "probability": [0.1, 0.9, 0.4],
     "offset_mm": [0.0, 1.5, 3.0],
   }
-  page = Page(classified.render_page(case(slices=slices)))
-  assert page.tags.count("img") == 7
-  assert "the topk over 3 slices" in page.text
-  assert classified.to_json(case(slices=slices))["slices"] == slices
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
@@ -225,29 +238,31 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(classified, "write_nifti", fail)
   with pytest.raises(UserError, match="No space left"):
-    classified.write_case(case(), tmp_path / "case")
+    classified.write_classified(case(), tmp_path / "case")
   assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_replacement_keeps_the_old_result(tmp_path, monkeypatch):
-  classified.write_case(case(case="old"), tmp_path / "case")
+  classified.write_classified(case(name="old"), tmp_path / "case")
 
   def fail(*_):
     raise OSError("No space left on device")
 
   monkeypatch.setattr(classified, "write_nifti", fail)
   with pytest.raises(UserError):
-    classified.write_case(case(case="new"), tmp_path / "case", overwrite=True)
+    classified.write_classified(
+      case(name="new"), tmp_path / "case", overwrite=True
+    )
   (folder,) = tmp_path.iterdir()
   assert json.loads((folder / "result.json").read_text())["case"] == "old"
 
 
 def test_a_result_is_replaced_only_when_asked(tmp_path):
   folder = tmp_path / "case"
-  classified.write_case(case(case="old"), folder)
+  classified.write_classified(case(name="old"), folder)
   with pytest.raises(UserError, match="--overwrite"):
-    classified.write_case(case(case="new"), folder)
-  classified.write_case(case(case="new"), folder, overwrite=True)
+    classified.write_classified(case(name="new"), folder)
+  classified.write_classified(case(name="new"), folder, overwrite=True)
   assert json.loads((folder / "result.json").read_text())["case"] == "new"
   assert [p.name for p in tmp_path.iterdir()] == ["case"]
 
@@ -258,7 +273,7 @@ def fill(folder: pathlib.Path) -> None:
 
 
 def fill_beside_result(folder: pathlib.Path) -> None:
-  classified.write_case(case(), folder)
+  classified.write_classified(case(), folder)
   (folder / "thesis.txt").touch()
 
 
@@ -275,10 +290,10 @@ def test_a_users_own_files_are_never_replaced(tmp_path, make):
   make(folder)
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
   with pytest.raises(UserError):
-    classified.write_case(case(), folder, overwrite=True)
+    classified.write_classified(case(), folder, overwrite=True)
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
 def test_an_empty_folder_is_used(tmp_path):
-  classified.write_case(case(), tmp_path)
+  classified.write_classified(case(), tmp_path)
   assert (tmp_path / "result.json").exists()

@@ -8,7 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tiny_runs import assert_same, best_variables, lines, train
+from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import tasks
 from cadjax.classification.classifier import load_classifier
@@ -81,9 +81,9 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
 
   with monkeypatch.context() as patch:
     patch.setattr(steps, "make_train_step", counting)
-    stopped = train(tiny_segment_config, tmp_path / "run")
+    stopped = tasks.train_and_evaluate(tiny_segment_config, tmp_path / "run")
   assert 39 <= int(stopped.step) < 64
-  resumed = train(tiny_segment_config, tmp_path / "run")
+  resumed = tasks.train_and_evaluate(tiny_segment_config, tmp_path / "run")
   assert int(resumed.step) == 64
   assert_same(best_variables(tmp_path / "run"), best_variables(tiny_segmenter))
   assert lines(tmp_path / "run") == lines(tiny_segmenter)
@@ -101,7 +101,7 @@ def test_augmentation_deep_supervision_and_ema_train_together(
   with config.unlocked():
     config.augment.spatial = {"probability": 1.0}
     config.augment.noise = {}
-  train(config, tmp_path / "run")
+  tasks.train_and_evaluate(config, tmp_path / "run")
   assert tasks.load_model(tmp_path / "run").step == 8
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_made(
   config = tiny_segment_config.copy_and_resolve_references()
   config.update_from_flattened_dict(changes)
   with pytest.raises((UserError, lookup.ConfigError), match=message):
-    train(config, tmp_path / "run")
+    tasks.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -159,7 +159,7 @@ def test_data_without_masks_are_refused(tiny_segment_config, tmp_path):
   config = tiny_segment_config.copy_and_resolve_references()
   config.data.path = str(tmp_path)
   with pytest.raises(UserError, match="holds no masks"):
-    train(config, tmp_path / "run")
+    tasks.train_and_evaluate(config, tmp_path / "run")
 
 
 def test_volumes_of_several_shapes_train_and_validate(
@@ -182,7 +182,7 @@ def test_volumes_of_several_shapes_train_and_validate(
   dataset = tasks.find(config).open_dataset(config)
   rows = [row for split in input_pipeline.SPLITS for row in dataset.rows[split]]
   assert len({dataset.read(row)["image"].shape for row in rows}) > 1
-  state = train(config, tmp_path / "run")
+  state = tasks.train_and_evaluate(config, tmp_path / "run")
   assert int(state.step) == 2
 
 

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from tiny_runs import assert_same, best_variables, lines, train
+from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import tasks
 from cadjax.data import input_pipeline
@@ -78,13 +78,13 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
 
   with monkeypatch.context() as patch:
     patch.setattr(steps, "make_train_step", counting)
-    stopped = train(tiny_config, tmp_path / "run")
+    stopped = tasks.train_and_evaluate(tiny_config, tmp_path / "run")
   assert 5 <= int(stopped.step) < 8
-  resumed = train(tiny_config, tmp_path / "run")
+  resumed = tasks.train_and_evaluate(tiny_config, tmp_path / "run")
   assert int(resumed.step) == 8
   assert_same(best_variables(tmp_path / "run"), best_variables(tiny_workdir))
   assert lines(tmp_path / "run") == lines(tiny_workdir)
-  again = train(tiny_config, tmp_path / "run")
+  again = tasks.train_and_evaluate(tiny_config, tmp_path / "run")
   assert_same(again, resumed)
 
 
@@ -98,7 +98,7 @@ def test_truncated_newest_checkpoint_falls_back(
     if path.is_file():
       path.write_bytes(path.read_bytes()[:10])
   with caplog.at_level("WARNING", logger="absl"):
-    train(tiny_config, copy)
+    tasks.train_and_evaluate(tiny_config, copy)
   assert "trying the one before" in caplog.text
   assert_same(best_variables(copy), best_variables(tiny_workdir))
   assert lines(copy) == lines(tiny_workdir)
@@ -121,7 +121,7 @@ def test_a_run_of_before_losses_were_kept_goes_on(
     return state, meta
 
   monkeypatch.setattr(checkpoint.Checkpoints, "restore", older)
-  train(tiny_config, copy)
+  tasks.train_and_evaluate(tiny_config, copy)
   assert_same(best_variables(copy), best_variables(tiny_workdir))
 
 
@@ -131,12 +131,12 @@ def test_another_config_is_refused_with_the_difference(
   config = tiny_config.copy_and_resolve_references()
   config.optimizer.learning_rate = 0.5
   with pytest.raises(UserError, match="learning_rate: 0.0001 there, 0.5 now"):
-    train(config, tiny_workdir)
+    tasks.train_and_evaluate(config, tiny_workdir)
   config = tiny_config.copy_and_resolve_references()
   with config.unlocked():
     config.augment = {"noise": {}}
   with pytest.raises(UserError, match="augment.noise"):
-    train(config, tiny_workdir)
+    tasks.train_and_evaluate(config, tiny_workdir)
 
 
 def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
@@ -146,7 +146,7 @@ def test_non_finite_loss_names_step_and_cases(tiny_config, tmp_path):
   config.optimizer.warmup_steps = 0
   config.optimizer.learning_rate = 1e38
   with pytest.raises(loop.NonFiniteLossError, match=r"step \d.*phantom_00"):
-    train(config, tmp_path / "run")
+    tasks.train_and_evaluate(config, tmp_path / "run")
   with pytest.raises(UserError, match="no trained model"):
     tasks.load_model(tmp_path / "run")
 
@@ -168,7 +168,7 @@ def test_gradients_that_are_not_finite_are_not_saved(
 
   monkeypatch.setattr(steps, "make_train_step", spoiling)
   with pytest.raises(loop.NonFiniteLossError, match="gradients' norm is inf"):
-    train(tiny_config, tmp_path / "run")
+    tasks.train_and_evaluate(tiny_config, tmp_path / "run")
   assert not any((tmp_path / "run" / "checkpoints").iterdir())
 
 
@@ -176,12 +176,12 @@ def test_early_stopping_counts_epochs_without_improvement():
   class Config:
     monitor, patience = "loss", 2
 
-  meta = dict(loop.NOTHING_JUDGED)
+  progress = loop.Progress()
   values = [3.0, 2.0, 2.5, 1.0, float("nan"), 1.0]
   seen = []
   for step, value in enumerate(values, 1):
-    loop._judge(meta, {"loss": value}, step, Config)
-    seen.append((meta["best_step"], meta["stopped"]))
+    progress = loop.judge(progress, {"loss": value}, step, Config)
+    seen.append((progress.best_step, progress.stopped))
   assert seen == [
     (1, False), (2, False), (2, False), (4, False), (4, False), (4, True),
   ]  # fmt: skip
@@ -200,13 +200,13 @@ def test_equal_monitors_are_told_apart_by_the_loss(epochs, best_steps):
   class Config:
     monitor, patience = "roc_auc", 10
 
-  meta = dict(loop.NOTHING_JUDGED)
+  progress = loop.Progress()
   for step, ((value, loss), best) in enumerate(
     zip(epochs, best_steps, strict=True), 1
   ):
     values = {"roc_auc": value} | ({} if loss is None else {"loss": loss})
-    loop._judge(meta, values, step, Config)
-    assert meta["best_step"] == best
+    progress = loop.judge(progress, values, step, Config)
+    assert progress.best_step == best
 
 
 def test_two_dimensional_baseline_trains(tiny_config, tmp_path):
@@ -214,7 +214,7 @@ def test_two_dimensional_baseline_trains(tiny_config, tmp_path):
   config.model.ndim = 2
   config.data.slices_per_volume = 3
   config.epochs = 1
-  train(config, tmp_path / "run")
+  tasks.train_and_evaluate(config, tmp_path / "run")
   trained = tasks.load_model(tmp_path / "run")
   logits = trained.logits(np.zeros((2, 16, 24, 32, 1), np.int16))
   assert logits.shape == (2, 16, 2)

@@ -5,7 +5,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny_runs import train
 
 from cadjax import tasks
 from cadjax.training import checkpoint, loop, steps, task, warm_start
@@ -59,13 +58,13 @@ def test_a_classifier_begins_with_a_segmenters_encoder(
   config.optimizer.warmup_steps = 1
   config.epochs = 1
   config.parallel, config.mesh.data = "mesh", 1
-  train(config, tmp_path / "masks")
+  tasks.train_and_evaluate(config, tmp_path / "masks")
 
   config = tiny_config.copy_and_resolve_references()
   config.init_from = str(tmp_path / "masks")
   config.optimizer.learning_rate = 0.0
   config.epochs = 1
-  state = train(config, tmp_path / "run")
+  state = tasks.train_and_evaluate(config, tmp_path / "run")
   said = capsys.readouterr()
   assert "new: head" in said.out + said.err
   given = donor_of(tmp_path / "masks")["params"]
@@ -77,7 +76,7 @@ def test_a_classifier_begins_with_a_segmenters_encoder(
 
   # A run that has begun goes on without what it started from.
   shutil.rmtree(tmp_path / "masks")
-  again = train(config, tmp_path / "run")
+  again = tasks.train_and_evaluate(config, tmp_path / "run")
   assert int(again.step) == int(state.step)
   assert tasks.load_model(tmp_path / "run").config.init_from
 
@@ -100,5 +99,5 @@ def test_nothing_to_take_is_one_line_and_leaves_nothing(
     "2d": "none of its convolutions",
   }[kind]
   with pytest.raises(UserError, match=message):
-    train(config, tmp_path / "run")
+    tasks.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
