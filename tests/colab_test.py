@@ -73,7 +73,7 @@ def test_what_is_finished_is_not_trained_again(name):
   for source in code_cells(name).values():
     trains = re.findall(r"^.*-m cadjax\.main.*$", source, re.MULTILINE)
     asked = re.findall(
-      r"^( *)if not notebook\.is_trained\(.*\):\n\1  !python -m cadjax\.main",
+      r"^( *)if not cells\.is_trained\(.*\):\n\1  !python -m cadjax\.main",
       source,
       re.MULTILINE,
     )

@@ -10,7 +10,7 @@ from cadjax.classification import scan as classification_scan
 from cadjax.classification.classifier import Classifier
 from cadjax.data import scans
 from cadjax.explanation import targets
-from cadjax.explanation.explainer import Explainer
+from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.explanation.heat_maps import HeatMap
 from cadjax.segmentation.segmenter import Segmenter
 from cadjax.training.reading import Reading, begin
@@ -88,17 +88,19 @@ def explain_scan(
   scan: scans.Scan,
   *,
   target: str | None = None,
+  methods: Sequence[str] = ("gradcam",),
   region: str = targets.PREDICTED,
   truth: str | None = None,
 ) -> ExplainedScan:
   """Explains one scan.
 
   Args:
-    model: an `Explainer`, or a trained model, which is then explained by
-      Grad-CAM at all layers and compiled for this scan alone.
+    model: a trained model, whose layers are all explained; or an `Explainer`
+      with options of its own, which compiles once for many scans.
     scan: of `scans.read_scan`.
     target: name or number of a class; of a classifier also "predicted", and
       "cad" if left out. A segmenter needs one.
+    methods: of `explainer.METHODS`; those of an `Explainer` are its own.
     region: of a segmenter: where the class is "predicted", its "largest"
       component, "truth", "false_positive" or "false_negative", or
       "box:d,h,w,d,h,w", "voxel:d,h,w" (of the scan), "box_mm:..." and
@@ -113,7 +115,9 @@ def explain_scan(
     UserError: the scan or a mask cannot be used, or the region is empty.
     lookup.UnknownName: there is no such target or region.
   """
-  explainer = model if isinstance(model, Explainer) else Explainer(model)
+  explainer = model
+  if not isinstance(model, Explainer):
+    explainer = Explainer(model, ExplainOptions(methods=tuple(methods)))
   trained = explainer.model
   prepared = scans.prepare_scan(scan, trained.grid, trained.reference)
   shape = prepared.model_input.shape
