@@ -127,7 +127,7 @@ def test_all_formats_of_the_real_ct_give_one_probability(
   first, *others = [r.prediction.probability for r in results]
   assert others == pytest.approx([first] * 3, abs=1e-4)
   # Not because the model gives one answer to everything.
-  upside_down = results[0].model_input.hu[::-1]
+  upside_down = results[0].reading.model_input.hu[::-1]
   _, (flipped,) = classification_scan.score(
     trained, np.ascontiguousarray(upside_down)
   )
@@ -154,7 +154,9 @@ def test_no_header_field_of_a_dicom_series_reaches_an_output(
 def test_the_planes_of_the_real_ct_cross_in_its_heart(trained, real_ct):
   result = classify_file(trained, real_ct / "ct.nii.gz")
   heart = volume.read_mask(real_ct / "heart.nii.gz")
-  index = np.rint(heart.grid.to_index(result.heart_mm)).astype(int)
+  index = np.rint(heart.grid.to_index(result.reading.prepared.heart_mm)).astype(
+    int
+  )
   assert heart.hu[tuple(index)] > 0
 
 
@@ -254,7 +256,11 @@ def test_concerns_are_of_the_scan_and_of_the_training_range(
   result = classify_file(trained, scan)
   # Anatomy is judged on the scan, ranges where the training cases lived.
   assert seen == [(12, None), (24, reference)]
-  assert result.concerns == ("twice", "not the thorax", "far from training")
+  assert result.reading.prepared.concerns == (
+    "twice",
+    "not the thorax",
+    "far from training",
+  )
   assert warning("unlike") in result.warnings
 
 
@@ -276,9 +282,9 @@ def test_an_unusual_scan_is_flagged_in_words(
   nib.save(nib.Nifti1Image(hu, image.affine), path)
   result = classify_file(trained, path)
   if said is None:
-    assert result.concerns == ()
+    assert result.reading.prepared.concerns == ()
   else:
-    assert said in " ".join(result.concerns)
+    assert said in " ".join(result.reading.prepared.concerns)
   assert (warning("unlike") in result.warnings) == (said is not None)
 
 
@@ -291,7 +297,9 @@ def test_a_heart_mask_moves_the_planes(trained, scan, tmp_path):
     trained, scan, heart_mask=str(tmp_path / "mask.nii.gz")
   )
   expected = read.grid.to_mm((3, 5, 21))
-  np.testing.assert_allclose(result.heart_mm, expected, atol=1e-3)
+  np.testing.assert_allclose(
+    result.reading.prepared.heart_mm, expected, atol=1e-3
+  )
   volume.write_nifti(tmp_path / "empty.nii.gz", 0 * mask, read)
   with pytest.raises(UserError, match="heart mask is empty"):
     classify_file(trained, scan, heart_mask=str(tmp_path / "empty.nii.gz"))
@@ -305,8 +313,10 @@ def test_a_scan_without_a_heart_is_scored_but_flagged(
 
   monkeypatch.setattr(geometry, "find_heart", no_heart)
   result = classify_file(trained, scan)
-  assert "no heart was found in the image" in result.concerns
-  np.testing.assert_allclose(result.heart_mm, result.scan.grid.center_mm)
+  assert "no heart was found in the image" in result.reading.prepared.concerns
+  np.testing.assert_allclose(
+    result.reading.prepared.heart_mm, result.reading.scan.grid.center_mm
+  )
 
 
 def test_running_out_of_memory_is_one_line(trained, monkeypatch):

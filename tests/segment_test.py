@@ -140,8 +140,8 @@ def test_millilitres_of_a_tilted_gantry_are_those_of_its_sheared_voxels(
   given = scans.Scan("tilted", "tilted", volume.Volume(drawn.volume.hu, grid))
   aorta = segmentation_scan.segment_scan(trained, given).classes[0]
   voxel_ml = 4 * 4.5 * 4.2 * np.cos(tilt) / 1e3
-  assert aorta["voxels"] > 0
-  assert aorta["volume_ml"] == pytest.approx(aorta["voxels"] * voxel_ml)
+  assert aorta.voxels > 0
+  assert aorta.volume_ml == pytest.approx(aorta.voxels * voxel_ml)
 
 
 def test_an_empty_segmentation_is_said_in_words(
@@ -175,8 +175,8 @@ def test_small_components_are_left_out(trained, scan, monkeypatch):
   kept = segment_file(trained, scan)
   monkeypatch.setitem(trained.config.segment, "min_component_mm3", 2000.0)
   left = segment_file(trained, scan)
-  assert [bool(x["voxels"]) for x in kept.classes] == [True, True]
-  assert [bool(x["voxels"]) for x in left.classes] == [True, False]
+  assert [bool(x.voxels) for x in kept.classes] == [True, True]
+  assert [bool(x.voxels) for x in left.classes] == [True, False]
   assert kept.classes[0] == left.classes[0]
 
 

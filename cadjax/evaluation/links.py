@@ -262,7 +262,7 @@ def score_case(
     "label": int(case.label),
     "lesions": len(places),
     "probability": prediction.probability,
-    **decision.features(structures, prediction),
+    **decision.features(structures, prediction.uncalibrated_probability),
   }
   lesion_rows = [
     {

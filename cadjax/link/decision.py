@@ -19,7 +19,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cadjax.classification.scan import Prediction
 from cadjax.core import files
 from cadjax.link import findings, join
 from cadjax.metrics import calibration
@@ -34,7 +33,7 @@ FEATURES = {
 
 
 def features(
-  structures: join.Structures, prediction: Prediction
+  structures: join.Structures, uncalibrated_probability: float
 ) -> dict[str, float]:
   """Returns those of `FEATURES` that the segmenter's classes allow.
 
@@ -43,9 +42,9 @@ def features(
 
   Args:
     structures: the segmentation.
-    prediction: of the classifier.
+    uncalibrated_probability: of CAD, from the classifier.
   """
-  p = np.clip(prediction.uncalibrated_probability, 1e-6, 1 - 1e-6)
+  p = np.clip(uncalibrated_probability, 1e-6, 1 - 1e-6)
   found = findings.find_abnormalities(
     structures.tree,
     structures.mask(*join.CORONARIES),

@@ -164,6 +164,6 @@ def link_scan(
   combined = None
   if pair.combination is not None:
     combined = pair.combination.decide(
-      decision.features(structures, prediction)
+      decision.features(structures, prediction.uncalibrated_probability)
     )
   return LinkedScan(classified, segmented, maps, linked, pair.method, combined)

@@ -71,7 +71,7 @@ def test_the_features_of_a_phantom(task):
   structures = join.find_structures(
     drawn.volume, labels, classes.get_class_set(task).names
   )
-  found = decision.features(structures, {"uncalibrated_probability": 0.8})
+  found = decision.features(structures, 0.8)
   assert found["log_odds"] == pytest.approx(np.log(4))
   assert 0 <= found["stenosis"] <= 1
   if task == "four":

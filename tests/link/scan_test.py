@@ -126,7 +126,8 @@ def test_a_fitted_decision_is_in_the_report(
   )
   result = link_file(deciding, scan)
   values = decision.features(
-    result.linked.structures, result.classified.prediction
+    result.linked.structures,
+    result.classified.prediction.uncalibrated_probability,
   )
   document = linked.write_linked(result, tmp_path / "out")
   found = document["combined"]
@@ -222,7 +223,8 @@ def test_an_empty_segmentation_is_reported(
   assert missing.endswith("segmented as such: aorta.")
   assert missing in page
   found = decision.features(
-    result.linked.structures, result.classified.prediction
+    result.linked.structures,
+    result.classified.prediction.uncalibrated_probability,
   )
   assert found["stenosis"] == 0
 

@@ -128,9 +128,9 @@ def test_a_case_is_four_whole_files(tmp_path, monkeypatch):
   image = nib.load(folder / "preprocessed.nii.gz")
   # File axes i, j, k are W, H, D; NIfTI's x and y point the other way.
   data = np.asarray(image.dataobj).transpose(2, 1, 0)
-  np.testing.assert_array_equal(data, result.model_input.hu)
+  np.testing.assert_array_equal(data, result.reading.model_input.hu)
   center = image.affine @ [3, 5, 7, 1]
-  expected = result.model_input.grid.to_mm((7, 5, 3)) * [-1, -1, 1]
+  expected = result.reading.model_input.grid.to_mm((7, 5, 3)) * [-1, -1, 1]
   np.testing.assert_allclose(center[:3], expected)
 
 
