@@ -263,6 +263,13 @@ def test_the_recipes_name_what_the_files_have():
     assert re.search(rf"^(class )?{name}\b", source, re.MULTILINE), (name, path)
 
 
+def test_the_picture_has_every_room():
+  picture = (ROOT / "cadjax" / "README.md").read_text().split("```")[1]
+  rooms = {path.parent.name for path in (ROOT / "cadjax").glob("*/*.py")}
+  drawn = set(re.findall(r"(\w+)/", picture)) - {"data_prep"}
+  assert drawn == rooms
+
+
 def test_the_front_page_is_short():
   assert len((ROOT / "README.md").read_text().splitlines()) < 150
 
