@@ -78,7 +78,7 @@ $(VENV)/.ready-tpu: $(READY)
 
 bench-tpu: $(VENV)/.ready-tpu
 	$(PY) -m cadjax.bench.tpu --config=configs/resnet3d.py --out=bench/tpu \
-	  --table=README.md
+	  --table=cadjax/bench/README.md
 
 # What a failed experiment leaves is no result.
 .DELETE_ON_ERROR:
@@ -90,7 +90,8 @@ PLANS := dimension layers link prior multiclass balance external ablation \
 RESULTS := configs/experiments/results
 
 experiments: $(PLANS:%=experiments/%/results.json)
-	$(PY) -m cadjax.experiment --workdir=$(RESULTS) --table=README.md
+	$(PY) -m cadjax.experiment --workdir=$(RESULTS) \
+	  --table=configs/experiments/README.md
 
 experiments/%/results.json: | $(READY)
 	$(PY) -m cadjax.experiment --plan=configs/experiments/$*.py \

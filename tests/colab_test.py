@@ -81,7 +81,7 @@ def test_what_is_finished_is_not_trained_again(name):
 
 
 def test_the_readme_opens_each():
-  readme = (ROOT / "README.md").read_text()
+  readme = (ROOT / "colab" / "README.md").read_text()
   opened = re.findall(rf"\({re.escape(COLAB)}(\w+)\.ipynb\)", readme)
   assert sorted(opened) == NAMES
   for name in NAMES:
@@ -89,7 +89,7 @@ def test_the_readme_opens_each():
 
 
 def test_the_benchmark_repeats_the_readme():
-  readme = (ROOT / "README.md").read_text()
+  readme = (ROOT / "cadjax" / "bench" / "README.md").read_text()
   source = code_cells("benchmark")["table"]
   seconds = re.findall(r"1 / ([\d.]+)\)", source)
   rates = re.findall(r"8, (\d+)\)", source)
