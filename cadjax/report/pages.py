@@ -6,11 +6,22 @@ import jinja2
 
 from cadjax.report import planes
 
+# The short form, in the files and tables of evaluations and experiments.
+DISCLAIMER = "Research software, not a medical device."
 NOTICE = (
   "Research software. Not a medical device: not for diagnosis, triage or any"
   " decision about a patient."
 )
 UNDEFINED = "–"
+
+
+def disclaimer(*, phantom: bool) -> str:
+  """Returns the disclaimer of a result, which names phantoms where it has any.
+
+  Args:
+    phantom: whether the result is of phantoms.
+  """
+  return ("Phantom results. " if phantom else "") + DISCLAIMER
 
 
 def templates() -> jinja2.Environment:
