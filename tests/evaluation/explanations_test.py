@@ -15,6 +15,7 @@ from cadjax import models, tasks
 from cadjax.data import input_pipeline
 from cadjax.evaluation import explanations
 from cadjax.explanation import cad_maps, cam, checks, location
+from cadjax.metrics import intervals
 from cadjax.report import tables
 from cadjax.training import checkpoint, workdir
 from data_prep.cases import CLASS_NAMES
