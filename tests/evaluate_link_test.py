@@ -126,6 +126,13 @@ def test_of_equally_good_layers_the_first_is_chosen():
   assert list(best) == list(links.MODES)
 
 
+def test_a_false_positive_costs_a_layer_what_a_hit_gains_it():
+  scans, _, _ = many(np.random.default_rng(0), 8)
+  counts = {"map_coarse": (3, 3), "map_fine": (1, 0)}
+  rows = [one for scan in scans for one in localised(scan, **counts)]
+  assert links.best_layers(rows)["map"] == "fine"
+
+
 def test_the_table_counts_the_test_half_alone():
   scans, localisation, lesions = many(np.random.default_rng(0), 60)
   result = links.summarise(scans, localisation, lesions)
