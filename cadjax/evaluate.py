@@ -6,23 +6,17 @@
 Writes W/eval: the per-case rows first, then metrics.json, the figures and
 index.html, a page that shows it all. The temperature and the threshold of a
 classifier come from validation patients alone. What is measured of a
-segmenter: see `evaluate_segments`. With --explain the explanation maps are
-measured too, see `evaluate_explain`; with --cases=DIR, where cadjax.predict
-wrote, the page links every case to its report.
+segmenter: see `evaluation.segmenters`. With --explain the explanation maps
+are measured too, see `evaluation.explanations`; with --cases=DIR, where
+cadjax.predict wrote, the page links every case to its report.
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
-from cadjax.evaluation import common, explanations, segmenters
-from cadjax.evaluation.classifiers import (
-  evaluate,
-  evaluate_maps,
-  load_to_explain,
-)
-from cadjax.metrics import patient_level
+from cadjax.evaluation import classifiers, common, explanations, segmenters
+from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.report import cohort, tables
 from data_prep import errors
 
@@ -67,13 +61,13 @@ def define_flags() -> None:
 def main(_: Sequence[str]) -> None:
   """Parses flags, makes one call, prints the table, writes the page."""
   args = flags.FLAGS
-  # What is wrong is told now and not after all cases are scored.
+  # What is wrong is reported now and not after all cases are scored.
   cohort.check_cases(args.cases)
   if args.explain:
-    load_to_explain(
+    explanations.load_to_explain(
       args.workdir, cases=args.explain_cases, against=args.against
     )
-  result = evaluate(
+  result = evaluate_workdir(
     args.workdir,
     split=args.split,
     data=args.data,
@@ -88,9 +82,9 @@ def main(_: Sequence[str]) -> None:
     f" patients{cad}, {result['n_scans']} scans; step {result['step']}"
   )
   segmenter = result["task"] == "segment"
-  print((segmenters if segmenter else patient_level).table(result))
+  print((segmenters if segmenter else classifiers).table(result))
   if args.explain:
-    maps = evaluate_maps(
+    maps = explanations.evaluate_maps(
       args.workdir,
       split=args.split,
       data=args.data,
@@ -103,16 +97,8 @@ def main(_: Sequence[str]) -> None:
     )
     print(f"\nexplanations of CAD, {maps['n_patients']} patients")
     print(tables.text(maps))
-  dataset = result["data"]
-  page = cohort.write(
-    common.folder_of(
-      pathlib.Path(args.workdir),
-      result["split"],
-      dataset["fingerprint"],
-      dataset["external"],
-    ),
-    cases=args.cases,
-  )
+  folder = common.paths_of_result(result).folder
+  page = cohort.write(folder, cases=args.cases)
   print(f"{result['disclaimer']}\n{page}")
 
 

@@ -5,8 +5,8 @@
   python -m cadjax.evaluate_link --classifier=W1 --segmenter=W2 --scans=scans \
     --out=link
 
-Half of the scans settles what has to be settled: the layer of the heat map
-and the combined decision. The other half is evaluated: the share of lesions
+The layer of the heat map and the combined decision are chosen on one half of
+the scans. The other half is evaluated: the share of lesions
 that are hit within 5 mm and the findings that hit nothing, for the
 classifier's map alone, its map on the segmented vessels, the plaque
 segmentation, and all together; and the decision of each beside that of both.

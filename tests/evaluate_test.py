@@ -16,6 +16,7 @@ from cadjax import models, tasks
 from cadjax.core import files
 from cadjax.data import input_pipeline
 from cadjax.evaluation import classifiers
+from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.metrics import binary, patient_level
 from cadjax.training import checkpoint, workdir
 from configs import resnet3d
@@ -111,7 +112,7 @@ def trained(root, data):
 
 @pytest.fixture(scope="module")
 def result(trained):
-  return classifiers.evaluate(trained, bootstrap=100)
+  return evaluate_workdir(trained, bootstrap=100)
 
 
 def read_rows(path):
@@ -185,7 +186,7 @@ def test_metrics_follow_from_the_stored_rows(trained, result):
 
 def test_two_dimensional_model_reports_slices_and_poolings(root, data):
   path = make_workdir(root / "w2", data, ndim=2)
-  result = classifiers.evaluate(path, bootstrap=100)
+  result = evaluate_workdir(path, bootstrap=100)
   rows, table = read_rows(path / "eval" / "test_cases.jsonl")
   assert all(len(row["log_odds"]) == SHAPE[0] for row in rows)
   assert "log_odds" not in table[0]
@@ -198,15 +199,15 @@ def test_two_dimensional_model_reports_slices_and_poolings(root, data):
 def test_comparison_with_another_workdir(root, data, trained, result):
   other = make_workdir(root / "again", data, seed=1)
   with pytest.raises(UserError, match="holds no evaluation; run python -m"):
-    classifiers.evaluate(trained, against=str(other))
-  theirs = classifiers.evaluate(other, bootstrap=100)
+    evaluate_workdir(trained, against=str(other))
+  theirs = evaluate_workdir(other, bootstrap=100)
   metrics_json = other / "eval" / "metrics.json"
   kept = metrics_json.read_text()
   metrics_json.write_text(json.dumps(theirs | {"step": theirs["step"] + 1}))
   with pytest.raises(UserError, match="no longer the model of"):
-    classifiers.evaluate(trained, against=str(other))
+    evaluate_workdir(trained, against=str(other))
   metrics_json.write_text(kept)
-  ours = classifiers.evaluate(trained, against=str(other), bootstrap=100)
+  ours = evaluate_workdir(trained, against=str(other), bootstrap=100)
   difference = ours["against"]["difference"]["accuracy"]["difference"]
   assert difference == pytest.approx(
     ours["patient"]["accuracy"]["value"]
@@ -222,13 +223,13 @@ def test_own_data_that_changed_is_refused(root, data, trained):
   found["fingerprint"] = "0123456789abcdef"
   (moved / "dataset.json").write_text(json.dumps(found))
   with pytest.raises(UserError, match="is not the data that .* with --data="):
-    classifiers.evaluate(moved)
+    evaluate_workdir(moved)
 
 
 def test_external_data_keeps_the_settings_of_the_workdir(
   trained, other_data, result
 ):
-  found = classifiers.evaluate(trained, data=str(other_data), bootstrap=100)
+  found = evaluate_workdir(trained, data=str(other_data), bootstrap=100)
   assert found["data"]["external"]
   assert found["data"]["fingerprint"] != result["data"]["fingerprint"]
   for name in ("temperature", "threshold", "threshold_origin"):
@@ -239,7 +240,7 @@ def test_external_data_keeps_the_settings_of_the_workdir(
   # The workdir's own evaluation stays as it is.
   own = json.loads((trained / "eval" / "metrics.json").read_text())
   assert own["data"] == result["data"]
-  every = classifiers.evaluate(
+  every = evaluate_workdir(
     trained, data=str(other_data), split="all", bootstrap=100
   )
   assert every["n_patients"] == PATIENTS
@@ -258,7 +259,7 @@ def test_patients_that_the_model_knows_are_told_of(
   seen = about["patient_ids"]["train"]
   about["patient_ids"] = {"train": [here], "validation": []}
   path.write_text(json.dumps(about))
-  found = classifiers.evaluate(copy, data=str(other_data), bootstrap=100)
+  found = evaluate_workdir(copy, data=str(other_data), bootstrap=100)
   assert any(f"such as {here}: if" in note for note in found["notes"])
   own = input_pipeline.open_dataset(tasks.load_model(trained).config.data)
   assert seen == sorted({row["patient_id"] for row in own.rows["train"]})
@@ -272,18 +273,18 @@ def test_all_patients_of_other_data_are_scored(root, trained, other_data):
   config = json.loads(path.read_text())
   config["data"]["subset"] |= {"patients": 4}
   path.write_text(json.dumps(config))
-  found = classifiers.evaluate(
+  found = evaluate_workdir(
     copy, data=str(other_data), split="all", bootstrap=100
   )
   assert found["n_patients"] == PATIENTS
   config["data"]["prior"] |= {"use": "region", "masks": "masks"}
   path.write_text(json.dumps(config))
   with pytest.raises(UserError, match="sees the masks in masks, which were"):
-    classifiers.evaluate(copy, data=str(other_data), bootstrap=100)
+    evaluate_workdir(copy, data=str(other_data), bootstrap=100)
 
 
 def test_data_at_another_place_is_the_same_data(root, trained, data, result):
-  found = classifiers.evaluate(
+  found = evaluate_workdir(
     trained, data=str(next(data.rglob("cases.csv")).parent), bootstrap=100
   )
   assert not found["data"]["external"]
@@ -293,11 +294,11 @@ def test_data_at_another_place_is_the_same_data(root, trained, data, result):
 def test_external_data_on_another_grid_is_refused(root, trained):
   small = make_data(root, "small", shape=(6, 10, 12), seed=2)
   with pytest.raises(UserError, match="was trained on .* build the data on"):
-    classifiers.evaluate(trained, data=str(small))
+    evaluate_workdir(trained, data=str(small))
 
 
 def test_other_splits_have_their_own_folder_and_a_warning(trained, result):
-  found = classifiers.evaluate(trained, split="validation", bootstrap=100)
+  found = evaluate_workdir(trained, split="validation", bootstrap=100)
   assert found["threshold"] == result["threshold"]
   assert any("optimistic" in note for note in found["notes"])
   assert (trained / "eval" / "validation" / "metrics.json").exists()
@@ -316,13 +317,13 @@ def test_other_splits_have_their_own_folder_and_a_warning(trained, result):
 )
 def test_bad_settings_are_refused(trained, options, message):
   with pytest.raises(UserError, match=message):
-    classifiers.evaluate(trained, **options)
+    evaluate_workdir(trained, **options)
 
 
 def test_a_model_of_nan_is_refused_and_leaves_no_metrics(root, data):
   path = make_workdir(root / "nan", data, spoil=True)
   with pytest.raises(UserError, match="logits of case .* not finite"):
-    classifiers.evaluate(path)
+    evaluate_workdir(path)
   assert not (path / "eval" / "metrics.json").exists()
 
 

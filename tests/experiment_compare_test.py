@@ -80,7 +80,7 @@ def test_one_cell_is_as_the_paired_bootstrap_of_evaluate():
     np.array([rows_b[i]["probability"] for i in order]),
   )["roc_auc"]
   for key in ("difference", "low", "high"):
-    assert found[key] == pytest.approx(expected[key])
+    assert found[key] == pytest.approx(getattr(expected, key))
   assert found["method"] == "paired bootstrap over patients"
   assert found["n_patients"] == 60
 

@@ -194,9 +194,18 @@ def test_the_threshold_decides(trained, evaluate, scan, threshold):
   assert label == ("cad" if threshold == 0.0 else "normal")
 
 
-def test_a_temperature_that_was_not_fitted_is_no_calibration(trained, evaluate):
-  why = "not fitted: validation holds one class only"
-  evaluate(temperature=1.0, temperature_origin=why)
+@pytest.mark.parametrize(
+  ("why", "flag"),
+  [
+    ("there was one class only", {"temperature_fitted": False}),
+    # As written before there was a flag.
+    ("not fitted: validation holds one class only", {}),
+  ],
+)
+def test_a_temperature_that_was_not_fitted_is_no_calibration(
+  trained, evaluate, why, flag
+):
+  evaluate(temperature=1.0, temperature_origin=why, **flag)
   settled = classification_scan.read_calibration(trained)
   assert (settled.temperature, settled.origin) == (None, why)
   assert settled.threshold == 0.31

@@ -113,7 +113,9 @@ def read_calibration(trained: Classifier) -> Calibration:
       )
       return Calibration(None, stale, 0.5, f"the default: {stale}", pooling)
     origin = str(found["temperature_origin"])
-    fitted = not origin.startswith("not fitted")
+    # metrics.json of before 0.2 has no flag: there, the origin tells.
+    unflagged = not origin.startswith("not fitted")
+    fitted = bool(found.get("temperature_fitted", unflagged))
     return Calibration(
       float(found["temperature"]) if fitted else None,
       origin,

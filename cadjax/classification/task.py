@@ -12,7 +12,7 @@ from cadjax.classification.classifier import Classifier
 from cadjax.core import parallel
 from cadjax.data import input_pipeline
 from cadjax.data.input_pipeline import Dataset, Row
-from cadjax.metrics import binary
+from cadjax.metrics import binary, patient_level
 from cadjax.training import losses, steps
 from cadjax.training.task import (
   Kind,
@@ -70,13 +70,7 @@ def validation_metrics(
   n, s, k = logits.shape
   loss = np.asarray(loss_fn(logits.reshape(n * s, k), np.repeat(labels, s)))
   probs = np.asarray(jax.nn.softmax(logits, axis=-1))[..., 1].mean(axis=1)
-  ids, patient = np.unique(
-    [row["patient_id"] for row in rows], return_inverse=True
-  )
-  # Several scans of one patient count as one: their mean, and CAD if any is.
-  probs = np.bincount(patient, probs) / np.bincount(patient)
-  sick = np.zeros(ids.size, labels.dtype)
-  np.maximum.at(sick, patient, labels)
+  _, sick, probs = patient_level.by_patient(rows, probs)
   values = binary.binary_metrics(sick, probs, 0.5)
   return {"loss": float(loss.mean())} | {
     name: float(values[name]) for name in MONITORS if name != "loss"

@@ -10,7 +10,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from data_prep.errors import UserError
 
 # One line of a table: column to value.
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +101,15 @@ class ResultFolder:
     return set()
 
 
-def write_rows(
-  folder: pathlib.Path, name: str, rows: Sequence[Mapping[str, Any]]
-) -> None:
-  """Writes NAME.jsonl (all) and NAME.csv (all but the lists), each whole."""
+def write_rows(folder: pathlib.Path, name: str, rows: Sequence[Any]) -> None:
+  """Writes NAME.jsonl (all) and NAME.csv (all but the lists), each whole.
+
+  Args:
+    folder: where to write.
+    name: of the files, without suffix.
+    rows: mappings or dataclasses, all with the same columns.
+  """
+  rows = [_mapping(row) for row in rows]
   lines = [json.dumps(strict(row), allow_nan=False) for row in rows]
   write_text(folder / f"{name}.jsonl", "".join(f"{x}\n" for x in lines))
   flat = [
@@ -172,8 +178,22 @@ def read_rows(path: pathlib.Path, keys: Sequence[str]) -> list[Row]:
   return rows
 
 
+def read_rows_as(path: pathlib.Path, kind: type[T]) -> list[T]:
+  """Reads the rows of a dataclass that `write_rows` wrote; see `read_rows`."""
+  names = [field.name for field in dataclasses.fields(kind)]
+  return [
+    kind(**{name: row[name] for name in names})
+    for row in read_rows(path, names)
+  ]
+
+
 def strict(value: Any) -> Any:
-  """Returns `value` as strict JSON: NaN and infinity become None."""
+  """Returns `value` as strict JSON.
+
+  Dataclasses become mappings of their fields, at every depth; NaN and
+  infinity become None.
+  """
+  value = _mapping(value)
   if isinstance(value, Mapping):
     return {str(key): strict(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -182,6 +202,13 @@ def strict(value: Any) -> Any:
     value = value.item()
   if isinstance(value, float) and not math.isfinite(value):
     return None
+  return value
+
+
+def _mapping(value: Any) -> Any:
+  """Returns {field: value} of a dataclass, and anything else as it is."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
   return value
 
 

@@ -325,9 +325,8 @@ def open_dataset(
   else:
     by_split = _by_fold(rows, config.fold, path)
   _check_patients(by_split, path)
-  # Data sets from before there were subsets have no such field.
-  subset = config.get("subset")
-  if subset and (subset.patients or subset.cad_fraction is not None):
+  subset = config.subset
+  if subset.patients or subset.cad_fraction is not None:
     by_split["train"] = draw_patients(by_split["train"], **subset)
   builder = tfds.builder_from_directory(path)
   sources = {

@@ -1,6 +1,5 @@
 """Evaluates a trained classifier by patient, with intervals."""
 
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cadjax import tasks
-from cadjax.classification.classifier import Classifier, load_classifier
+from cadjax.classification.classifier import Classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
-from cadjax.evaluation import common, explanations, segmenters
+from cadjax.evaluation import common
 from cadjax.metrics import binary, calibration, patient_level
+from cadjax.metrics.intervals import Difference, Interval
 from cadjax.report import curves
 from data_prep.errors import UserError
 
@@ -22,81 +21,35 @@ CASE_KEYS = ("case_id", "patient_id", "label", "log_odds")
 
 
 def evaluate(
-  path: str | pathlib.Path,
+  evaluation: common.Evaluation,
   *,
-  split: str = "test",
-  data: str | None = None,
   against: str | None = None,
   threshold: str = "youden",
   bootstrap: int = 2000,
-  batch_size: int | None = None,
 ) -> dict[str, Any]:
-  """Evaluates the best checkpoint of a workdir and writes WORKDIR/eval.
-
-  The test split goes to eval/, another one to eval/SPLIT/, other data than
-  the workdir's own (`data`) to eval/external_FINGERPRINT/.
+  """Evaluates a classifier and writes rows, figures and metrics.json.
 
   Args:
-    path: the workdir.
-    split: "test", "validation", "train" or "all".
-    data: a data set to use in place of the one that the workdir names.
+    evaluation: of a classifier.
     against: another workdir, evaluated before on the same patients.
-    threshold: the criterion, see `calibration.choose_threshold`; of a
-      classifier.
-    bootstrap: number of draws, at least 100.
-    batch_size: volumes, or windows of a segmenter, at a time;
-      `config.data.eval_batch_size` if left out.
+    threshold: the criterion, see `calibration.choose_threshold`.
+    bootstrap: number of draws.
 
   Returns:
     the contents of metrics.json.
 
   Raises:
-    UserError: for settings, a workdir or data that cannot be used.
+    UserError: for settings or data that cannot be used.
   """
-  common.check_settings(split, bootstrap, batch_size)
-  try:
-    calibration.check_criterion(threshold)
-  except ValueError as error:
-    raise UserError(f"--threshold: {error}") from error
-  trained = tasks.load_model(path, prior=True)
-  config = trained.config
-  if trained.task == "segment":
-    if batch_size:
-      config.data.eval_batch_size = batch_size
-    return segmenters.evaluate(
-      trained, split=split, data=data, against=against, bootstrap=bootstrap
-    )
+  config = evaluation.model.config
   if config.eval.pooling not in calibration.POOLINGS:
     raise UserError(
       f"config.eval.pooling is {config.eval.pooling!r}; it is one of"
       f" {', '.join(calibration.POOLINGS)}"
     )
-  batch_size = batch_size or config.data.get(
-    "eval_batch_size", config.data.batch_size
-  )
-  dataset, external = common.open_data(trained, data)
-  names = common.splits_of(split, dataset)
-  folder = common.folder_of(trained.path, split, dataset.fingerprint, external)
-  other = None
-  if against:
-    other = common.read_other(trained, against, folder, CASE_KEYS)
-
-  # What was computed is on disk before anything is averaged.
-  folder.mkdir(parents=True, exist_ok=True)
-  if external:
-    validation = _own_validation(trained, batch_size)
-  else:
-    validation = score_rows(dataset, ["validation"], trained.logits, batch_size)
-  files.write_rows(folder, "validation_cases", validation)
-  rows = validation
-  if external or split != "validation":
-    rows = score_rows(dataset, names, trained.logits, batch_size)
-    # For external data, "validation" may name both of two sets.
-    files.write_rows(folder, common.cases_name(split, external), rows)
-
-  result = common.describe(
-    trained, dataset, split, external
-  ) | patient_level.evaluate_rows(
+  other = evaluation.read_other(against, CASE_KEYS) if against else None
+  validation, rows = _score(evaluation)
+  result = evaluation.describe() | patient_level.evaluate_rows(
     validation,
     rows,
     ndim=config.model.ndim,
@@ -104,109 +57,47 @@ def evaluate(
     criterion=threshold,
     draws=bootstrap,
   )
-  result["notes"] += common.split_notes(trained, dataset, split, external)
-  result["notes"] += _setting_notes(split, external, validation)
+  result["notes"] += evaluation.notes() + _setting_notes(evaluation, validation)
   if other:
-    other_rows, other_result = other
     result["against"] = patient_level.compare(
-      rows,
-      result,
-      other_rows,
-      other_result,
-      names=(str(trained.path), str(against)),
+      rows, result, *other, names=(str(evaluation.model.path), str(against))
     )
-    result["notes"] += common.build_notes(against, other_result, dataset)
-  cases = {"validation_cases": validation, result["cases"]: rows}
-  for name, some in cases.items():
-    files.write_rows(
-      folder, name, patient_level.with_probabilities(some, result)
-    )
-  patients = result["cases"].replace("cases", "patients")
-  files.write_rows(folder, patients, patient_level.patient_rows(rows, result))
-  write_figures(folder, rows, result)
-  result = files.strict(result)
-  files.write_json(folder / "metrics.json", result)
-  return result
+    result["notes"] += evaluation.build_notes(against, other[1])
+  _write(evaluation.paths, validation, rows, result)
+  return files.strict(result)
 
 
-def evaluate_maps(
-  path: str | pathlib.Path,
-  *,
-  split: str = "test",
-  data: str | None = None,
-  against: str | None = None,
-  cases: int | None = None,
-  bootstrap: int = 2000,
-  batch_size: int | None = None,
-  **options: Any,
-) -> dict[str, Any]:
-  """Measures the explanation maps of a workdir's best checkpoint.
-
-  Written to explain/ in the folder where `evaluate` writes.
-
-  Args:
-    path: the workdir of a classifier.
-    split: as in `evaluate`.
-    data: as in `evaluate`.
-    against: another workdir of the same data, whose maps are compared.
-    cases: measure this many, evenly spread over the split; all if left out.
-    bootstrap: number of draws, at least 100.
-    batch_size: `config.data.eval_batch_size` if left out.
-    **options: sanity, region, rolls and seed of `explanations.measure`.
-
-  Returns:
-    the contents of metrics.json, but with NaN where undefined.
-
-  Raises:
-    UserError: for settings, a workdir or data that cannot be used.
-  """
-  common.check_settings(split, bootstrap, batch_size)
-  trained, other = load_to_explain(path, cases=cases, against=against)
-  dataset, external = common.open_data(trained, data)
-  names = common.splits_of(split, dataset)
-  rows = [row for name in names for row in dataset.rows[name]]
-  about = common.describe(trained, dataset, split, external)
-  del about["cases"]
-  return explanations.measure(
-    trained,
-    dataset,
-    explanations.spread(rows, cases),
-    common.folder_of(trained.path, split, dataset.fingerprint, external)
-    / "explain",
-    about=about,
-    other=other,
-    bootstrap=bootstrap,
-    batch_size=batch_size
-    or trained.config.data.get(
-      "eval_batch_size", trained.config.data.batch_size
-    ),
-    **options,
-  )
+def _score(evaluation: common.Evaluation) -> tuple[list[Row], list[Row]]:
+  """Scores validation and evaluated cases, and writes both before averages."""
+  model, paths = evaluation.model, evaluation.paths
+  dataset, batch_size = evaluation.dataset, model.config.data.eval_batch_size
+  paths.folder.mkdir(parents=True, exist_ok=True)
+  if evaluation.external:
+    validation = _own_validation(model, batch_size)
+  else:
+    validation = score_rows(dataset, ["validation"], model.logits, batch_size)
+  files.write_rows(paths.folder, paths.validation, validation)
+  rows = validation
+  if evaluation.external or evaluation.split != "validation":
+    rows = score_rows(dataset, evaluation.splits, model.logits, batch_size)
+    files.write_rows(paths.folder, paths.cases, rows)
+  return validation, rows
 
 
-def load_to_explain(
-  path: str | pathlib.Path,
-  *,
-  cases: int | None = None,
-  against: str | None = None,
-) -> tuple[Classifier, Classifier | None]:
-  """Loads what `evaluate_maps` measures; arguments as there.
-
-  Returns:
-    the classifier of the workdir, and the one of `against`.
-
-  Raises:
-    UserError: one is a segmenter, their grids differ, or `cases` is below 1.
-  """
-  if cases is not None and cases < 1:
-    raise UserError(f"--explain_cases={cases} must be at least 1")
-  trained = load_classifier(path)
-  other = load_classifier(against) if against else None
-  if other and other.dataset["grid"] != trained.dataset["grid"]:
-    raise UserError(
-      f"{against} has another grid than {path}: their maps cannot be compared"
-    )
-  return trained, other
+def _write(
+  paths: common.Paths,
+  validation: Sequence[Row],
+  rows: Sequence[Row],
+  result: Mapping[str, Any],
+) -> None:
+  """Writes the rows with their probabilities, the figures and the numbers."""
+  for name, some in {paths.validation: validation, paths.cases: rows}.items():
+    scored = patient_level.with_probabilities(some, result)
+    files.write_rows(paths.folder, name, scored)
+  patients = patient_level.patient_rows(rows, result)
+  files.write_rows(paths.folder, paths.patients, patients)
+  write_figures(paths.folder, rows, result)
+  files.write_json(paths.metrics, files.strict(result))
 
 
 def score_rows(
@@ -295,10 +186,10 @@ def _own_validation(trained: Classifier, batch_size: int) -> list[Row]:
   try:
     dataset, _ = common.open_data(trained)
   except UserError as error:
-    stored = trained.path / "eval" / "validation_cases.jsonl"
-    report = trained.path / "eval" / "metrics.json"
-    if stored.exists() and report.exists():
-      step = files.read_json(report).get("step")
+    paths = common.paths_of(trained.path)
+    stored = paths.rows(paths.validation)
+    if stored.exists() and paths.metrics.exists():
+      step = files.read_json(paths.metrics).get("step")
       if step == trained.step:
         return files.read_rows(stored, CASE_KEYS)
     raise UserError(
@@ -309,11 +200,11 @@ def _own_validation(trained: Classifier, batch_size: int) -> list[Row]:
 
 
 def _setting_notes(
-  split: str, external: bool, validation: Sequence[Row]
+  evaluation: common.Evaluation, validation: Sequence[Row]
 ) -> list[str]:
-  if external:
+  if evaluation.external:
     return ["temperature and threshold come from the workdir's own validation"]
-  if split in ("validation", "all") and validation:
+  if evaluation.split in ("validation", "all") and validation:
     return [
       "temperature and threshold were chosen on these validation cases:"
       " optimistic"
@@ -322,16 +213,24 @@ def _setting_notes(
 
 
 def table(result: Mapping[str, Any]) -> str:
-  """Returns the metrics as text, one a line: value [low, high] (k/n)."""
-  columns = {f"by patient ({result['n_patients']})": result["patient"]}
+  """Returns the metrics as text, one a line: value [low, high] (k/n).
+
+  Args:
+    result: the contents of metrics.json.
+  """
+  columns = {
+    f"by patient ({result['n_patients']})": _texts(Interval, result["patient"])
+  }
   if "slice" in result:
     count = result["slice_setting"]["n_slices"]
-    columns[f"by slice ({count})"] = result["slice"]
+    columns[f"by slice ({count})"] = _texts(Interval, result["slice"])
   if "against" in result:
-    columns["difference to --against"] = result["against"]["difference"]
+    columns["difference to --against"] = _texts(
+      Difference, result["against"]["difference"]
+    )
   lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
   for name in binary.METRICS:
-    cells = [f"{_cell(column[name]):<31}" for column in columns.values()]
+    cells = [f"{column[name]:<31}" for column in columns.values()]
     lines.append("".join([f"{name:<19}", *cells]))
   lines = [line.rstrip() for line in lines]
   draws = result["bootstrap"]["draws"]
@@ -355,13 +254,7 @@ def table(result: Mapping[str, Any]) -> str:
   return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 
-def _cell(entry: Mapping[str, Any]) -> str:
-  value = entry.get("value", entry.get("difference"))
-  if value is None or math.isnan(value):
-    return "undefined"
-  text = f"{value:+.3f}" if "difference" in entry else f"{value:.3f}"
-  if entry["low"] is not None and not math.isnan(entry["low"]):
-    text += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-  if entry.get("k") is not None:
-    text += f" ({entry['k']}/{entry['n']})"
-  return text
+def _texts(
+  kind: type[Interval | Difference], entries: Mapping[str, Any]
+) -> dict[str, str]:
+  return {name: kind.from_dict(entry).text() for name, entry in entries.items()}

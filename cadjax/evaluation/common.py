@@ -1,5 +1,7 @@
 """What evaluations of classifiers and of segmenters share: data and files."""
 
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +11,12 @@ import ml_collections
 from cadjax import tasks
 from cadjax.classification import priors
 from cadjax.core import files
-from cadjax.core.files import Row, read_rows
+from cadjax.core.files import Row
 from cadjax.data import input_pipeline
+from cadjax.report import pages
 from cadjax.training import checkpoint, workdir
 from data_prep.errors import UserError
 
-DISCLAIMER = "Research software, not a medical device."
 SPLITS = ("test", "validation", "train", "all")
 LEAST_DRAWS = 100
 
@@ -32,12 +34,220 @@ def check_settings(split: str, bootstrap: int, batch_size: int | None) -> None:
     raise UserError(f"--batch_size={batch_size} must be at least 1")
 
 
-def splits_of(split: str, dataset: input_pipeline.Dataset) -> Sequence[str]:
-  """Returns the splits that `split` names; UserError if all are empty."""
-  named = input_pipeline.SPLITS if split == "all" else (split,)
-  if not any(dataset.rows[name] for name in named):
+@dataclasses.dataclass(frozen=True)
+class Paths:
+  """The folder of an evaluation and the names of its files.
+
+  Rows are NAME.jsonl and NAME.csv in the folder.
+
+  Attributes:
+    folder: WORKDIR/eval, or a folder in it; see `paths_of`.
+    cases: name of the rows of cases (of a segmenter: of case and class).
+    patients: name of a classifier's rows of patients.
+    lesions: name of a segmenter's rows of plaque detection.
+    validation: name of the rows that temperature and threshold come from.
+  """
+
+  folder: pathlib.Path
+  cases: str
+  patients: str
+  lesions: str
+  validation: str = "validation_cases"
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    """The file of all numbers."""
+    return self.folder / "metrics.json"
+
+  @property
+  def worst(self) -> pathlib.Path:
+    """The picture of a segmenter's worst cases."""
+    return self.folder / "worst.png"
+
+  @property
+  def explain(self) -> pathlib.Path:
+    """The folder of the measured explanation maps."""
+    return self.folder / "explain"
+
+  def rows(self, name: str) -> pathlib.Path:
+    """Returns the file of the rows of that name."""
+    return self.folder / f"{name}.jsonl"
+
+
+def paths_of(
+  path: str | pathlib.Path, split: str = "test", external: str | None = None
+) -> Paths:
+  """Returns where the evaluation of a workdir is written.
+
+  The test split goes to PATH/eval, another one to PATH/eval/SPLIT, and
+  external data to PATH/eval/external_FINGERPRINT, likewise by split.
+
+  Args:
+    path: the workdir.
+    split: of `SPLITS`.
+    external: fingerprint of the data, if they are not the workdir's own.
+  """
+  folder = pathlib.Path(path) / "eval"
+  # For external data, "validation" may name both of two sets.
+  name = split
+  if external:
+    folder /= f"external_{external[:8]}"
+    name = f"external_{split}"
+  return Paths(
+    folder=folder if split == "test" else folder / split,
+    cases=f"{name}_cases",
+    patients=f"{name}_patients",
+    lesions=f"{name}_lesions",
+  )
+
+
+def paths_of_result(result: Mapping[str, Any]) -> Paths:
+  """Returns where a result was written, which is a metrics.json."""
+  data = result["data"]
+  return paths_of(
+    result["workdir"],
+    result["split"],
+    data["fingerprint"] if data["external"] else None,
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+  """What is evaluated: a model on a split of a data set.
+
+  Attributes:
+    model: the classifier or segmenter.
+    dataset: the records.
+    split: of `SPLITS`.
+    external: whether the data are not the workdir's own.
+  """
+
+  model: workdir.Trained
+  dataset: input_pipeline.Dataset
+  split: str
+  external: bool
+
+  @property
+  def splits(self) -> Sequence[str]:
+    """The splits of the data set that `split` names."""
+    return input_pipeline.SPLITS if self.split == "all" else (self.split,)
+
+  @property
+  def cases(self) -> list[input_pipeline.Row]:
+    """The cases of these splits."""
+    return [row for name in self.splits for row in self.dataset.rows[name]]
+
+  @functools.cached_property
+  def paths(self) -> Paths:
+    """Where the results are written."""
+    external = self.dataset.fingerprint if self.external else None
+    return paths_of(self.model.path, self.split, external)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the part of metrics.json that says what was evaluated."""
+    source = self.dataset.metadata.get("source")
+    return {
+      "disclaimer": pages.disclaimer(phantom=source == "phantom"),
+      "task": self.model.task,
+      "workdir": str(self.model.path),
+      "step": self.model.step,
+      "split": self.split,
+      "cases": self.paths.cases,
+      "data": {
+        "path": str(self.dataset.path),
+        "fingerprint": self.dataset.fingerprint,
+        "source": source,
+        "external": self.external,
+      },
+      "phantom": source == "phantom",
+      "versions": workdir.software().to_dict(),
+    }
+
+  def notes(self) -> list[str]:
+    """Returns the warnings that belong to results on this split."""
+    if self.external:
+      return self._external_notes()
+    notes = []
+    if self.split in ("train", "all"):
+      notes.append("these cases include those that the model was trained on")
+    if self.split in ("validation", "all"):
+      notes.append("the checkpoint was chosen on validation cases: optimistic")
+    return notes
+
+  def _external_notes(self) -> list[str]:
+    notes = ["external validation: other data than the workdir was trained on"]
+    seen = set().union(*self.model.dataset["patient_ids"].values())
+    here = {row["patient_id"] for row in self.cases}
+    if both := sorted(here & seen):
+      notes.append(
+        f"{len(both)} of {len(here)} patients have the id of one that the model"
+        f" was trained or chosen on, such as {both[0]}: if they are the same,"
+        " this is no external validation"
+      )
+    return notes
+
+  def read_other(
+    self, against: str, keys: Sequence[str]
+  ) -> tuple[list[Row], dict[str, Any]]:
+    """Reads the evaluation of another workdir on the same split.
+
+    Args:
+      against: the other workdir.
+      keys: that every row must have.
+
+    Returns:
+      the rows and metrics.json.
+
+    Raises:
+      UserError: there is none, or it is of a model of another task or of an
+        older step.
+    """
+    external = self.dataset.fingerprint if self.external else None
+    there = paths_of(against, self.split, external)
+    if not there.metrics.exists():
+      raise UserError(
+        f"{there.folder} holds no evaluation; run python -m cadjax.evaluate"
+        f" --workdir={against} on the same split and data first"
+      )
+    result = files.read_json(there.metrics)
+    if result["task"] != self.model.task:
+      raise UserError(
+        f"{self.model.path} and {against} do not do the same: a classifier and"
+        " a segmenter cannot be compared"
+      )
+    if result["step"] != checkpoint.best_step(pathlib.Path(against)):
+      raise UserError(
+        f"{there.folder} is an evaluation of step {result['step']}, which is no"
+        f" longer the model of {against}; run python -m cadjax.evaluate"
+        f" --workdir={against} again"
+      )
+    return files.read_rows(there.rows(result["cases"]), keys), result
+
+  def build_notes(self, against: str, other: Mapping[str, Any]) -> list[str]:
+    """Returns the warnings of a comparison with the result `other`."""
+    if other["data"]["fingerprint"] == self.dataset.fingerprint:
+      return []
+    return [f"{against} was evaluated on another build of the same patients"]
+
+
+def open_evaluation(
+  model: workdir.Trained, split: str = "test", data: str | None = None
+) -> Evaluation:
+  """Opens the data that a model is to be evaluated on.
+
+  Args:
+    model: the classifier or segmenter.
+    split: of `SPLITS`.
+    data: a data set to use in place of the one that the workdir names.
+
+  Raises:
+    UserError: the data cannot be used, see `open_data`, or the split is empty.
+  """
+  dataset, external = open_data(model, data)
+  found = Evaluation(model, dataset, split, external)
+  if not found.cases:
     raise UserError(f"{dataset.path}: the {split} split holds no case")
-  return named
+  return found
 
 
 def open_data(
@@ -67,7 +277,7 @@ def open_data(
   # Fold and subset tell the own patients apart; of the others all are taken.
   whole = config.to_dict()
   whole["data"]["fold"] = None
-  whole["data"].pop("subset", None)
+  whole["data"]["subset"] |= {"patients": None, "cad_fraction": None}
   dataset = tasks.find(config).open_dataset(ml_collections.ConfigDict(whole))
   if dataset.fingerprint == own:
     return tasks.find(config).open_dataset(config), False
@@ -83,129 +293,3 @@ def open_data(
       f" predicted on its own data; there are none of {dataset.path}"
     )
   return dataset, True
-
-
-def folder_of(
-  path: pathlib.Path, split: str, fingerprint: str, external: bool
-) -> pathlib.Path:
-  """Returns where the files of an evaluation go."""
-  folder = path / "eval"
-  if external:
-    folder /= f"external_{fingerprint[:8]}"
-  return folder if split == "test" else folder / split
-
-
-def cases_name(split: str, external: bool) -> str:
-  """Returns the name of the per-case rows."""
-  return f"{'external_' if external else ''}{split}_cases"
-
-
-def describe(
-  trained: workdir.Trained,
-  dataset: input_pipeline.Dataset,
-  split: str,
-  external: bool,
-) -> dict[str, Any]:
-  """Returns the part of metrics.json that says what was evaluated."""
-  source = dataset.metadata.get("source")
-  phantom = "Phantom results. " if source == "phantom" else ""
-  return {
-    "disclaimer": phantom + DISCLAIMER,
-    "task": trained.task,
-    "workdir": str(trained.path),
-    "step": trained.step,
-    "split": split,
-    "cases": cases_name(split, external),
-    "data": {
-      "path": str(dataset.path),
-      "fingerprint": dataset.fingerprint,
-      "source": source,
-      "external": external,
-    },
-    "phantom": source == "phantom",
-    "versions": workdir.software().to_dict(),
-  }
-
-
-def split_notes(
-  trained: workdir.Trained,
-  dataset: input_pipeline.Dataset,
-  split: str,
-  external: bool,
-) -> list[str]:
-  """Returns what must be said of evaluating on a split."""
-  notes = []
-  if external:
-    notes.append(
-      "external validation: other data than the workdir was trained on"
-    )
-    # Workdirs of older versions do not know their patients.
-    seen = set().union(*trained.dataset.get("patient_ids", {}).values())
-    here = {
-      row["patient_id"]
-      for name in splits_of(split, dataset)
-      for row in dataset.rows[name]
-    }
-    if both := sorted(here & seen):
-      notes.append(
-        f"{len(both)} of {len(here)} patients have the id of one that the model"
-        f" was trained or chosen on, such as {both[0]}: if they are the same,"
-        " this is no external validation"
-      )
-    return notes
-  if split in ("train", "all"):
-    notes.append("these cases include those that the model was trained on")
-  if split in ("validation", "all"):
-    notes.append("the checkpoint was chosen on validation cases: optimistic")
-  return notes
-
-
-def build_notes(
-  against: str, other: Mapping[str, Any], dataset: input_pipeline.Dataset
-) -> list[str]:
-  """Returns what must be said of a comparison with the result `other`."""
-  if other["data"]["fingerprint"] == dataset.fingerprint:
-    return []
-  return [f"{against} was evaluated on another build of the same patients"]
-
-
-def read_other(
-  trained: workdir.Trained,
-  against: str,
-  folder: pathlib.Path,
-  keys: Sequence[str],
-) -> tuple[list[Row], dict[str, Any]]:
-  """Reads the evaluation of another workdir on the same split.
-
-  Args:
-    trained: the model of this evaluation.
-    against: the other workdir.
-    folder: where this evaluation goes.
-    keys: that every row must have.
-
-  Returns:
-    the rows and metrics.json.
-
-  Raises:
-    UserError: there is none, or it is of a model of another task or of an
-      older step.
-  """
-  there = pathlib.Path(against) / folder.relative_to(trained.path)
-  if not (there / "metrics.json").exists():
-    raise UserError(
-      f"{there} holds no evaluation; run python -m cadjax.evaluate"
-      f" --workdir={against} on the same split and data first"
-    )
-  result = files.read_json(there / "metrics.json")
-  if result.get("task", "classify") != trained.task:
-    raise UserError(
-      f"{trained.path} and {against} do not do the same: a classifier and a"
-      " segmenter cannot be compared"
-    )
-  if result["step"] != checkpoint.best_step(pathlib.Path(against)):
-    raise UserError(
-      f"{there} is an evaluation of step {result['step']}, which is no longer"
-      f" the model of {against}; run python -m cadjax.evaluate"
-      f" --workdir={against} again"
-    )
-  return read_rows(there / f"{result['cases']}.jsonl", keys), result

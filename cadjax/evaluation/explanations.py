@@ -17,10 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax import models
-from cadjax.classification.classifier import Classifier
+from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
+from cadjax.evaluation import common
 from cadjax.explanation import cam, checks, location
 from cadjax.explanation.cad_maps import CadMaps, Cells
 from cadjax.report import curves, tables
@@ -80,6 +81,80 @@ def read_structures(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return found
 
 
+def evaluate_maps(
+  path: str | pathlib.Path,
+  *,
+  split: str = "test",
+  data: str | None = None,
+  against: str | None = None,
+  cases: int | None = None,
+  bootstrap: int = 2000,
+  batch_size: int | None = None,
+  **options: Any,
+) -> dict[str, Any]:
+  """Measures the explanation maps of a workdir's best checkpoint.
+
+  Written to explain/ in the folder where `evaluate_workdir` writes.
+
+  Args:
+    path: the workdir of a classifier.
+    split: as in `evaluate_workdir`.
+    data: as in `evaluate_workdir`.
+    against: another workdir of the same data, whose maps are compared.
+    cases: measure this many, evenly spread over the split; all if left out.
+    bootstrap: number of draws, at least 100.
+    batch_size: `config.data.eval_batch_size` if left out.
+    **options: sanity, region, rolls and seed of `measure`.
+
+  Returns:
+    what metrics.json holds, as `measure` returns it.
+
+  Raises:
+    UserError: for settings, a workdir or data that cannot be used.
+  """
+  common.check_settings(split, bootstrap, batch_size)
+  trained, other = load_to_explain(path, cases=cases, against=against)
+  evaluation = common.open_evaluation(trained, split, data)
+  about = evaluation.describe()
+  del about["cases"]
+  return measure(
+    trained,
+    evaluation.dataset,
+    spread(evaluation.cases, cases),
+    evaluation.paths.explain,
+    about=about,
+    other=other,
+    bootstrap=bootstrap,
+    batch_size=batch_size or trained.config.data.eval_batch_size,
+    **options,
+  )
+
+
+def load_to_explain(
+  path: str | pathlib.Path,
+  *,
+  cases: int | None = None,
+  against: str | None = None,
+) -> tuple[Classifier, Classifier | None]:
+  """Loads what `evaluate_maps` measures; arguments as there.
+
+  Returns:
+    the classifier of the workdir, and the one of `against`.
+
+  Raises:
+    UserError: one is a segmenter, their grids differ, or `cases` is below 1.
+  """
+  if cases is not None and cases < 1:
+    raise UserError(f"--explain_cases={cases} must be at least 1")
+  trained = load_classifier(path)
+  other = load_classifier(against) if against else None
+  if other and other.dataset["grid"] != trained.dataset["grid"]:
+    raise UserError(
+      f"{against} has another grid than {path}: their maps cannot be compared"
+    )
+  return trained, other
+
+
 def measure(
   trained: Classifier,
   dataset: input_pipeline.Dataset,
@@ -114,7 +189,7 @@ def measure(
     seed: of rolls, random orders, fresh weights and the bootstrap.
 
   Returns:
-    the contents of metrics.json, but with NaN where undefined.
+    what metrics.json holds, with `MeanInterval`s, and NaN where undefined.
 
   Raises:
     UserError: no case has a mask, or the region is unknown.
@@ -186,8 +261,8 @@ def best(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   found: dict[str, dict[str, Any]] = {}
   for row in table:
     name, lift = row["structure"], row["lift_0mm"]
-    largest = found[name]["lift_0mm"]["value"] if name in found else -math.inf
-    if lift["value"] > largest:
+    largest = found[name]["lift_0mm"].value if name in found else -math.inf
+    if lift.value > largest:
       keys = ("layer", "method", "lift_0mm")
       found[name] = {key: row[key] for key in keys}
   return found

@@ -1,7 +1,7 @@
 """Measures the link on scans whose lesions are known.
 
-Half of the scans settles what has to be settled: the layer of the heat map
-and the combined decision. The other half is evaluated.
+The layer of the heat map and the combined decision are chosen on one half of
+the scans. The other half is evaluated.
 """
 
 import collections
@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from cadjax.core import files
 from cadjax.data import scans as scans_lib
-from cadjax.evaluation import links
 from cadjax.link import decision, findings, join
 from cadjax.link.findings import Finding
 from cadjax.link.scan import Pair, link_scan, load_pair
 from cadjax.metrics import intervals
+from cadjax.metrics.intervals import Interval, MeanInterval
+from cadjax.report import pages
 from cadjax.training import workdir
 from data_prep import sources
 from data_prep.errors import UserError
@@ -103,7 +104,93 @@ TOLERANCE_MM = 5.0
 MOST = 5
 LEAST_SCANS = 8
 LESION_COLUMNS = ("position_mm", "segment", "stenosis", "plaque", "volume_mm3")
-DISCLAIMER = "Research software, not a medical device."
+# Names of the rows that are written.
+SCANS, LOCALISATION, LESIONS = "scans", "localisation", "lesions"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanRow:
+  """One scan.
+
+  Attributes:
+    case_id: of the scan.
+    patient_id: of its patient.
+    label: 1 for CAD, else 0.
+    half: "fit" or "test".
+    lesions: how many it has.
+    probability: of CAD, by the classifier.
+    log_odds: see `decision.FEATURES`, as are the next two.
+    stenosis: share of a diameter.
+    log_plaque: None if the segmenter has no class for plaque.
+  """
+
+  case_id: str
+  patient_id: str
+  label: int
+  half: str
+  lesions: int
+  probability: float
+  log_odds: float
+  stenosis: float
+  log_plaque: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalisationRow:
+  """The findings in one scan by one mode, on the map of one layer.
+
+  Attributes:
+    case_id: of the scan.
+    patient_id: of its patient.
+    label: 1 for CAD, else 0.
+    half: "fit" or "test".
+    mode: of `MODES`.
+    layer: of the heat map; None for "plaque", which uses no map.
+    lesions: how many the scan has.
+    hits: lesions that a finding hit.
+    false_positives: findings with no lesion near.
+  """
+
+  case_id: str
+  patient_id: str
+  label: int
+  half: str
+  mode: str
+  layer: str | None
+  lesions: int
+  hits: int
+  false_positives: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LesionRow:
+  """Whether one mode, on the map of one layer, hit one lesion.
+
+  Attributes:
+    case_id: of the scan.
+    patient_id: of its patient.
+    lesion: its number in the scan, from 0.
+    segment: of the coronary tree, as data_prep.export names it.
+    stenosis: share of the diameter that it takes.
+    plaque: its kind.
+    volume_mm3: of the plaque.
+    half: "fit" or "test".
+    mode: of `MODES`.
+    layer: of the heat map; None for "plaque", which uses no map.
+    hit: 1 or 0.
+  """
+
+  case_id: str
+  patient_id: str
+  lesion: int
+  segment: str
+  stenosis: float
+  plaque: str
+  volume_mm3: float
+  half: str
+  mode: str
+  layer: str | None
+  hit: int
 
 
 def evaluate_link(
@@ -122,7 +209,7 @@ def evaluate_link(
     segmenter: workdir of a segmenter; without plaque among its classes the
       mode "plaque" is left out.
     scans: folder of `data_prep.export`: manifest.csv, scans and lesions.
-    out: gets scans.jsonl, lesions.jsonl and link.json.
+    out: gets scans.jsonl, localisation.jsonl, lesions.jsonl and link.json.
     most: findings of a scan, the first ones of each mode.
     seed: of the split in halves and of the bootstrap.
 
@@ -139,17 +226,20 @@ def evaluate_link(
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"--out={out}: cannot be made ({error})") from error
-  rows, lesions = [], []
+  rows, localisation, lesions = [], [], []
   for case in tqdm(cases, unit="scan", disable=None):
-    row, found = score_case(pair, case, most=most)
-    row["half"] = halves[case.case_id]
+    row, some, hits = score_case(
+      pair, case, half=halves[case.case_id], most=most
+    )
     rows.append(row)
-    lesions += [one | {"half": row["half"]} for one in found]
+    localisation += some
+    lesions += hits
   # What was computed is on disk before anything is averaged.
-  files.write_rows(folder, "scans", rows)
-  files.write_rows(folder, "lesions", lesions)
-  result = summarise(rows, lesions, seed=seed) | {
-    "disclaimer": DISCLAIMER,
+  files.write_rows(folder, SCANS, rows)
+  files.write_rows(folder, LOCALISATION, localisation)
+  files.write_rows(folder, LESIONS, lesions)
+  result = summarise(rows, localisation, lesions, seed=seed) | {
+    "disclaimer": pages.DISCLAIMER,
     "classifier": str(classifier),
     "segmenter": str(segmenter),
     "models": {
@@ -226,7 +316,7 @@ def lesion_file(case: sources.Case) -> pathlib.Path:
 
 
 def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:
-  """Tells every case to "fit" or "test", half of each class to each."""
+  """Assigns every case to "fit" or "test", half of each class to each."""
   rng = np.random.default_rng(seed)
   halves = {}
   for label in (0, 1):
@@ -237,42 +327,34 @@ def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:
 
 
 def score_case(
-  pair: Pair, case: sources.Case, *, most: int = MOST
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  pair: Pair, case: sources.Case, *, half: str, most: int = MOST
+) -> tuple[ScanRow, list[LocalisationRow], list[LesionRow]]:
   """Scores one scan.
 
   Args:
     pair: the models.
     case: of `read_scans`.
+    half: "fit" or "test".
     most: findings of each mode.
 
   Returns:
-    its row: the classifier's and the segmenter's numbers, and for every key
-    ("mode@layer", or "plaque", which no layer has a part in) the hits and
-    false positives; and a row for each lesion.
+    its row; one row for each mode and layer; one row for each lesion, mode
+    and layer.
   """
   truth = read_lesions(case)
   places = [lesion["position_mm"] for lesion in truth]
   result = link_scan(pair, scans_lib.read_scan(case.image))
   linked, prediction = result.linked, result.classified.prediction
   structures = linked.structures
-  row = {
-    "case_id": case.case_id,
-    "patient_id": case.patient_id,
-    "label": int(case.label),
-    "lesions": len(places),
-    "probability": prediction.probability,
+  ids = {"case_id": case.case_id, "patient_id": case.patient_id, "half": half}
+  known = {"label": int(case.label), "lesions": len(places)}
+  row = ScanRow(
+    **ids,
+    **known,
+    probability=prediction.probability,
     **decision.features(structures, prediction.uncalibrated_probability),
-  }
-  lesion_rows = [
-    {
-      "case_id": case.case_id,
-      "patient_id": case.patient_id,
-      "lesion": number,
-      **{name: lesion[name] for name in LESION_COLUMNS[1:]},
-    }
-    for number, lesion in enumerate(truth)
-  ]
+  )
+  localisation, lesions = [], []
   for mode, layer in _modes_and_layers(linked):
     found = findings.find_abnormalities(
       structures.tree,
@@ -282,18 +364,34 @@ def score_case(
       mode=mode,
       options=findings.FindingOptions(most=most),
     )
-    matches = links.match_lesions(found, places, TOLERANCE_MM)
-    key = f"{mode}@{layer}" if layer else mode
-    row[f"hits:{key}"] = len(matches.hits)
-    row[f"false:{key}"] = len(matches.false_positives)
+    matches = match_lesions(found, places, TOLERANCE_MM)
+    localisation.append(
+      LocalisationRow(
+        **ids,
+        **known,
+        mode=mode,
+        layer=layer,
+        hits=len(matches.hits),
+        false_positives=len(matches.false_positives),
+      )
+    )
     hit = {lesion for _, lesion, _ in matches.hits}
-    for one in lesion_rows:
-      one[f"hit:{key}"] = int(one["lesion"] in hit)
-  return row, lesion_rows
+    lesions += [
+      LesionRow(
+        **ids,
+        **{name: lesion[name] for name in LESION_COLUMNS[1:]},
+        lesion=number,
+        mode=mode,
+        layer=layer,
+        hit=int(number in hit),
+      )
+      for number, lesion in enumerate(truth)
+    ]
+  return row, localisation, lesions
 
 
 def _modes_and_layers(linked: join.Linked) -> list[tuple[str, str | None]]:
-  """Returns what is to be scored; no layer has a part in the plaque."""
+  """Returns the modes and layers to score; "plaque" uses no layer."""
   pairs = [
     (mode, layer)
     for layer in linked.heats
@@ -312,28 +410,31 @@ DECISIONS = {
 }
 
 
-def decide(
-  rows: Sequence[Mapping[str, Any]], *, seed: int = 0
-) -> dict[str, Any]:
+def decide(scans: Sequence[ScanRow], *, seed: int = 0) -> dict[str, Any]:
   """Fits a logistic decision on one half, compares them on the other.
+
+  Args:
+    scans: of both halves.
+    seed: of the bootstrap.
 
   Returns:
     for each of `DECISIONS` what was fitted, and at its threshold AUC,
     accuracy and Brier score with intervals; the paired difference of "both"
     to each other one.
   """
-  fit = [row for row in rows if row["half"] == "fit"]
-  test = [row for row in rows if row["half"] == "test"]
+  fit = [dataclasses.asdict(row) for row in scans if row.half == "fit"]
+  test = [dataclasses.asdict(row) for row in scans if row.half == "test"]
   labels = np.array([row["label"] for row in test])
-  threshold, probs, told = {}, {}, {}
+  threshold, probs, result = {}, {}, {}
   for name, columns in DECISIONS.items():
-    one = decision.fit(fit, [column for column in columns if column in rows[0]])
+    known = [column for column in columns if fit[0][column] is not None]
+    one = decision.fit(fit, known)
     threshold[name] = one.threshold
     probs[name] = np.array([one.probability(row) for row in test])
     measured = intervals.with_intervals(
       labels, probs[name], one.threshold, seed=seed
     )
-    told[name] = dataclasses.asdict(one) | {
+    result[name] = dataclasses.asdict(one) | {
       k: measured[k] for k in ("roc_auc", "accuracy", "brier")
     }
   for name in ("classifier", "segmentation"):
@@ -348,87 +449,130 @@ def decide(
     calls = [
       (probs[k] >= threshold[k]) == (labels == 1) for k in ("both", name)
     ]
-    told["both"][f"over_{name}"] = {
+    result["both"][f"over_{name}"] = {
       **{k: difference[k] for k in ("roc_auc", "accuracy", "brier")},
       "mcnemar": intervals.mcnemar(*calls),
     }
-  return told
+  return result
 
 
 def summarise(
-  rows: Sequence[Mapping[str, Any]],
-  lesions: Sequence[Mapping[str, Any]],
+  scans: Sequence[ScanRow],
+  localisation: Sequence[LocalisationRow],
+  lesions: Sequence[LesionRow],
   *,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """Chooses the layer on one half and measures everything on the other."""
-  keys: dict[str, list[str]] = {}
-  for name in rows[0]:
-    if name.startswith("hits:"):
-      key = name.removeprefix("hits:")
-      keys.setdefault(key.partition("@")[0], []).append(key)
-  modes = [mode for mode in MODES if mode in keys]
-  halves = {
-    half: [row for row in rows if row["half"] == half]
-    for half in ("fit", "test")
-  }
-  best = {
-    mode: max(keys[mode], key=lambda key: _worth(halves["fit"], key))
-    for mode in modes
-  }
-  test = [one for one in lesions if one["half"] == "test"]
-  table = {
-    mode: {"layer": best[mode].partition("@")[2] or None}
-    | _localisation(halves["test"], test, best[mode], seed)
-    for mode in modes
-  }
-  for mode in modes:
-    pair = [f"hit:{best[m]}" for m in ("combined", mode)]
-    values = [one[pair[0]] - one[pair[1]] for one in test]
-    table[mode]["combined_minus_this"] = _mean(test, values, seed)
+  """Chooses the layer on one half and measures everything on the other.
+
+  Args:
+    scans: of both halves, as `score_case` gives them.
+    localisation: likewise.
+    lesions: likewise.
+    seed: of the bootstrap.
+
+  Returns:
+    what link.json holds of the numbers.
+  """
+  test = [row for row in scans if row.half == "test"]
+  best = best_layers([row for row in localisation if row.half == "fit"])
+  chosen = {mode: _hits(lesions, mode, layer) for mode, layer in best.items()}
+  table = {}
+  for mode, layer in best.items():
+    table[mode] = (
+      {"layer": layer}
+      | _lesions_hit(chosen[mode], seed)
+      | _false_positives(
+        [row for row in localisation if _is_test(row, mode, layer)], seed
+      )
+    )
+    more = zip(chosen["combined"], chosen[mode], strict=True)
+    table[mode]["combined_minus_this"] = _mean(
+      chosen[mode], [one.hit - other.hit for one, other in more], seed
+    )
   return {
-    "n_scans": {half: len(some) for half, some in halves.items()},
-    "n_lesions": len(test),
-    "n_cad": sum(row["label"] for row in halves["test"]),
+    "n_scans": {"fit": len(scans) - len(test), "test": len(test)},
+    "n_lesions": len(chosen["combined"]),
+    "n_cad": sum(row.label for row in test),
     "localisation": table,
-    "decision": decide(rows, seed=seed),
+    "decision": decide(scans, seed=seed),
     "notes": [
       f"{title} is left out: the segmenter has no such class"
       for mode, title in MODES.items()
-      if mode not in modes
+      if mode not in best
     ],
   }
 
 
-def _worth(rows, key: str) -> float:
-  """Returns hits less false positives: what the layer is chosen by."""
-  return sum(row[f"hits:{key}"] - row[f"false:{key}"] for row in rows)
+def best_layers(rows: Sequence[LocalisationRow]) -> dict[str, str | None]:
+  """Returns the layer of the most hits less false positives, by mode.
+
+  Args:
+    rows: of the scans that the choice is made on; of equally good layers,
+      the first one wins.
+  """
+  worth: dict[str, dict[str | None, int]] = {}
+  for row in rows:
+    layers = worth.setdefault(row.mode, {})
+    gain = row.hits - row.false_positives
+    layers[row.layer] = layers.get(row.layer, 0) + gain
+  return {
+    mode: max(worth[mode], key=worth[mode].get)
+    for mode in MODES
+    if mode in worth
+  }
 
 
-def _mean(rows, values, seed: int) -> dict[str, Any]:
+def _is_test(
+  row: LocalisationRow | LesionRow, mode: str, layer: str | None
+) -> bool:
+  return (row.half, row.mode, row.layer) == ("test", mode, layer)
+
+
+def _hits(
+  lesions: Sequence[LesionRow], mode: str, layer: str | None
+) -> list[LesionRow]:
+  """Returns the rows of the test half's lesions, always in the same order."""
+  return [row for row in lesions if _is_test(row, mode, layer)]
+
+
+def _mean(
+  rows: Sequence[LocalisationRow | LesionRow],
+  values: Sequence[float],
+  seed: int,
+) -> MeanInterval:
   return intervals.mean_interval(
     np.array(values, float),
-    patients=np.array([row["patient_id"] for row in rows]),
+    patients=np.array([row.patient_id for row in rows]),
     seed=seed,
   )
 
 
-def _localisation(scans, lesions, key: str, seed: int) -> dict[str, Any]:
-  normal = [row for row in scans if row["label"] == 0]
+def _lesions_hit(lesions: Sequence[LesionRow], seed: int) -> dict[str, Any]:
+  hits = [row.hit for row in lesions]
+  return {"hit": _mean(lesions, hits, seed), "hits": sum(hits)}
+
+
+def _false_positives(
+  rows: Sequence[LocalisationRow], seed: int
+) -> dict[str, MeanInterval]:
+  """Returns those of all scans and those of normal ones."""
+  groups = {
+    "false_positives": rows,
+    "false_positives_normal": [row for row in rows if row.label == 0],
+  }
   return {
-    "hit": _mean(lesions, [one[f"hit:{key}"] for one in lesions], seed),
-    "hits": sum(one[f"hit:{key}"] for one in lesions),
-    "false_positives": _mean(
-      scans, [row[f"false:{key}"] for row in scans], seed
-    ),
-    "false_positives_normal": _mean(
-      normal, [row[f"false:{key}"] for row in normal], seed
-    ),
+    name: _mean(some, [row.false_positives for row in some], seed)
+    for name, some in groups.items()
   }
 
 
 def table(result: Mapping[str, Any]) -> str:
-  """Returns the result as text."""
+  """Returns the result as text.
+
+  Args:
+    result: the contents of link.json.
+  """
   lines = [
     f"{result['n_lesions']} lesions of {result['n_cad']} patients,"
     f" {result['n_scans']['test']} scans; at most"
@@ -444,7 +588,7 @@ def table(result: Mapping[str, Any]) -> str:
       f"{_cell(one['false_positives']):28s}"
     )
   more = result["localisation"]["map"]["combined_minus_this"]
-  lines.append(f"(d) less (a): {_cell(more)}")
+  lines.append(f"(d) less (a): {_cell(more, sign=True)}")
   lines.append("")
   for name, one in result["decision"].items():
     lines.append(
@@ -455,9 +599,5 @@ def table(result: Mapping[str, Any]) -> str:
   return "\n".join([*lines, *notes, result["disclaimer"]])
 
 
-def _cell(entry: Mapping[str, Any]) -> str:
-  if entry["value"] is None:
-    return "undefined"
-  if entry["low"] is None:
-    return f"{entry['value']:.2f}"
-  return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+def _cell(entry: Mapping[str, Any], *, sign: bool = False) -> str:
+  return Interval.from_dict(entry).text(2, sign=sign)

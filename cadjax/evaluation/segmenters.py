@@ -20,7 +20,8 @@ from cadjax.core.files import Row
 from cadjax.data import classes, input_pipeline
 from cadjax.evaluation import common
 from cadjax.metrics import intervals, patient_level
-from cadjax.report import planes
+from cadjax.metrics.intervals import MeanInterval
+from cadjax.report import pages, planes
 from cadjax.segmentation import components, metrics
 from cadjax.segmentation.metrics import METRICS
 from cadjax.segmentation.segmenter import Segmenter
@@ -35,14 +36,17 @@ TRUE_COLOR, FOUND_COLOR = "#5fd35f", "#ff5da2"
 
 
 def evaluate(
-  trained: Segmenter,
+  evaluation: common.Evaluation,
   *,
-  split: str = "test",
-  data: str | None = None,
   against: str | None = None,
   bootstrap: int = 2000,
 ) -> dict[str, Any]:
-  """Evaluates a segmenter; arguments and folders as `classifiers.evaluate`.
+  """Evaluates a segmenter and writes rows, worst.png and metrics.json.
+
+  Args:
+    evaluation: of a segmenter.
+    against: another workdir, evaluated before on the same patients.
+    bootstrap: number of draws.
 
   Returns:
     the contents of metrics.json.
@@ -50,30 +54,24 @@ def evaluate(
   Raises:
     UserError: for settings or data that cannot be used.
   """
-  dataset, external = common.open_data(trained, data)
+  trained, dataset = evaluation.model, evaluation.dataset
+  paths = evaluation.paths
   if not dataset.has_masks:
     raise UserError(f"{dataset.path} holds no masks to compare with")
-  splits = common.splits_of(split, dataset)
-  folder = common.folder_of(trained.path, split, dataset.fingerprint, external)
-  other = None
-  if against:
-    other = common.read_other(
-      trained, against, folder, ("patient_id", "class", *METRICS)
-    )
-
-  rows, lesions = score_cases(trained, dataset, splits)
+  keys = ("patient_id", "class", *METRICS)
+  other = evaluation.read_other(against, keys) if against else None
+  rows, lesions = score_cases(trained, dataset, evaluation.splits)
   if not rows:
     raise UserError(
-      f"{dataset.path}: no case of the {split} split has"
+      f"{dataset.path}: no case of the {evaluation.split} split has"
       f" {' or '.join(_foreground(trained))} in its mask"
     )
-  folder.mkdir(parents=True, exist_ok=True)
-  name = common.cases_name(split, external)
-  files.write_rows(folder, name, rows)
+  paths.folder.mkdir(parents=True, exist_ok=True)
+  files.write_rows(paths.folder, paths.cases, rows)
   if lesions:
-    files.write_rows(folder, name.replace("cases", "lesions"), lesions)
+    files.write_rows(paths.folder, paths.lesions, lesions)
 
-  result = common.describe(trained, dataset, split, external)
+  result = evaluation.describe()
   result |= summarise(rows, lesions, draws=bootstrap)
   result |= {
     "segmentation": {
@@ -83,17 +81,17 @@ def evaluate(
         for key in ("overlap", "mirror", "min_component_mm3")
       },
     },
-    "notes": common.split_notes(trained, dataset, split, external),
+    "notes": evaluation.notes(),
   }
   if other:
     result["against"] = {
       "workdir": str(against),
       "difference": compare(rows, other[0], draws=bootstrap),
     }
-    result["notes"] += common.build_notes(against, other[1], dataset)
+    result["notes"] += evaluation.build_notes(against, other[1])
   result = files.strict(result)
-  write_worst(folder, trained, dataset, rows)
-  files.write_json(folder / "metrics.json", result)
+  write_worst(paths.worst, trained, dataset, rows)
+  files.write_json(paths.metrics, result)
   return result
 
 
@@ -224,7 +222,7 @@ def mean_dice(rows: Sequence[Row]) -> float:
 
 def compare(
   rows: Sequence[Row], other: Sequence[Row], *, draws: int = 2000
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, MeanInterval]]:
   """Compares two segmenters on the same scans and their common classes.
 
   Args:
@@ -267,12 +265,12 @@ def compare(
 
 
 def write_worst(
-  folder: pathlib.Path,
+  path: pathlib.Path,
   trained: Segmenter,
   dataset: input_pipeline.Dataset,
   rows: Sequence[Row],
 ) -> None:
-  """Writes worst.png: the cases of the least mean Dice, each in three planes.
+  """Writes a picture of the cases of the least mean Dice, in three planes.
 
   Each plane is the slice with the most wrong voxels.
   """
@@ -289,9 +287,9 @@ def write_worst(
     png = planes.planes_png(
       headings,
       "Worst cases by mean Dice  ·  green: true  ·  pink: found  ·  "
-      + common.DISCLAIMER,
+      + pages.DISCLAIMER,
     )
-    (folder / "worst.png").write_bytes(png)
+    path.write_bytes(png)
 
 
 def _panels(trained, dataset, case) -> list[planes.Panel]:
@@ -311,7 +309,11 @@ def _panels(trained, dataset, case) -> list[planes.Panel]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-  """Returns the metrics as text: a line a metric, a column a class."""
+  """Returns the metrics as text: a line a metric, a column a class.
+
+  Args:
+    result: the contents of metrics.json.
+  """
   columns = result["patient"]
   lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
   for metric in METRICS:
@@ -324,7 +326,7 @@ def table(result: Mapping[str, Any]) -> str:
   if "against" in result:
     lines.append(f"difference to {result['against']['workdir']}:")
     for name, entries in result["against"]["difference"].items():
-      lines.append(f"  {name}: dice {_cell(entries['dice'], sign='+')}")
+      lines.append(f"  {name}: dice {_cell(entries['dice'], sign=True)}")
   draws = result["bootstrap"]["draws"]
   lines.append(
     "means over patients (n), 95 % intervals by a bootstrap over patients"
@@ -333,10 +335,5 @@ def table(result: Mapping[str, Any]) -> str:
   return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 
-def _cell(entry: Mapping[str, Any], sign: str = "") -> str:
-  if entry["value"] is None:
-    return "undefined"
-  text = f"{entry['value']:{sign}.3f}"
-  if entry["low"] is not None:
-    text += f" [{entry['low']:{sign}.3f}, {entry['high']:{sign}.3f}]"
-  return f"{text} ({entry['n']})"
+def _cell(entry: Mapping[str, Any], *, sign: bool = False) -> str:
+  return MeanInterval.from_dict(entry).text(sign=sign, count=True)

@@ -17,6 +17,7 @@ from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.evaluation import classifiers, common, explanations, links
+from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.experiment import compare
 from cadjax.link import decision
 from cadjax.metrics import binary, calibration, patient_level
@@ -54,28 +55,29 @@ def patients(trial: Trial) -> Entries:
     natural: share of CAD of a second test set, the entry "natural", which has
       all normal patients and as many of the others as make that share.
   """
-  result = classifiers.evaluate(trial.path, bootstrap=DRAWS)
-  folder = trial.path / "eval"
-  rows = _calls(folder, "test_patients", result["threshold"])
+  result = evaluate_workdir(trial.path, bootstrap=DRAWS)
+  rows = _calls(result)
   entries = {"": rows}
   if trial.options.get("slices") and "slice_setting" in result:
-    entries["slices"] = _slices(folder, result)
+    entries["slices"] = _slices(result)
   if share := trial.options.get("natural"):
     entries["natural"] = thinned(rows, share)
   return entries
 
 
-def _calls(folder: pathlib.Path, name: str, threshold: float) -> list[Row]:
+def _calls(result: Mapping[str, Any]) -> list[Row]:
+  """Returns the calls of the patients of an evaluation."""
+  paths = common.paths_of_result(result)
   keys = ("patient_id", "label", "probability")
-  rows = files.read_rows(folder / f"{name}.jsonl", keys)
   return [
-    {key: row[key] for key in keys} | {"threshold": threshold} for row in rows
+    {key: row[key] for key in keys} | {"threshold": result["threshold"]}
+    for row in files.read_rows(paths.rows(paths.patients), keys)
   ]
 
 
-def _slices(folder: pathlib.Path, result: Mapping[str, Any]) -> list[Row]:
-  setting = result["slice_setting"]
-  rows = files.read_rows(folder / "test_cases.jsonl", classifiers.CASE_KEYS)
+def _slices(result: Mapping[str, Any]) -> list[Row]:
+  setting, paths = result["slice_setting"], common.paths_of_result(result)
+  rows = files.read_rows(paths.rows(paths.cases), classifiers.CASE_KEYS)
   ids, labels, probs = patient_level.by_slice(rows)
   probs = calibration.calibrate(probs, setting["temperature"])
   return [
@@ -110,19 +112,14 @@ def external(trial: Trial) -> Entries:
     adapt: also with the norms' statistics of the other data, in the entry
       NAME.adapted.
   """
-  result = classifiers.evaluate(trial.path, bootstrap=DRAWS)
-  entries = {
-    "own": _calls(trial.path / "eval", "test_patients", result["threshold"])
-  }
+  entries = {"own": _calls(evaluate_workdir(trial.path, bootstrap=DRAWS))}
   for name, path in trial.data.items():
     if name == trial.own:
       continue
-    result = classifiers.evaluate(
+    result = evaluate_workdir(
       trial.path, split="all", data=str(path), bootstrap=DRAWS
     )
-    fingerprint = result["data"]["fingerprint"][:8]
-    folder = trial.path / "eval" / f"external_{fingerprint}" / "all"
-    entries[name] = _calls(folder, "external_all_patients", result["threshold"])
+    entries[name] = _calls(result)
     if trial.options.get("adapt"):
       entries[f"{name}.adapted"] = _adapted(trial, path, result)
   return entries
@@ -190,7 +187,7 @@ def explanation(trial: Trial) -> Entries:
     cases: on so many test cases; all if left out.
     rolls: of the null.
   """
-  classifiers.evaluate_maps(
+  explanations.evaluate_maps(
     trial.path,
     cases=trial.options.get("cases"),
     bootstrap=DRAWS,
@@ -198,7 +195,7 @@ def explanation(trial: Trial) -> Entries:
     rolls=trial.options.get("rolls", 8),
   )
   rows = files.read_rows(
-    trial.path / "eval" / "explain" / "location_cases.jsonl",
+    common.paths_of(trial.path).explain / "location_cases.jsonl",
     ("patient_id", "layer", "method", "structure"),
   )
   entries: Entries = {}
@@ -218,9 +215,9 @@ def explanation(trial: Trial) -> Entries:
 
 def segments(trial: Trial) -> Entries:
   """Dice, HD95 and the rest of the test patients, an entry for each class."""
-  classifiers.evaluate(trial.path, bootstrap=DRAWS)
+  paths = common.paths_of_result(evaluate_workdir(trial.path, bootstrap=DRAWS))
   rows = files.read_rows(
-    trial.path / "eval" / "test_cases.jsonl", ("patient_id", "class", "dice")
+    paths.rows(paths.cases), ("patient_id", "class", "dice")
   )
   entries: Entries = {}
   for row in rows:
@@ -269,24 +266,23 @@ def linked(trial: Trial) -> Entries:
     str(trial.data[trial.own]),
     str(folder),
   )
-  keys = ("patient_id", "label", "half", "lesions")
-  rows = [
-    row
-    for row in files.read_rows(folder / "scans.jsonl", keys)
-    if row["half"] == "test"
-  ]
+  scans, rows = (
+    [row for row in files.read_rows_as(path, kind) if row.half == "test"]
+    for path, kind in (
+      (folder / f"{links.SCANS}.jsonl", links.ScanRow),
+      (folder / f"{links.LOCALISATION}.jsonl", links.LocalisationRow),
+    )
+  )
   entries: Entries = {}
   for mode, one in result["localisation"].items():
-    key = f"{mode}@{one['layer']}" if one["layer"] else mode
     entries[mode] = [
       {
-        "patient_id": row["patient_id"],
-        "lesions_hit": (
-          row[f"hits:{key}"] / row["lesions"] if row["lesions"] else None
-        ),
-        "false_positives": row[f"false:{key}"],
+        "patient_id": row.patient_id,
+        "lesions_hit": row.hits / row.lesions if row.lesions else None,
+        "false_positives": row.false_positives,
       }
       for row in rows
+      if (row.mode, row.layer) == (mode, one["layer"])
     ]
   for name, one in result["decision"].items():
     fitted = decision.Decision(
@@ -294,12 +290,12 @@ def linked(trial: Trial) -> Entries:
     )
     entries[f"by_{name}"] = [
       {
-        "patient_id": row["patient_id"],
-        "label": row["label"],
-        "probability": fitted.probability(row),
+        "patient_id": row.patient_id,
+        "label": row.label,
+        "probability": fitted.probability(dataclasses.asdict(row)),
         "threshold": fitted.threshold,
       }
-      for row in rows
+      for row in scans
     ]
   return entries
 

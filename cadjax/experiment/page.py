@@ -129,7 +129,7 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
   short += [
     f"{titles.get(one['a'], one['a'])} less {titles.get(one['b'], one['b'])}:"
     f" {summary.metric_name(one['metric'])}"
-    f" {summary.interval(one, 'difference', '+')},"
+    f" {summary.interval(one, 'difference')},"
     f" {one['n_patients']} patients, {summary.p_text(one['p_holm'])}"
     for one in found[:MOST_ANSWERS]
   ]

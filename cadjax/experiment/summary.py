@@ -10,8 +10,8 @@ from cadjax.experiment import compare
 from cadjax.experiment.compare import Key, Line
 from cadjax.experiment.plan import Plan
 from cadjax.experiment.store import Store
-
-DISCLAIMER = "Research software, not a medical device."
+from cadjax.metrics import intervals
+from cadjax.report import pages
 
 
 def collect(plan: Plan, cells: Store) -> tuple[dict[str, Line], dict[str, Any]]:
@@ -76,7 +76,9 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     "metric": plan.metric,
     "data": {name: " ".join(given) for name, given in plan.data.items()},
     "overrides": list(plan.overrides),
-    "disclaimer": _disclaimer(plan),
+    "disclaimer": pages.disclaimer(
+      phantom=any("--source=phantom" in given for given in plan.data.values())
+    ),
     "lines": table,
     "comparisons": comparisons,
     "answers": (
@@ -125,11 +127,6 @@ def cost(plan: Plan, cells: Store) -> dict[str, Any]:
   }
 
 
-def _disclaimer(plan: Plan) -> str:
-  phantom = any("--source=phantom" in given for given in plan.data.values())
-  return ("Phantom results. " if phantom else "") + DISCLAIMER
-
-
 def is_spread(metric: str) -> bool:
   """Tells whether the answer is how far the values of a metric spread."""
   return metric.startswith(compare.REPORTED)
@@ -152,18 +149,21 @@ def metric_name(metric: str) -> str:
   return known.get(metric, metric.replace("_", " ").replace("0mm", "").strip())
 
 
-def interval(
-  entry: Mapping[str, Any], key: str = "value", sign: str = ""
-) -> str:
-  """Returns "0.91 [0.88, 0.94]"; "undefined" without a value."""
-  value, low, high = entry[key], entry["low"], entry["high"]
-  if value is None or math.isnan(value):
-    return "undefined"
-  digits = 3 if abs(value) < 10 else 1
-  text = f"{value:{sign}.{digits}f}"
-  if low is None or math.isnan(low):
-    return f"{text} [no interval]"
-  return f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+def interval(entry: Mapping[str, Any], key: str = "value") -> str:
+  """Returns an entry of results.json as text; see `intervals.interval_text`.
+
+  Args:
+    entry: an estimate, or a comparison.
+    key: of its value; "difference" of a comparison, which gets a sign.
+  """
+  value = entry[key]
+  return intervals.interval_text(
+    value,
+    entry["low"],
+    entry["high"],
+    digits=3 if value is None or abs(value) < 10 else 1,
+    sign=key == "difference",
+  )
 
 
 def p_text(p: float | None) -> str:
@@ -177,7 +177,7 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   """One comparison in words."""
   a, b = titles.get(one["a"], one["a"]), titles.get(one["b"], one["b"])
   name = metric_name(one["metric"])
-  number = interval(one, "difference", "+")
+  number = interval(one, "difference")
   about = (
     f"{number}, {one['n_patients']} patients, {p_text(one['p_holm'])} (Holm)"
   )

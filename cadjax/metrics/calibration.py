@@ -4,6 +4,7 @@ All that is fitted here is fitted on the validation set. Each choice comes
 with its origin in words, which the reports repeat.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -16,6 +17,21 @@ POOLINGS = ("mean", "vote", "max", "topk")
 TEMPERATURES = (0.05, 20.0)
 # Keeps the logit of a vote of 0 or 1 finite, and any other as it is.
 PROB_EPS = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+  """The temperature of a calibration.
+
+  Attributes:
+    value: above 0; 1 leaves probabilities as they are.
+    origin: how it was fitted, or why it was not.
+    fitted: whether it was; if not, the value is 1.
+  """
+
+  value: float
+  origin: str
+  fitted: bool
 
 
 def softmax_margin(logits: np.ndarray) -> np.ndarray:
@@ -40,13 +56,12 @@ def fit_temperature(
   probs: np.ndarray,
   *,
   weights: np.ndarray | None = None,
-) -> tuple[float, str]:
-  """Returns (temperature, origin) with the least negative log likelihood.
+) -> Temperature:
+  """Returns the temperature with the least negative log likelihood.
 
-  Guo et al., ICML 2017. Temperature 1 leaves probabilities as they are; it
-  is returned, and `origin` says so, where no finite optimum exists: without
-  both classes, after perfect separation at 0.5 (the optimum is 0) and for a
-  ranking no better than chance (the optimum is infinite).
+  Guo et al., ICML 2017. It is not fitted where no finite optimum exists:
+  without both classes, after perfect separation at 0.5 (the optimum is 0) and
+  for a ranking no better than chance (the optimum is infinite).
 
   Args:
     labels: [n], 0 or 1, of the validation set.
@@ -56,16 +71,16 @@ def fit_temperature(
   labels, probs = binary.checked(labels, probs)
   weights = np.ones_like(probs) if weights is None else np.asarray(weights)
   if not labels.size:
-    return 1.0, "not fitted: validation is empty"
+    return _not_fitted("validation is empty")
   if np.unique(labels).size < 2:
-    return 1.0, "not fitted: validation holds one class only"
+    return _not_fitted("validation holds one class only")
   margins = (2 * labels - 1) * logit(probs)
   # The loss is convex in 1/T; its slope at 0 and at infinity tells whether
   # the optimum lies between.
   if (margins >= 0).all():
-    return 1.0, "not fitted: validation is separated without error"
+    return _not_fitted("validation is separated without error")
   if (weights * margins).sum() <= 0:
-    return 1.0, "not fitted: validation is ranked no better than chance"
+    return _not_fitted("validation is ranked no better than chance")
 
   def loss(log_temperature: float) -> float:
     scaled = margins / math.exp(log_temperature)
@@ -80,7 +95,11 @@ def fit_temperature(
   origin = "least negative log likelihood on validation"
   if np.abs(found.x - np.log(TEMPERATURES)).min() < 1e-3:
     origin += ", at the end of its range"
-  return math.exp(found.x), origin
+  return Temperature(math.exp(found.x), origin, fitted=True)
+
+
+def _not_fitted(why: str) -> Temperature:
+  return Temperature(1.0, f"not fitted: {why}", fitted=False)
 
 
 def check_criterion(criterion: str) -> tuple[str, float]:

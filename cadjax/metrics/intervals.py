@@ -4,9 +4,10 @@ A bootstrap draw is a row of weights, and every metric takes weights, so that
 thousands of draws are a few matrix products.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import scipy.optimize
@@ -23,6 +24,130 @@ CHUNK = 4_000_000
 LEAST_PATIENTS = 6
 
 
+def interval_text(
+  value: float | None,
+  low: float | None,
+  high: float | None,
+  *,
+  digits: int = 3,
+  sign: bool = False,
+) -> str:
+  """Returns "0.857 [0.601, 0.960]", the text of an interval everywhere.
+
+  Args:
+    value: None and NaN are "undefined".
+    low: lower bound; None and NaN are "[no interval]".
+    high: upper bound.
+    digits: after the point.
+    sign: whether positive numbers get a plus, as differences do.
+  """
+  if value is None or math.isnan(value):
+    return "undefined"
+  form = f"{'+' if sign else ''}.{digits}f"
+  if low is None or math.isnan(low):
+    return f"{value:{form}} [no interval]"
+  return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A measured value with its confidence interval.
+
+  Attributes:
+    value: NaN where undefined.
+    low: lower bound, NaN where there is none.
+    high: upper bound, NaN where there is none.
+    method: how the bounds were computed; "undetermined" where nothing varies,
+      "undefined" where there is no value.
+    k: successes of a proportion, None for every other value.
+    n: the cases, or the patients with a value.
+  """
+
+  value: float
+  low: float
+  high: float
+  method: str
+  k: int | None
+  n: int
+
+  @classmethod
+  def from_dict(cls, entry: Mapping[str, Any]) -> Self:
+    """Returns the interval that `files.strict` wrote as this mapping.
+
+    Args:
+      entry: of a JSON file, with None for NaN; further keys are ignored.
+    """
+    return cls(**_fields(cls, entry))
+
+  def text(
+    self, digits: int = 3, *, sign: bool = False, count: bool = False
+  ) -> str:
+    """Returns "0.857 [0.601, 0.960] (12/14)"; see `interval_text`.
+
+    Args:
+      digits: after the point.
+      sign: whether positive numbers get a plus.
+      count: whether n follows, too, where the value is not a proportion.
+    """
+    text = interval_text(
+      self.value, self.low, self.high, digits=digits, sign=sign
+    )
+    if math.isnan(self.value):
+      return text
+    if self.k is not None:
+      return f"{text} ({self.k}/{self.n})"
+    return f"{text} ({self.n})" if count else text
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanInterval(Interval):
+  """The mean over patients of a measured value, with its interval.
+
+  Attributes:
+    n_patients: all patients, those without a value included.
+  """
+
+  n_patients: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A paired difference with its confidence interval.
+
+  Attributes:
+    difference: NaN where undefined.
+    low: lower bound, NaN where there is none.
+    high: upper bound, NaN where there is none.
+  """
+
+  difference: float
+  low: float
+  high: float
+
+  @classmethod
+  def from_dict(cls, entry: Mapping[str, Any]) -> Self:
+    """Returns the difference of a JSON file; see `Interval.from_dict`."""
+    return cls(**_fields(cls, entry))
+
+  def text(self, digits: int = 3) -> str:
+    """Returns "+0.120 [-0.010, +0.250]"; see `interval_text`."""
+    return interval_text(
+      self.difference, self.low, self.high, digits=digits, sign=True
+    )
+
+
+def _fields(cls: type, entry: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the arguments of a dataclass, with NaN for the undefined floats."""
+  return {
+    field.name: (
+      math.nan
+      if field.type is float and entry[field.name] is None
+      else entry[field.name]
+    )
+    for field in dataclasses.fields(cls)
+  }
+
+
 def with_intervals(
   labels: np.ndarray,
   probs: np.ndarray,
@@ -32,8 +157,8 @@ def with_intervals(
   draws: int = 2000,
   seed: int = 0,
   confidence: float = 0.95,
-) -> dict[str, dict[str, float | int | str | None]]:
-  """Returns {metric: {"value", "low", "high", "method", "k", "n"}}.
+) -> dict[str, Interval]:
+  """Returns the interval of every metric of `binary.METRICS`.
 
   Without `groups`, cases are independent patients: proportions have Wilson's
   interval, the rest a stratified bootstrap's percentiles. With `groups`
@@ -66,14 +191,7 @@ def with_intervals(
         )
     if math.isnan(value):
       low, high, method = math.nan, math.nan, "undefined"
-    result[name] = {
-      "value": value,
-      "low": low,
-      "high": high,
-      "method": method,
-      "k": k,
-      "n": n,
-    }
+    result[name] = Interval(value, low, high, method, k, n)
   return result
 
 
@@ -201,7 +319,7 @@ def mean_interval(
   draws: int = 2000,
   seed: int = 0,
   confidence: float = 0.95,
-) -> dict[str, float | int | str | None]:
+) -> MeanInterval:
   """Returns the mean over patients of a measured value, with its interval.
 
   Each patient has the mean of its defined values; patients without one are
@@ -221,10 +339,9 @@ def mean_interval(
     confidence: of the interval.
 
   Returns:
-    value, low, high, method; n, the patients with a value; n_patients, all
-    of them; and k, the patients with 1 for Wilson's, else None. The bounds
-    are NaN ("undetermined") where all draws agree or there is one patient,
-    and everything is NaN ("undefined") where there is none.
+    the mean, where k is the number of patients with 1 for Wilson's interval,
+    else None. The bounds are NaN ("undetermined") where all draws agree or
+    there is one patient; the value, too ("undefined"), where there is none.
   """
   values = np.asarray(values, np.float64)
   ids = np.arange(values.size) if patients is None else np.asarray(patients)
@@ -247,15 +364,7 @@ def mean_interval(
     drawn = bootstrap_counts(np.zeros(n), draws=draws, seed=seed)
     low, high = percentiles(drawn @ means / n, confidence)
     method = "bootstrap over patients"
-  return {
-    "value": value,
-    "low": low,
-    "high": high,
-    "method": method,
-    "k": k,
-    "n": n,
-    "n_patients": names.size,
-  }
+  return MeanInterval(value, low, high, method, k, n, names.size)
 
 
 def mean_table(
@@ -335,8 +444,8 @@ def paired_bootstrap(
   draws: int = 2000,
   seed: int = 0,
   confidence: float = 0.95,
-) -> dict[str, Mapping[str, float]]:
-  """Returns {metric: {"difference", "low", "high"}} of A minus B.
+) -> dict[str, Difference]:
+  """Returns A minus B for every metric of `binary.METRICS`.
 
   The bounds are NaN where the difference is undefined or no draw differs.
   Both are evaluated on the same resampled patients, so what they share
@@ -353,7 +462,7 @@ def paired_bootstrap(
     # Where no draw differs, nothing is known, as in `with_intervals`.
     if math.isnan(difference) or high - low < 1e-12:
       low, high = math.nan, math.nan
-    result[name] = {"difference": difference, "low": low, "high": high}
+    result[name] = Difference(difference, low, high)
   return result
 
 

@@ -77,8 +77,8 @@ def fit(
   """Fits temperature and threshold by patient on validation rows.
 
   Returns:
-    temperature and temperature_origin, threshold (of the calibrated
-    probability) and threshold_origin.
+    temperature, temperature_origin and temperature_fitted, threshold (of the
+    calibrated probability) and threshold_origin.
   """
   probs = scan_probs(rows, pooling)
   ids, member = np.unique(
@@ -87,18 +87,24 @@ def fit(
   # Each patient weighs the same, however many scans there are.
   weights = 1 / np.bincount(member, minlength=ids.size)[member]
   labels = np.array([row["label"] for row in rows], int)
-  temperature, temperature_origin = calibration.fit_temperature(
-    labels, probs, weights=weights
+  temperature = calibration.fit_temperature(labels, probs, weights=weights)
+  _, labels, probs = by_patient(
+    rows, scan_probs(rows, pooling, temperature.value)
   )
-  _, labels, probs = by_patient(rows, scan_probs(rows, pooling, temperature))
-  threshold, threshold_origin = calibration.choose_threshold(
-    labels, probs, criterion
-  )
+  threshold, origin = calibration.choose_threshold(labels, probs, criterion)
+  return _settings(temperature, threshold, origin)
+
+
+def _settings(
+  temperature: calibration.Temperature, threshold: float, origin: str
+) -> dict[str, Any]:
+  """Returns the settings as metrics.json holds them."""
   return {
-    "temperature": temperature,
-    "temperature_origin": temperature_origin,
+    "temperature": temperature.value,
+    "temperature_origin": temperature.origin,
+    "temperature_fitted": temperature.fitted,
     "threshold": threshold,
-    "threshold_origin": threshold_origin,
+    "threshold_origin": origin,
   }
 
 
@@ -179,25 +185,22 @@ def _slice_metrics(
 ) -> dict[str, Any]:
   """Metrics that count every slice as a case, with a threshold of slices."""
   _, labels, probs = by_slice(validation_rows)
-  temperature, temperature_origin = calibration.fit_temperature(labels, probs)
-  threshold, threshold_origin = calibration.choose_threshold(
+  temperature = calibration.fit_temperature(labels, probs)
+  threshold, origin = calibration.choose_threshold(
     labels,
-    calibration.calibrate(probs, temperature),
+    calibration.calibrate(probs, temperature.value),
     criterion,
     unit="slices",
   )
   patients, labels, probs = by_slice(test_rows)
-  probs = calibration.calibrate(probs, temperature)
+  probs = calibration.calibrate(probs, temperature.value)
   return {
     "slice": intervals.with_intervals(
       labels, probs, threshold, groups=patients, **options
     ),
     "slice_setting": {
       "n_slices": labels.size,
-      "temperature": temperature,
-      "temperature_origin": temperature_origin,
-      "threshold": threshold,
-      "threshold_origin": threshold_origin,
+      **_settings(temperature, threshold, origin),
     },
   }
 

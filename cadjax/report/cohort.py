@@ -5,13 +5,13 @@ Everything on it is read from that folder, so it tells what was written.
 """
 
 import base64
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cadjax.core import files
+from cadjax.metrics.intervals import Interval
 from cadjax.report import classified, linked, pages
 from data_prep.errors import UserError
 
@@ -145,14 +145,7 @@ def _columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
-  if entry is None or entry["value"] is None or math.isnan(entry["value"]):
-    return "undefined"
-  text = f"{entry['value']:.3f}"
-  if entry["low"] is not None:
-    text += f" ({entry['low']:.3f} to {entry['high']:.3f})"
-  if entry.get("k") is not None:
-    text += f", {entry['k']}/{entry['n']}"
-  return text
+  return "undefined" if entry is None else Interval.from_dict(entry).text()
 
 
 def _pages(

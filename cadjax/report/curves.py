@@ -8,7 +8,6 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import sklearn.metrics
@@ -41,21 +40,12 @@ class Scores:
   labels: np.ndarray
   probs: np.ndarray
   threshold: float
-  metrics: Mapping[str, Mapping[str, Any]]
+  metrics: Mapping[str, intervals.Interval]
 
   @property
   def has_both_classes(self) -> bool:
     """Whether curves are defined."""
     return np.unique(self.labels).size == 2
-
-
-def interval_text(entry: Mapping[str, Any]) -> str:
-  """Returns "0.86 [0.60, 0.96]", and "undefined" for a NaN."""
-  if _undefined(entry["value"]):
-    return "undefined"
-  if _undefined(entry["low"]):
-    return f"{entry['value']:.2f} [no interval]"
-  return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
 def roc_figure(
@@ -72,7 +62,7 @@ def roc_figure(
   figure, axes = _square(title, footer)
   axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
   for i, one in enumerate(scores):
-    label = f"{_counted(one)}\nAUC {interval_text(one.metrics['roc_auc'])}"
+    label = f"{_counted(one)}\nAUC {one.metrics['roc_auc'].text(2)}"
     if not one.has_both_classes:
       axes.plot([], [], color=COLORS[i], label=f"{label} (one class only)")
       continue
@@ -98,7 +88,7 @@ def pr_figure(
   """Draws precision-recall curves; dotted is the share of CAD."""
   figure, axes = _square(title, footer)
   for i, one in enumerate(scores):
-    label = f"{_counted(one)}\nPR AUC {interval_text(one.metrics['pr_auc'])}"
+    label = f"{_counted(one)}\nPR AUC {one.metrics['pr_auc'].text(2)}"
     if not one.has_both_classes:
       axes.plot([], [], color=COLORS[i], label=f"{label} (one class only)")
       continue
@@ -142,8 +132,8 @@ def calibration_figure(
   label = "\n".join(
     [
       _counted(one),
-      f"ECE {interval_text(one.metrics['ece'])}",
-      f"Brier {interval_text(one.metrics['brier'])}",
+      f"ECE {one.metrics['ece'].text(2)}",
+      f"Brier {one.metrics['brier'].text(2)}",
     ]
   )
   top.errorbar(
@@ -218,14 +208,14 @@ def confusion_figure(
   axes.set_yticks(
     [0, 1],
     [
-      f"{truth}\n{name}\n{interval_text(rate)}"
+      f"{truth}\n{name}\n{rate.text(2)}"
       for truth, name, rate in zip(("Normal", "CAD"), names, rates, strict=True)
     ],
     fontsize=8,
   )
   axes.set_xticks([0, 1], ["called normal", "called CAD"], fontsize=9)
   axes.set_ylabel("Truth")
-  accuracy = interval_text(one.metrics["accuracy"])
+  accuracy = one.metrics["accuracy"].text(2)
   axes.set_xlabel(
     f"{_counted(one)}; threshold {one.threshold:.3f}\naccuracy {accuracy}",
     fontsize=9,
@@ -242,10 +232,6 @@ def save(figure: Figure, path: pathlib.Path) -> None:
   temporary = path.with_name(path.name + ".tmp")
   figure.savefig(temporary, format="png")
   temporary.replace(path)
-
-
-def _undefined(value: float | None) -> bool:
-  return value is None or math.isnan(value)
 
 
 def _counted(one: Scores) -> str:

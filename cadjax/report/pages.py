@@ -11,6 +11,8 @@ import jinja2
 from cadjax.report import planes
 from cadjax.training.reading import Reading
 
+# The short form, in the files and tables of evaluations and experiments.
+DISCLAIMER = "Research software, not a medical device."
 NOTICE = (
   "Research software. Not a medical device: not for diagnosis, triage or any"
   " decision about a patient."
@@ -71,6 +73,15 @@ def write_json(path: pathlib.Path, document: Mapping[str, Any]) -> None:
   """Writes the JSON of a result; its values must be strict JSON."""
   text = json.dumps(document, indent=2, allow_nan=False)
   path.write_text(text + "\n", "utf-8")
+
+
+def disclaimer(*, phantom: bool) -> str:
+  """Returns the disclaimer of a result, which names phantoms where it has any.
+
+  Args:
+    phantom: whether the result is of phantoms.
+  """
+  return ("Phantom results. " if phantom else "") + DISCLAIMER
 
 
 def templates() -> jinja2.Environment:

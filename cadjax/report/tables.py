@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cadjax.metrics.intervals import Interval
 from cadjax.report import curves
 
 Table = Sequence[Mapping[str, Any]]
@@ -48,7 +49,7 @@ def heat_table(
     (row["structure"], row["layer"], row["method"]): row[value]
     for row in location
   }
-  values = [x["value"] for x in found.values() if x["value"] > 0]
+  values = [x.value for x in found.values() if x.value > 0]
   # The same step for twice as much and for half as much.
   largest = max([1.0, *np.abs(np.log2(values))]) if values else 1.0
   figure = Figure(
@@ -78,9 +79,11 @@ def heat_table(
   return figure
 
 
-def _panel(axes: Axes, cells: Sequence[Sequence[Any]], largest: float) -> Any:
+def _panel(
+  axes: Axes, cells: Sequence[Sequence[Interval | None]], largest: float
+) -> Any:
   means = np.array(
-    [[math.nan if x is None else x["value"] for x in row] for row in cells]
+    [[math.nan if x is None else x.value for x in row] for row in cells]
   )
   with np.errstate(divide="ignore"):
     shown = np.log2(means).clip(-largest, largest)
@@ -91,9 +94,7 @@ def _panel(axes: Axes, cells: Sequence[Sequence[Any]], largest: float) -> Any:
     if math.isnan(mean):
       label, color = "undefined", curves.GREY
     else:
-      label = f"{mean:.2f}"
-      if not math.isnan(cells[i][j]["low"]):
-        label += f"\n[{cells[i][j]['low']:.2f}, {cells[i][j]['high']:.2f}]"
+      label = cells[i][j].text(2).replace(" [", "\n[")
       color = "white" if abs(shown[i, j]) > 0.6 * largest else "black"
     axes.text(j, i, label, ha="center", va="center", fontsize=7, color=color)
   axes.tick_params(length=0)
@@ -113,11 +114,11 @@ def _location(table: Table) -> str:
     lift, pointing = row["lift_0mm"], row["pointing"]
     lines.append(
       f"{row['structure']:<12}{row['layer']:<14}{row['method']:<12}"
-      f"{_cell(lift):<22}{_number(row['lift_null_0mm']):<7}"
-      f"{_p(row['lift_p_0mm']):<9}{_cell(row['lift_5mm']):<22}"
-      f"{_cell(pointing):<26}{_number(row['pointing_chance'], 3):<8}"
-      f"{_cell(row['auprc'], 3):<22}{_number(row['auprc_chance'], 4):<9}"
-      f"{_number(row['gini']):<7}{lift['n']}/{lift['n_patients']}"
+      f"{lift.text(2):<22}{_number(row['lift_null_0mm'].value):<7}"
+      f"{_p(row['lift_p_0mm']):<9}{row['lift_5mm'].text(2):<22}"
+      f"{pointing.text(2):<26}{_number(row['pointing_chance'].value, 3):<8}"
+      f"{row['auprc'].text(3):<22}{_number(row['auprc_chance'].value, 4):<9}"
+      f"{_number(row['gini'].value):<7}{lift.n}/{lift.n_patients}"
     )
   return "\n".join(lines)
 
@@ -125,7 +126,7 @@ def _location(table: Table) -> str:
 def _best(best: Mapping[str, Mapping[str, Any]]) -> str:
   return "\n".join(
     f"largest mean lift on {structure}: {row['layer']}, {row['method']}"
-    f" ({_cell(row['lift_0mm'])})"
+    f" ({row['lift_0mm'].text(2)})"
     for structure, row in best.items()
   )
 
@@ -137,8 +138,8 @@ def _faithfulness(table: Table) -> str:
   ]
   lines += [
     f"{row['layer']:<14}{row['method']:<12}"
-    f"{_cell(row['insertion_gain'], 3):<26}"
-    f"{_cell(row['deletion_gain'], 3):<26}{row['deletion_gain']['n']}"
+    f"{row['insertion_gain'].text(3):<26}"
+    f"{row['deletion_gain'].text(3):<26}{row['deletion_gain'].n}"
     for row in table
   ]
   return "\n".join([*lines, "areas of the log odds of CAD, above 0 is better"])
@@ -157,7 +158,7 @@ def _randomisation(table: Table, unrelated: Table) -> str:
   ]
   for row in unrelated:
     name = row["layer"], row["method"]
-    cells = [f"{_number(found[*name, step]):<12}" for step in steps]
+    cells = [f"{_number(found[*name, step].value):<12}" for step in steps]
     lines.append(
       f"{name[0]:<14}{name[1]:<12}{''.join(cells)}{_number(row['spearman'])}"
     )
@@ -177,27 +178,16 @@ def _agreement(table: Table, other: Mapping[str, str]) -> str:
   ]
   lines += [
     f"{row['layer']:<14}{row['method']:<12}"
-    f"{_cell(row['spearman']):<24}{_cell(row['spearman_unrelated']):<24}"
-    f"{_cell(row['ssim']):<24}{_cell(row['ssim_unrelated'])}"
+    f"{row['spearman'].text(2):<24}{row['spearman_unrelated'].text(2):<24}"
+    f"{row['ssim'].text(2):<24}{row['ssim_unrelated'].text(2)}"
     for row in table
   ]
   return "\n".join(lines)
 
 
-def _number(value: float | Mapping[str, Any], digits: int = 2) -> str:
-  if isinstance(value, Mapping):
-    value = value["value"]
+def _number(value: float, digits: int = 2) -> str:
   return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _p(value: float) -> str:
   return "-" if math.isnan(value) else f"{value:.2g}"
-
-
-def _cell(entry: Mapping[str, Any], digits: int = 2) -> str:
-  text = _number(entry, digits)
-  if not math.isnan(entry["low"]):
-    text += f" [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
-  if entry["k"] is not None:
-    text += f" ({entry['k']}/{entry['n']})"
-  return text

@@ -10,7 +10,7 @@ from cadjax import tasks
 from cadjax.classification import priors
 from cadjax.core import lookup
 from cadjax.data import input_pipeline
-from cadjax.evaluation.classifiers import evaluate
+from cadjax.evaluation.workdirs import evaluate_workdir
 from data_prep.errors import UserError
 
 
@@ -78,7 +78,7 @@ def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
   seen = {x.shape[-2] for x in jax.tree.leaves(state.params) if x.ndim == 5}
   assert 3 in seen
   assert 1 not in seen
-  result = evaluate(tmp_path / "w", bootstrap=100)
+  result = evaluate_workdir(tmp_path / "w", bootstrap=100)
   assert result["n_patients"] == 8
   with pytest.raises(UserError, match="only cadjax.evaluate"):
     tasks.load_model(tmp_path / "w")

@@ -13,8 +13,9 @@ from PIL import Image
 
 from cadjax import models, tasks
 from cadjax.data import input_pipeline
-from cadjax.evaluation import classifiers, explanations
+from cadjax.evaluation import explanations
 from cadjax.explanation import cad_maps, cam, checks, location
+from cadjax.metrics import intervals
 from cadjax.report import tables
 from cadjax.training import checkpoint, workdir
 from data_prep.cases import CLASS_NAMES
@@ -66,7 +67,7 @@ def result(trained, other, dataset):
     # 7 of the 25 maps at a time.
     size = 7 * 12 * np.prod(dataset.shape)
     patch.setattr(explanations, "MAPS_BYTES", size)
-    return classifiers.evaluate_maps(
+    return explanations.evaluate_maps(
       trained,
       against=str(other),
       cases=4,
@@ -182,18 +183,16 @@ def test_a_normal_case_has_no_plaque_to_find(trained, result):
     assert (row["lift_5mm"] is None) >= (row["label"] == 0)
   entry = next(x for x in result["location"] if x["structure"] == "plaque")
   patients = {row["patient_id"]: row["label"] for row in plaque}
-  assert entry["lift_5mm"]["n_patients"] == len(patients)
-  assert entry["lift_5mm"]["n"] <= sum(patients.values()) < len(patients)
+  assert entry["lift_5mm"].n_patients == len(patients)
+  assert entry["lift_5mm"].n <= sum(patients.values()) < len(patients)
 
 
 def test_best_has_the_largest_lift(result):
   for name, row in result["best"].items():
     lifts = [
-      x["lift_0mm"]["value"]
-      for x in result["location"]
-      if x["structure"] == name
+      x["lift_0mm"].value for x in result["location"] if x["structure"] == name
     ]
-    assert row["lift_0mm"]["value"] == np.nanmax(lifts)
+    assert row["lift_0mm"].value == np.nanmax(lifts)
   assert "coronaries" in result["best"]
 
 
@@ -256,9 +255,9 @@ def test_a_model_agrees_with_itself(trained, dataset, tmp_path):
     rolls=1,
   )
   for row in result["agreement"]:
-    value = row["spearman"]["value"]
+    value = row["spearman"].value
     assert math.isnan(value) or value == pytest.approx(1, abs=1e-5)
-  assert any(row["spearman"]["n"] for row in result["agreement"])
+  assert any(row["spearman"].n for row in result["agreement"])
   assert not result["faithfulness"]
   assert not (tmp_path / "randomisation_cases.csv").exists()
   assert result["region"] == "body"
@@ -316,19 +315,19 @@ def test_spread_takes_the_first_and_the_last():
 
 def test_what_cannot_be_measured_says_so(trained, dataset, monkeypatch):
   with pytest.raises(UserError, match="--explain_region=heart"):
-    classifiers.evaluate_maps(trained, region="heart")
+    explanations.evaluate_maps(trained, region="heart")
   with pytest.raises(UserError, match="--explain_cases=0"):
-    classifiers.evaluate_maps(trained, cases=0)
+    explanations.evaluate_maps(trained, cases=0)
   with pytest.raises(UserError, match="bootstrap"):
-    classifiers.evaluate_maps(trained, bootstrap=3)
+    explanations.evaluate_maps(trained, bootstrap=3)
   monkeypatch.setattr(explanations, "read_structures", lambda record: {})
   with pytest.raises(UserError, match="none of the 1 cases has a mask"):
-    classifiers.evaluate_maps(trained, cases=1, sanity=0)
+    explanations.evaluate_maps(trained, cases=1, sanity=0)
 
 
 def test_the_picture_of_undefined_and_zero_lifts():
   def entry(value, low=math.nan, high=math.nan):
-    return {"value": value, "low": low, "high": high}
+    return intervals.MeanInterval(value, low, high, "student", None, 2, 2)
 
   rows = [
     {"layer": layer, "method": method, "structure": name, "lift_0mm": lift}

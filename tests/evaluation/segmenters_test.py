@@ -13,9 +13,9 @@ from PIL import Image
 
 from cadjax import tasks
 from cadjax.data import classes
-from cadjax.evaluation import classifiers, segmenters
-from cadjax.segmentation import metrics, sliding
-from cadjax.training import workdir
+from cadjax.evaluation import segmenters
+from cadjax.evaluation.workdirs import evaluate_workdir
+from cadjax.segmentation import metrics, segmenter, sliding
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def result(tiny_segmenter):
-  return classifiers.evaluate(tiny_segmenter, bootstrap=100, batch_size=4)
+  return evaluate_workdir(tiny_segmenter, bootstrap=100, batch_size=4)
 
 
 def read(path):
@@ -100,7 +100,7 @@ def test_the_truth_itself_is_perfect(tiny_segmenter, monkeypatch):
   trained = tasks.load_model(tiny_segmenter)
   masks = truths(trained)
   monkeypatch.setattr(
-    workdir.Trained,
+    segmenter.Segmenter,
     "segment",
     say(lambda hu: classes.map_mask(masks[hu.tobytes()], "aorta_coronaries")),
   )
@@ -109,10 +109,10 @@ def test_the_truth_itself_is_perfect(tiny_segmenter, monkeypatch):
   assert not lesions
   summary = segmenters.summarise(rows, lesions, draws=100)
   aorta = summary["patient"]["aorta"]
-  assert aorta["dice"]["value"] == aorta["cldice"]["value"] == 1
-  assert aorta["hd95_mm"]["value"] == aorta["volume_bias_ml"]["value"] == 0
+  assert aorta["dice"].value == aorta["cldice"].value == 1
+  assert aorta["hd95_mm"].value == aorta["volume_bias_ml"].value == 0
   # All are equal: a width of 0 would claim certainty.
-  assert np.isnan(aorta["dice"]["low"])
+  assert np.isnan(aorta["dice"].low)
 
 
 def test_unknown_classes_have_no_rows(tiny_segmenter, monkeypatch):
@@ -131,7 +131,7 @@ def test_plaque_is_scored_by_lesion(tiny_segmenter, monkeypatch):
   trained.config.segment.classes = "four"
   masks = truths(trained)
   monkeypatch.setattr(
-    workdir.Trained, "segment", say(lambda hu: masks[hu.tobytes()])
+    segmenter.Segmenter, "segment", say(lambda hu: masks[hu.tobytes()])
   )
   dataset = tasks.find(trained.config).open_dataset(trained.config)
   _, lesions = segmenters.score_cases(trained, dataset, ["test"])
@@ -148,7 +148,7 @@ def test_plaque_is_scored_by_lesion(tiny_segmenter, monkeypatch):
   assert sum(row["lesions"] for row in lesions) > 0
   summary = segmenters.summarise([], lesions, draws=100)
   normal = sum(not row["lesions"] for row in lesions)
-  assert summary["lesions"]["recall"]["n"] == len(lesions) - normal
+  assert summary["lesions"]["recall"].n == len(lesions) - normal
 
 
 def row_of(case, patient, name, **values):
@@ -168,12 +168,12 @@ def test_patients_count_alike_however_many_scans():
   ]
   summary = segmenters.summarise(rows, [], draws=100)
   assert (summary["n_patients"], summary["n_scans"]) == (2, 3)
-  assert summary["patient"]["aorta"]["dice"]["value"] == pytest.approx(0.6)
+  assert summary["patient"]["aorta"]["dice"].value == pytest.approx(0.6)
   coronaries = summary["patient"]["coronaries"]["dice"]
-  assert coronaries["value"] == pytest.approx(0.35)
+  assert coronaries.value == pytest.approx(0.35)
   # Scan 0: 0.4, scan 1: 0.4, scan 2: 0.5.
-  assert summary["mean_dice"]["value"] == pytest.approx(0.45)
-  assert summary["patient"]["aorta"]["iou"]["method"] == "undefined"
+  assert summary["mean_dice"].value == pytest.approx(0.45)
+  assert summary["patient"]["aorta"]["iou"].method == "undefined"
 
 
 def test_scans_of_a_fold_are_told_apart_by_their_ids():
@@ -184,8 +184,8 @@ def test_scans_of_a_fold_are_told_apart_by_their_ids():
     row_of(1, "c", "aorta", dice=0.9),
   ]
   summary = segmenters.summarise(rows, [], draws=100)
-  assert summary["n_scans"] == summary["mean_dice"]["n"] == 3
-  assert summary["mean_dice"]["value"] == pytest.approx(1.9 / 3)
+  assert summary["n_scans"] == summary["mean_dice"].n == 3
+  assert summary["mean_dice"].value == pytest.approx(1.9 / 3)
 
 
 def test_two_segmenters_are_compared_scan_by_scan():
@@ -200,9 +200,9 @@ def test_two_segmenters_are_compared_scan_by_scan():
   found = segmenters.compare(rows, other + extra, draws=200)
   entry = found["aorta"]["dice"]
   assert set(found) == {"aorta"}
-  assert entry["value"] == pytest.approx(np.mean(ours - theirs))
+  assert entry.value == pytest.approx(np.mean(ours - theirs))
   # What the scans share cancels: the interval is far narrower than either's.
-  assert 0.04 < entry["low"] < entry["high"] < 0.06
+  assert 0.04 < entry.low < entry.high < 0.06
   with pytest.raises(UserError, match="same scans"):
     segmenters.compare(rows, other[1:])
   with pytest.raises(UserError, match="no class in common"):
@@ -214,23 +214,19 @@ def test_against_another_segmenter_and_not_a_classifier(
 ):
   copy = tmp_path / "again"
   shutil.copytree(tiny_segmenter, copy)
-  found = classifiers.evaluate(
+  found = evaluate_workdir(
     copy, against=str(tiny_segmenter), bootstrap=100, batch_size=4
   )
   assert found["against"]["difference"]["aorta"]["dice"]["value"] == 0
-  classifiers.evaluate(tiny_workdir, bootstrap=100)
+  evaluate_workdir(tiny_workdir, bootstrap=100)
   with pytest.raises(UserError, match="cannot be compared"):
-    classifiers.evaluate(
-      tiny_segmenter, against=str(tiny_workdir), bootstrap=100
-    )
+    evaluate_workdir(tiny_segmenter, against=str(tiny_workdir), bootstrap=100)
   with pytest.raises(UserError, match="cannot be compared"):
-    classifiers.evaluate(tiny_workdir, against=str(copy), bootstrap=100)
+    evaluate_workdir(tiny_workdir, against=str(copy), bootstrap=100)
 
 
 def test_validation_is_called_optimistic(tiny_segmenter):
-  found = classifiers.evaluate(
-    tiny_segmenter, split="validation", bootstrap=100
-  )
+  found = evaluate_workdir(tiny_segmenter, split="validation", bootstrap=100)
   assert any("optimistic" in note for note in found["notes"])
   assert (tiny_segmenter / "eval" / "validation" / "worst.png").exists()
 

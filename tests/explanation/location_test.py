@@ -305,10 +305,10 @@ def test_the_table_averages_over_patients_and_combines_p():
     "lift_p_0mm",
     "pointing",
   }
-  assert last["lift_0mm"]["value"] == 1.5
-  assert (last["lift_0mm"]["n"], last["lift_0mm"]["n_patients"]) == (2, 3)
-  assert last["pointing"]["method"] == "wilson"
-  assert first["pointing"]["method"] == "student"
+  assert last["lift_0mm"].value == 1.5
+  assert (last["lift_0mm"].n, last["lift_0mm"].n_patients) == (2, 3)
+  assert last["pointing"].method == "wilson"
+  assert first["pointing"].method == "student"
   # Fisher: -2 sum log p is chi-square with 2n degrees of freedom.
   statistic = -2 * np.log([0.01, 0.01, 0.03]).sum()
   assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))

@@ -21,9 +21,10 @@ def test_temperature_recovers_a_known_factor():
   labels = (rng.random(20_000) < scipy.special.expit(logits)).astype(int)
   for factor in (0.5, 3.0):
     probs = scipy.special.expit(factor * logits)
-    temperature, origin = calibration.fit_temperature(labels, probs)
-    assert temperature == pytest.approx(factor, rel=0.05)
-    assert "validation" in origin
+    found = calibration.fit_temperature(labels, probs)
+    assert found.value == pytest.approx(factor, rel=0.05)
+    assert "validation" in found.origin
+    assert found.fitted
     np.testing.assert_allclose(
       calibration.calibrate(probs, factor),
       scipy.special.expit(logits),
@@ -35,7 +36,7 @@ def test_temperature_is_a_minimum_of_the_log_loss():
   labels = np.array([0, 0, 1, 1, 0, 1])
   probs = np.array([0.1, 0.7, 0.95, 0.6, 0.2, 0.3])
   weights = np.array([1, 2, 1, 1, 0.5, 1])
-  best, _ = calibration.fit_temperature(labels, probs, weights=weights)
+  best = calibration.fit_temperature(labels, probs, weights=weights).value
 
   def loss(temperature):
     calibrated = calibration.calibrate(probs, temperature)
@@ -54,17 +55,19 @@ def test_temperature_is_a_minimum_of_the_log_loss():
   ],
 )
 def test_temperature_without_an_optimum_is_one(labels, probs, reason):
-  temperature, origin = calibration.fit_temperature(labels, probs)
-  assert temperature == 1
-  assert reason in origin
+  found = calibration.fit_temperature(labels, probs)
+  assert found.value == 1
+  assert not found.fitted
+  assert reason in found.origin
 
 
 def test_temperature_at_the_end_of_its_range_is_said():
   labels = [0, 1] * 50 + [0]
   probs = [0.499, 0.501] * 50 + [0.5001]
-  temperature, origin = calibration.fit_temperature(labels, probs)
-  assert temperature == pytest.approx(calibration.TEMPERATURES[0], rel=1e-3)
-  assert "end of its range" in origin
+  found = calibration.fit_temperature(labels, probs)
+  assert found.value == pytest.approx(calibration.TEMPERATURES[0], rel=1e-3)
+  assert "end of its range" in found.origin
+  assert found.fitted
 
 
 def test_calibration_keeps_the_order_and_one_half():

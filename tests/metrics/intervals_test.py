@@ -1,7 +1,11 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import scipy.stats
 
+from cadjax.core import files
 from cadjax.metrics import binary, intervals
 
 
@@ -93,9 +97,9 @@ def test_slices_get_wider_intervals_than_if_they_were_independent():
   by_patient = intervals.with_intervals(labels, probs, groups=patient)
   naive = intervals.with_intervals(labels, probs)
   for name in ("accuracy", "roc_auc"):
-    width = [x[name]["high"] - x[name]["low"] for x in (by_patient, naive)]
+    width = [x[name].high - x[name].low for x in (by_patient, naive)]
     assert width[0] > 2 * width[1], name
-  assert by_patient["accuracy"]["method"] == "bootstrap over patients"
+  assert by_patient["accuracy"].method == "bootstrap over patients"
 
 
 def test_bootstrap_interval_of_auc_covers_the_truth():
@@ -138,26 +142,27 @@ def test_perfect_separation_is_not_reported_as_certain():
   probs = np.linspace(0.1, 0.9, 14)
   result = intervals.with_intervals(labels, probs)
   for name in set(binary.METRICS) - {"brier", "ece"}:
-    assert result[name]["value"] == 1, name
-    assert 0.4 < result[name]["low"] < 0.9, name
-    assert result[name]["high"] == 1, name
-  assert result["accuracy"]["method"] == "wilson"
-  assert (result["recall"]["k"], result["recall"]["n"]) == (7, 7)
-  assert result["roc_auc"]["method"] == "newcombe"
+    assert result[name].value == 1, name
+    assert 0.4 < result[name].low < 0.9, name
+    assert result[name].high == 1, name
+  assert result["accuracy"].method == "wilson"
+  assert (result["recall"].k, result["recall"].n) == (7, 7)
+  assert result["roc_auc"].method == "newcombe"
 
 
 def test_undefined_metrics_have_undefined_intervals():
   result = intervals.with_intervals([1, 1, 1], [0.2, 0.6, 0.9])
   for name in ("roc_auc", "specificity", "mcc"):
-    assert np.isnan([result[name][x] for x in ("value", "low", "high")]).all()
-    assert result[name]["method"] == "undefined"
-  assert result["recall"]["low"] < 2 / 3 < result["recall"]["high"]
+    one = result[name]
+    assert np.isnan([one.value, one.low, one.high]).all()
+    assert result[name].method == "undefined"
+  assert result["recall"].low < 2 / 3 < result["recall"].high
 
 
 def test_equal_probabilities_have_no_bootstrap_interval():
   result = intervals.with_intervals([0, 1, 0, 1], [0.3] * 4)
-  assert result["ece"]["method"] == "undetermined"
-  assert np.isnan(result["ece"]["low"])
+  assert result["ece"].method == "undetermined"
+  assert np.isnan(result["ece"].low)
 
 
 def test_one_perfect_rate_leaves_no_false_certainty():
@@ -166,25 +171,74 @@ def test_one_perfect_rate_leaves_no_false_certainty():
   probs = [0.9] * 5 + [0.8] * 10 + [0.1] * 10
   result = intervals.with_intervals(labels, probs)
   one = result["balanced_accuracy"]
-  assert one["method"] == "jeffreys"
-  assert one["low"] < 0.6 < one["value"] < one["high"]
+  assert one.method == "jeffreys"
+  assert one.low < 0.6 < one.value < one.high
   result = intervals.with_intervals(labels, [0.2, *probs[1:]])
-  assert result["balanced_accuracy"]["method"] == "bootstrap"
+  assert result["balanced_accuracy"].method == "bootstrap"
 
 
 def test_paired_bootstrap_cancels_what_two_models_share():
   labels, probs = binormal(np.random.default_rng(6), 30)
   same = intervals.paired_bootstrap(labels, probs, probs, draws=200)
   for name in binary.METRICS:
-    assert same[name]["difference"] == 0, name
-    assert np.isnan([same[name]["low"], same[name]["high"]]).all(), name
+    assert same[name].difference == 0, name
+    assert np.isnan([same[name].low, same[name].high]).all(), name
   worse = 1 - probs
   result = intervals.paired_bootstrap(labels, probs, worse, draws=200)
   auc = binary.binary_metrics(labels, probs)["roc_auc"]
-  assert result["roc_auc"]["difference"] == pytest.approx(2 * auc - 1)
-  assert result["roc_auc"]["low"] > 0
+  assert result["roc_auc"].difference == pytest.approx(2 * auc - 1)
+  assert result["roc_auc"].low > 0
   mirrored = intervals.paired_bootstrap(labels, worse, probs, draws=200)
-  assert mirrored["roc_auc"]["high"] == pytest.approx(-result["roc_auc"]["low"])
+  assert mirrored["roc_auc"].high == pytest.approx(-result["roc_auc"].low)
+
+
+def test_an_interval_as_text():
+  one = intervals.Interval(0.857, 0.6, 0.96, "wilson", 12, 14)
+  assert one.text() == "0.857 [0.600, 0.960] (12/14)"
+  plain = dataclasses.replace(one, k=None)
+  assert plain.text(2) == "0.86 [0.60, 0.96]"
+  assert plain.text(2, sign=True, count=True) == "+0.86 [+0.60, +0.96] (14)"
+  bare = dataclasses.replace(plain, low=np.nan, high=np.nan)
+  assert bare.text(1) == "0.9 [no interval]"
+  nothing = dataclasses.replace(one, value=np.nan, low=np.nan, high=np.nan)
+  assert nothing.text(count=True) == "undefined"
+  difference = intervals.Difference(-0.1, -0.25, 0.05)
+  assert difference.text(2) == "-0.10 [-0.25, +0.05]"
+  assert intervals.interval_text(None, None, None) == "undefined"
+  assert intervals.interval_text(12.34, None, None, digits=1).startswith("12.3")
+
+
+@pytest.mark.parametrize(
+  ("one", "written"),
+  [
+    (
+      intervals.Interval(np.nan, np.nan, np.nan, "undefined", 0, 0),
+      '{"value": null, "low": null, "high": null, "method": "undefined",'
+      ' "k": 0, "n": 0}',
+    ),
+    (
+      intervals.MeanInterval(0.5, np.nan, np.nan, "undetermined", None, 1, 3),
+      '{"value": 0.5, "low": null, "high": null, "method": "undetermined",'
+      ' "k": null, "n": 1, "n_patients": 3}',
+    ),
+    (
+      intervals.Difference(0.0, np.nan, np.nan),
+      '{"difference": 0.0, "low": null, "high": null}',
+    ),
+  ],
+)
+def test_an_interval_goes_to_json_and_back(one, written):
+  text = json.dumps(files.strict({"x": [one]})["x"][0], allow_nan=False)
+  assert text == written
+  again = type(one).from_dict(json.loads(text))
+  np.testing.assert_equal(vars(again), vars(one))
+  assert type(again) is type(one)
+
+
+def test_further_keys_of_a_file_are_ignored():
+  mean = intervals.MeanInterval(0.5, 0.4, 0.6, "student", None, 4, 5)
+  found = intervals.Interval.from_dict(files.strict(mean))
+  assert found == intervals.Interval(0.5, 0.4, 0.6, "student", None, 4)
 
 
 def test_mean_interval_covers_the_mean_and_is_scipys_percentile_bootstrap():
@@ -194,12 +248,12 @@ def test_mean_interval_covers_the_mean_and_is_scipys_percentile_bootstrap():
   theirs = scipy.stats.bootstrap(
     (values,), np.mean, n_resamples=20_000, method="percentile", rng=0
   ).confidence_interval
-  assert ours["value"] == pytest.approx(values.mean())
-  assert (ours["low"], ours["high"]) == pytest.approx(tuple(theirs), abs=0.02)
+  assert ours.value == pytest.approx(values.mean())
+  assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=0.02)
   hits = 0
   for i in range(200):
     drawn = intervals.mean_interval(rng.gamma(2.0, size=40), draws=300, seed=i)
-    hits += drawn["low"] <= 2 <= drawn["high"]
+    hits += drawn.low <= 2 <= drawn.high
   assert 0.88 <= hits / 200 <= 0.99
 
 
@@ -207,8 +261,8 @@ def test_mean_interval_weighs_patients_and_leaves_out_the_undefined():
   values = np.array([1.0, 3.0, np.nan, 8.0, np.nan])
   patients = np.array(["a", "a", "a", "b", "c"])
   ours = intervals.mean_interval(values, patients=patients)
-  assert ours["value"] == pytest.approx((2 + 8) / 2)
-  assert (ours["n"], ours["n_patients"]) == (2, 3)
+  assert ours.value == pytest.approx((2 + 8) / 2)
+  assert (ours.n, ours.n_patients) == (2, 3)
   # Copies of a patient's value change nothing.
   again = intervals.mean_interval(values.repeat(4), patients=patients.repeat(4))
   assert again == ours
@@ -218,31 +272,31 @@ def test_mean_interval_of_few_patients_is_students():
   values = np.array([0.3, 0.9, 0.5])
   ours = intervals.mean_interval(values, confidence=0.9)
   expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.9)
-  assert (ours["low"], ours["high"]) == pytest.approx(tuple(expected))
-  assert ours["method"] == "student"
+  assert (ours.low, ours.high) == pytest.approx(tuple(expected))
+  assert ours.method == "student"
   many = intervals.mean_interval(np.linspace(0, 1, 6))
-  assert many["method"] == "bootstrap over patients"
-  assert 0 <= many["low"] < many["high"] <= 1
+  assert many.method == "bootstrap over patients"
+  assert 0 <= many.low < many.high <= 1
 
 
 def test_mean_interval_without_spread_claims_nothing():
   for values in ([0.7], [0.7, 0.7, np.nan]):
     ours = intervals.mean_interval(np.array(values))
-    assert ours["value"] == pytest.approx(0.7)
-    assert np.isnan([ours["low"], ours["high"]]).all()
-    assert ours["method"] == "undetermined"
+    assert ours.value == pytest.approx(0.7)
+    assert np.isnan([ours.low, ours.high]).all()
+    assert ours.method == "undetermined"
   for values in ([], [np.nan, np.nan]):
     ours = intervals.mean_interval(np.array(values))
-    assert np.isnan(ours["value"])
-    assert (ours["n"], ours["method"]) == (0, "undefined")
+    assert np.isnan(ours.value)
+    assert (ours.n, ours.method) == (0, "undefined")
 
 
 def test_mean_interval_of_a_proportion_is_wilsons():
   ours = intervals.mean_interval(np.array([1, 1, np.nan, 1]), proportion=True)
-  assert (ours["low"], ours["high"]) == intervals.wilson(3, 3)
-  assert (ours["k"], ours["n"], ours["method"]) == (3, 3, "wilson")
+  assert (ours.low, ours.high) == intervals.wilson(3, 3)
+  assert (ours.k, ours.n, ours.method) == (3, 3, "wilson")
   patients = np.array([0, 0, 1, 2])
   mixed = intervals.mean_interval(
     np.array([1, 0, 1, 1]), patients=patients, proportion=True
   )
-  assert mixed["method"] == "student"
+  assert mixed.method == "student"

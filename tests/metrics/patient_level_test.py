@@ -36,15 +36,22 @@ def evaluate(validation=VALIDATION, test=TEST, **options):
 
 
 def values(entries):
-  return {name: entry["value"] for name, entry in entries.items()}
+  return {name: entry.value for name, entry in entries.items()}
 
 
 def test_every_metric_has_its_interval_and_count():
   result = evaluate()
   assert set(result["patient"]) == set(binary.METRICS)
   for name, entry in result["patient"].items():
-    assert entry["low"] <= entry["high"], name
-    assert set(entry) == {"value", "low", "high", "method", "k", "n"}
+    assert entry.low <= entry.high, name
+    assert list(files.strict(entry)) == [
+      "value",
+      "low",
+      "high",
+      "method",
+      "k",
+      "n",
+    ]
   assert (result["n_patients"], result["n_cad"], result["n_scans"]) == (
     30,
     15,
@@ -71,7 +78,7 @@ def test_numbers_equal_sklearn_on_the_calibrated_probabilities():
   assert ours["mcc"] == pytest.approx(
     sklearn.metrics.matthews_corrcoef(labels, probs >= result["threshold"])
   )
-  assert result["uncalibrated"]["brier"]["value"] == pytest.approx(
+  assert result["uncalibrated"]["brier"].value == pytest.approx(
     sklearn.metrics.brier_score_loss(labels, scipy.special.expit(odds))
   )
 
@@ -139,15 +146,15 @@ def test_slices_are_pooled_by_hand_and_reported_beside():
   }
   for name, scores in pooled.items():
     brier = np.mean((np.array(scores) - [1, 0]) ** 2)
-    found = result["poolings"][name]["patient"]["brier"]["value"]
+    found = result["poolings"][name]["patient"]["brier"].value
     assert found == pytest.approx(brier), name
-  assert result["poolings"]["max"]["patient"]["roc_auc"]["value"] == 1
-  assert result["poolings"]["vote"]["patient"]["roc_auc"]["value"] == 0
+  assert result["poolings"]["max"]["patient"]["roc_auc"].value == 1
+  assert result["poolings"]["vote"]["patient"]["roc_auc"].value == 0
   assert result["patient"] == result["poolings"]["mean"]["patient"]
   assert result["slice_setting"]["n_slices"] == 8
   # Slices: a has 1 of 4 right, b has 1 of 4 right.
-  assert result["slice"]["accuracy"]["value"] == 0.25
-  assert result["slice"]["accuracy"]["k"] == 2
+  assert result["slice"]["accuracy"].value == 0.25
+  assert result["slice"]["accuracy"].k == 2
 
 
 def test_headline_is_the_pooling_asked_for():
@@ -157,7 +164,7 @@ def test_headline_is_the_pooling_asked_for():
     one = result["poolings"][pooling]
     assert result["pooling"] == pooling
     # The slices of one patient are not independent.
-    assert result["slice"]["accuracy"]["method"] == "bootstrap over patients"
+    assert result["slice"]["accuracy"].method == "bootstrap over patients"
     assert result["threshold"] == one["threshold"]
     assert values(result["patient"]) == pytest.approx(values(one["patient"]))
 
@@ -165,11 +172,11 @@ def test_headline_is_the_pooling_asked_for():
 def test_one_class_in_the_test_set():
   rows = [r for r in TEST if r["label"] == 1]
   result = evaluate(test=rows)
-  assert np.isnan(result["patient"]["roc_auc"]["value"])
-  assert result["patient"]["roc_auc"]["method"] == "undefined"
-  assert np.isfinite(result["patient"]["recall"]["value"])
+  assert np.isnan(result["patient"]["roc_auc"].value)
+  assert result["patient"]["roc_auc"].method == "undefined"
+  assert np.isfinite(result["patient"]["recall"].value)
   assert result["notes"] == ["the evaluated set holds one class only (CAD)"]
-  assert "undefined" in classifiers.table(result)
+  assert "undefined" in classifiers.table(files.strict(result))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +189,7 @@ def test_validation_that_settles_nothing(validation, words):
   assert words in result["threshold_origin"]
   assert result["temperature"] == 1
   assert "not fitted" in result["temperature_origin"]
+  assert result["temperature_fitted"] is False
   assert len(result["notes"]) == 1
 
 
@@ -199,10 +207,9 @@ def test_comparison_is_paired_and_independent_of_order():
   ]
   worse = evaluate(test=noisy)
   found = patient_level.compare(TEST, better, noisy[::-1], worse)
-  difference = found["difference"]["accuracy"]["difference"]
+  difference = found["difference"]["accuracy"].difference
   assert difference == pytest.approx(
-    better["patient"]["accuracy"]["value"]
-    - worse["patient"]["accuracy"]["value"]
+    better["patient"]["accuracy"].value - worse["patient"]["accuracy"].value
   )
   test = found["mcnemar"]
   counts = test["only_a_correct"] - test["only_b_correct"]
@@ -249,12 +256,13 @@ def test_strict_json_has_null_for_undefined():
   assert json.loads(text)["patient"]["roc_auc"]["value"] is None
 
 
-def test_table_reads_the_same_from_the_result_and_from_its_json():
+def test_table_reads_what_was_written():
   validation, test = cohort(24, 1, slices=3), cohort(30, 2, slices=3)
   result = evaluate(validation, test, ndim=2)
   result["against"] = patient_level.compare(test, result, test, result)
-  text = classifiers.table(result)
-  assert text == classifiers.table(json.loads(json.dumps(files.strict(result))))
+  text = classifiers.table(json.loads(json.dumps(files.strict(result))))
+  assert f"{result['patient']['mcc'].text()} " in text
+  assert "+0.000 [no interval]" in text
   assert "by patient (30)" in text
   assert "by slice (90)" in text
   counts = result["confusion"]

@@ -63,7 +63,7 @@ def test_figures_name_the_number_of_patients_and_the_interval():
   for name, key in keys.items():
     text = words(FIGURES[name](data))
     assert "20 patients, 10 with CAD" in text, name
-    assert curves.interval_text(data.metrics[key]) in text, name
+    assert data.metrics[key].text(2) in text, name
 
 
 def test_roc_and_pr_lines_have_the_area_of_sklearn():
@@ -118,10 +118,3 @@ def test_several_lines_share_one_figure():
   text = words(curves.roc_figure(pair))
   assert "by patient" in text
   assert "by slice" in text
-
-
-def test_interval_text():
-  entry = {"value": 0.857, "low": 0.6, "high": 0.96}
-  assert curves.interval_text(entry) == "0.86 [0.60, 0.96]"
-  assert curves.interval_text(entry | {"value": None}) == "undefined"
-  assert curves.interval_text(entry | {"low": np.nan}) == "0.86 [no interval]"

@@ -302,7 +302,7 @@ def test_the_table_of_cases_counts_patients():
   ]
   plaque, aorta = intervals.mean_table(rows, ["class"], ["dice", "iou"])
   assert plaque["class"] == "plaque"
-  assert plaque["dice"]["value"] == pytest.approx((0.3 + 0.9) / 2)
-  assert (plaque["dice"]["n"], plaque["dice"]["n_patients"]) == (2, 3)
-  assert plaque["iou"]["method"] == "undefined"
-  assert aorta["dice"]["method"] == "undetermined"
+  assert plaque["dice"].value == pytest.approx((0.3 + 0.9) / 2)
+  assert (plaque["dice"].n, plaque["dice"].n_patients) == (2, 3)
+  assert plaque["iou"].method == "undefined"
+  assert aorta["dice"].method == "undetermined"
