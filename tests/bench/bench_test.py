@@ -34,7 +34,7 @@ from cadjax.report import linked
 from configs import resnet2d, resnet3d, unet2d, unet3d
 from data_prep.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SHAPE = (16, 24, 32)
 
 
