@@ -25,7 +25,7 @@ def loss_fn(logits, labels):
 def test_scans_of_one_patient_count_as_one():
   rng = np.random.default_rng(0)
   rows = [
-    row(p, y) for p, y in zip("aabbcdef", (0, 1, 0, 0, 1, 0, 1, 0), strict=True)
+    row(p, y) for p, y in zip("aabbcdef", (1, 0, 0, 0, 1, 0, 1, 0), strict=True)
   ]
   logits = rng.normal(size=(8, 3, 2)).astype(np.float32)
   found = task.validation_metrics(rows, logits, loss_fn)
