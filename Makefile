@@ -101,7 +101,7 @@ experiments/%/results.json: | $(READY)
 	  $(RESULTS)/$*
 
 experiments-smoke: $(READY)
-	$(PY) -m pytest -q tests/experiment_test.py -k end_to_end
+	$(PY) -m pytest -q tests/experiment/experiment_test.py -k end_to_end
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

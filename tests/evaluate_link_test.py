@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cadjax.core import files
-from cadjax.data import classes, scans
+from cadjax.data import classes
 from cadjax.evaluation import links
 from cadjax.link import join
 from data_prep import export, geometry, phantom, sources
@@ -274,7 +274,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   result = types.SimpleNamespace(
     linked=linked, classified=types.SimpleNamespace(prediction=prediction)
   )
-  monkeypatch.setattr(scans, "read_scan", lambda path: path)
+  monkeypatch.setattr(links.scans_lib, "read_scan", lambda path: path)
   monkeypatch.setattr(links, "link_scan", lambda pair, scan: result)
   scored, localisation, lesions = links.score_case(None, case, half="fit")
   by_mode = {one.mode: one for one in localisation}

@@ -74,7 +74,7 @@ def planted(
   trained, model, monkeypatch, *, variables=None, grid=None, **config
 ):
   """The same workdir with another model, and maybe another grid."""
-  monkeypatch.setitem(models.MODELS, "planted", lambda *_: model)
+  monkeypatch.setattr(models, "get_model", lambda *_, **__: model)
   changed = trained.config.copy_and_resolve_references()
   with changed.unlocked():
     changed.model = {"name": "planted", "ndim": model.ndim, **config}

@@ -45,12 +45,17 @@ def random_variables(model, image_shape: tuple[int, ...]) -> dict:
 
 
 def write_workdir(
-  path: pathlib.Path, *, ndim: int = 3, source: str = "phantom"
+  path: pathlib.Path, *, ndim: int = 3, source: str = "phantom", config=None
 ) -> pathlib.Path:
-  """Writes a workdir as cadjax.main leaves it, with random weights."""
-  config = resnet3d.get_config().copy_and_resolve_references()
-  with config.unlocked():
-    config.model.update(ndim=ndim, depth=10, width=4)
+  """Writes a workdir as cadjax.main leaves it, with random weights.
+
+  A config takes the place of a small ResNet's; `ndim` is then its own.
+  """
+  if config is None:
+    config = resnet3d.get_config().copy_and_resolve_references()
+    with config.unlocked():
+      config.model.update(ndim=ndim, depth=10, width=4)
+  ndim = config.model.ndim
   model = models.get_model(config.model)
   shape = GRID["shape"] if ndim == 3 else GRID["shape"][1:]
   variables = random_variables(model, shape)
@@ -109,3 +114,16 @@ def assert_same(a, b):
 def lines(path):
   text = (path / "metrics.jsonl").read_text()
   return [json.loads(line) for line in text.splitlines()]
+
+
+def segmenter_config(**model):
+  """The config of a U-Net small enough for a test, with random weights."""
+  from configs import unet3d
+
+  config = unet3d.get_config()
+  config.model.features = (4, 8)
+  config.model.deep_supervision = False  # Takes four levels.
+  config.model.update(model)
+  config.data.patch_size = (8, 16, 16)
+  config.data.eval_batch_size = 2
+  return config

@@ -1,11 +1,15 @@
 """Augmentation of one example on the device, in 2D and 3D alike.
 
 Every function is pure, `fn(key, image, mask, *, options) -> (image, mask)`,
-and works under `jax.jit` and `jax.vmap`. The image is float32
-[*space, channels] in [0, 1], with [H, W] or [D, H, W] as its space; the mask
-is [*space] of any integer type, or None. The same key gives the same result.
-Options with one value per axis are in the order of the axes; one number
-stands for all axes.
+and works under `jax.jit` and `jax.vmap`:
+
+  key: a JAX random key; the same key gives the same result.
+  image: float32 [*space, channels] in [0, 1], [H, W] or [D, H, W] in space.
+  mask: [*space] of any integer type, or None; only `spatial` changes it.
+  options: where one has a value per axis, in the order of the axes; one
+    number stands for all axes.
+
+What is returned has the same shapes and types.
 """
 
 import math
@@ -44,10 +48,7 @@ def spatial(
   Linear for the image, nearest for the mask; what comes from outside is
   `fill`, and 0 in the mask. Ranges are symmetric around no change.
 
-  Args:
-    key: a JAX random key.
-    image: [*space, channels] in [0, 1].
-    mask: [*space] integers, or None.
+  Options:
     flip: probability of mirroring each axis. A mirrored thorax has its heart
       on the right, so leave the left-right axis (W) and the others at 0
       unless that is wanted.
@@ -65,9 +66,6 @@ def spatial(
     spacing_mm: size of a voxel in mm along each axis, so that rotations and
       shears stay rigid on an anisotropic grid.
     fill: value outside the image.
-
-  Returns:
-    The image and the mask, of the same shapes and types.
   """
   space = image.shape[:-1]
   spacing = _per_axis(spacing_mm, len(space))
@@ -110,15 +108,9 @@ def blur(
 ) -> Example:
   """Blurs the image with a Gaussian, renormalised at the edges.
 
-  Args:
-    key: a JAX random key.
-    image: [*space, channels] in [0, 1].
-    mask: [*space] integers, or None; returned as it is.
+  Options:
     probability: of blurring.
     sigma: largest standard deviation in voxels, uniform from 0.
-
-  Returns:
-    The image and the mask, of the same shapes and types.
   """
   on, drawn = _draw(key, probability, 0.0, sigma)
   # A width of nearly 0 makes each kernel exactly [.., 0, 1, 0, ..].
@@ -144,16 +136,10 @@ def noise(
 ) -> Example:
   """Adds white Gaussian noise and clips to [0, 1].
 
-  Args:
-    key: a JAX random key.
-    image: [*space, channels] in [0, 1].
-    mask: [*space] integers, or None; returned as it is.
+  Options:
     probability: of adding noise.
     sigma: largest standard deviation as a fraction of the HU window, uniform
       from 0: 0.05 of a window 1000 HU wide is 50 HU.
-
-  Returns:
-    The image and the mask, of the same shapes and types.
   """
   key, key_noise = jax.random.split(key)
   on, drawn = _draw(key, probability, 0.0, sigma)
@@ -174,18 +160,12 @@ def intensity(
 ) -> Example:
   """Scales and shifts the intensities (HU) and clips to [0, 1].
 
-  Args:
-    key: a JAX random key.
-    image: [*space, channels] in [0, 1].
-    mask: [*space] integers, or None; returned as it is.
+  Options:
     probability: of the change.
     shift: largest shift as a fraction of the HU window, uniform in
       [-shift, shift]: 0.05 of a window 1000 HU wide is 50 HU.
     scale: largest relative change of the contrast about the middle of the
       window, uniform in [-scale, scale].
-
-  Returns:
-    The image and the mask, of the same shapes and types.
   """
   key, key_scale = jax.random.split(key)
   on, offset = _draw(key, probability, -shift, shift)
@@ -204,15 +184,9 @@ def gamma(
 ) -> Example:
   """Raises the image to a random power.
 
-  Args:
-    key: a JAX random key.
-    image: [*space, channels] in [0, 1].
-    mask: [*space] integers, or None; returned as it is.
+  Options:
     probability: of the change.
     largest: the power is log-uniform in [1 / largest, largest], >= 1.
-
-  Returns:
-    The image and the mask, of the same shapes and types.
   """
   bound = math.log(largest)
   on, power = _draw(key, probability, -bound, bound)
@@ -231,18 +205,12 @@ def cutout(
 ) -> Example:
   """Sets boxes of the image to one value (DeVries & Taylor 2017).
 
-  Args:
-    key: a JAX random key.
-    image: [*space, channels] in [0, 1].
-    mask: [*space] integers, or None; returned as it is.
+  Options:
     probability: of each box.
     size: edge of a box as a fraction of each axis. Its centre is uniform
       over the image, so a part of it may lie outside.
     count: number of boxes.
     fill: value inside.
-
-  Returns:
-    The image and the mask, of the same shapes and types.
   """
   space = image.shape[:-1]
   sizes = _per_axis(size, len(space))

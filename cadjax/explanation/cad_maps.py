@@ -45,7 +45,7 @@ class CadMaps:
   def __init__(self, trained: Classifier):
     self.trained = trained
     self.model = models.get_model(trained.config.model)
-    self.strides = layer_strides(self.model)
+    self.strides = cam.volume_strides(self.model)
     self.variables = _on_device(trained.variables)
     self._run = _compiled(self.model, tuple(trained.config.data.window_hu))
 
@@ -95,15 +95,3 @@ def _on_device(variables: Mapping[str, Any]) -> dict[str, Any]:
   and each mixture of the two would be compiled anew.
   """
   return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), dict(variables))
-
-
-def layer_strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
-  """Returns voxels per cell along D, H, W of each layer, from input to head.
-
-  A 2D model has one cell per slice.
-  """
-  strides = {
-    name: (1,) * (3 - len(each)) + tuple(each)
-    for name, each in cam.layer_strides(model).items()
-  }
-  return dict(sorted(strides.items(), key=lambda item: item[1]))

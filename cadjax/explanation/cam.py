@@ -434,6 +434,25 @@ def layer_strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
   }
 
 
+def volume_strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
+  """Voxels of a volume per cell along D, H and W of every map, by name.
+
+  The slices of a 2D model are planes of the volume.
+  """
+  flat = (1,) * (3 - model.ndim)
+  return {k: (*flat, *each) for k, each in layer_strides(model).items()}
+
+
+def cells(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+  """Cells along each axis of the map of an image; the last may be cut off."""
+  return tuple(-(-n // s) for n, s in zip(shape, strides, strict=True))
+
+
+def whole_cells(strides: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+  """The least number of voxels along each axis that is whole cells of all."""
+  return tuple(math.lcm(*axis) for axis in zip(*strides.values(), strict=True))
+
+
 def is_segmenter(model: nn.Module) -> bool:
   """Whether a model gives logits for every voxel."""
   return len(_abstract(model)[0].shape) > 2

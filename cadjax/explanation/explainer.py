@@ -84,17 +84,12 @@ class Explainer:
     self._window_hu = tuple(trained.config.data.window_hu)
     self.is_segmenter = cam.is_segmenter(self._network)
     self.num_classes = cam.num_classes(self._network)
-    strides = cam.layer_strides(self._network)
+    strides = cam.volume_strides(self._network)
     lookup.check_known(options.methods, METHODS, "explanation method")
     lookup.check_known(options.layers or (), strides, "layer")
     lookup.check_known([options.score], cam.SCORES, "score")
-    # The slices of a 2D model are planes of the volume.
-    flat = (1,) * (3 - self._ndim)
-    self.strides = {
-      name: (*flat, *strides[name]) for name in options.layers or strides
-    }
-    every = [(*flat, *each) for each in strides.values()]
-    self._whole = tuple(math.lcm(*axis) for axis in zip(*every, strict=True))
+    self.strides = {name: strides[name] for name in options.layers or strides}
+    self._whole = cam.whole_cells(strides)
     self._cams = [m for m in options.methods if m in cam.METHODS]
     self._compiled: dict[str, Any] = {}
     if options.patch is not None:
@@ -105,7 +100,7 @@ class Explainer:
   def cells(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Returns the cells of every map of a volume [D, H, W]."""
     return {
-      layer: tuple(-(-n // s) for n, s in zip(shape, strides, strict=True))
+      layer: cam.cells(shape, strides)
       for layer, strides in self.strides.items()
     }
 
@@ -305,8 +300,8 @@ class Explainer:
       target,
       region,
     )
-    cells = [-(-n // s) for n, s in zip(shape, strides, strict=True)]
-    found = np.maximum(np.asarray(found), 0)[tuple(map(slice, cells))]
+    inside = tuple(map(slice, cam.cells(shape, strides)))
+    found = np.maximum(np.asarray(found), 0)[inside]
     return HeatMap(method, INPUT, found, strides)
 
   def occlusion_step(self, shape: Sequence[int]) -> tuple[int, int, int]:

@@ -12,7 +12,6 @@ second pass for its maps.
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,13 +21,9 @@ from flax import linen as nn
 
 from cadjax.core import lookup
 from cadjax.explanation import cam
+from cadjax.segmentation import sliding
 
 METHODS = ("gradcam", "hirescam", "xrescam", "layercam")
-
-
-# Standard deviation of a window's weights as a share of its edge (nnU-Net,
-# Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
-SIGMA = 1 / 8
 Corner = tuple[int, int, int]
 
 
@@ -62,17 +57,14 @@ class WindowExplainer:
     window: int = cam.XRES_WINDOW,
   ):
     lookup.check_known(methods, METHODS, "patch-wise explanation method")
-    strides = cam.layer_strides(model)
+    strides = cam.volume_strides(model)
     lookup.check_known(layers or (), strides, "layer")
     self.strides = {name: strides[name] for name in layers or strides}
     self._methods, self._size = tuple(methods), tuple(size)
     # Windows begin on cells of every map, and on the blocks of XRes-CAM.
     block = window if "xrescam" in methods else 1
     # All maps', chosen or not: a network wants whole cells everywhere.
-    self._step = tuple(
-      math.lcm(*(s[axis] for s in strides.values())) * block
-      for axis in range(3)
-    )
+    self._step = tuple(n * block for n in cam.whole_cells(strides))
     if any(n % s for n, s in zip(self._size, self._step, strict=True)):
       raise lookup.ConfigError(
         f"the window {self._size} must be multiples of {self._step}"
@@ -139,11 +131,12 @@ class WindowExplainer:
       float32 {method: {layer: map [*ceil(space / stride)]}}, as
       `cam.make_explain` gives for one example.
     """
-    starts, shares, sides = self._lay(image.shape)
+    shape = image.shape
+    starts, shares, sides = self._lay(shape)
     image = np.pad(image.astype(np.float32), sides)
     region = np.pad(region.astype(np.float32), sides)
     cells = {
-      layer: tuple(n // s for n, s in zip(image.shape, strides, strict=True))
+      layer: cam.cells(image.shape, strides)
       for layer, strides in self.strides.items()
     }
     maps = {
@@ -152,7 +145,7 @@ class WindowExplainer:
     }
     sums: dict[str, Any] = {}
     for corner, share in _windows(starts, shares):
-      box = _box(corner, self._size)
+      box = sliding.box(corner, self._size)
       if not region[box].any():
         continue  # Its score is zero, whatever it sees.
       found, gradients = self._local(
@@ -166,10 +159,7 @@ class WindowExplainer:
     if "gradcam" in self._methods and sums:
       self._add_gradcam(variables, image, sums, starts, shares, maps["gradcam"])
     inside = {
-      layer: tuple(
-        slice(-(-(n - far) // s))
-        for n, (_, far), s in zip(image.shape, sides, strides, strict=True)
-      )
+      layer: tuple(map(slice, cam.cells(shape, strides)))
       for layer, strides in self.strides.items()
     }
     return {
@@ -185,7 +175,7 @@ class WindowExplainer:
     padded = np.pad(image.astype(np.float32), sides)
     total = 0.0
     for corner, share in _windows(starts, shares):
-      box = _box(corner, self._size)
+      box = sliding.box(corner, self._size)
       found, _ = self._apply(variables, padded[box][None, ..., None])
       if np.ndim(total) == 0:
         total = np.zeros((*padded.shape, found.shape[-1]), np.float32)
@@ -195,7 +185,7 @@ class WindowExplainer:
   def _lay(self, shape: Sequence[int]):
     """Returns where windows begin, their weights, and what is to be padded."""
     starts = [
-      window_starts(n, size, self._overlap, step)
+      sliding.window_starts(n, size, self._overlap, step)
       for n, size, step in zip(shape, self._size, self._step, strict=True)
     ]
     shares = [
@@ -213,7 +203,7 @@ class WindowExplainer:
     """Adds the maps of the second pass."""
     weights = {layer: total / maps[layer].size for layer, total in sums.items()}
     for corner, share in _windows(starts, shares):
-      box = _box(corner, self._size)
+      box = sliding.box(corner, self._size)
       found = self._weighted(variables, image[box][None, ..., None], weights)
       for layer, values in found.items():
         blended = np.asarray(values) * share[self._at_cells(layer)]
@@ -230,29 +220,13 @@ class WindowExplainer:
     )
 
 
-def window_starts(n: int, size: int, overlap: float, step: int) -> list[int]:
-  """Returns where windows begin along an axis, multiples of `step`.
-
-  They are the fewest, evenly spread, that cover n voxels and overlap by this
-  share or, where `step` forbids it, more. The last one may reach less than
-  `step` beyond the end, or if n < size, further.
-  """
-  last = -(-max(n - size, 0) // step)
-  hop = max(1, math.floor(size * (1 - overlap) / step))
-  count = -(-last // hop) + 1
-  return [round(x) * step for x in np.linspace(0, last, count)]
-
-
 def _shares(n: int, starts: Sequence[int], size: int) -> list[np.ndarray]:
   """The weights of each window along an axis of n voxels.
 
   They add up to 1, and are 0 where a window reaches beyond the end.
   """
-  offset = np.arange(size) - (size - 1) / 2
-  profile = np.exp(-0.5 * (offset / (SIGMA * size)) ** 2)
-  total = np.zeros(starts[-1] + size)
-  for start in starts:
-    total[start : start + size] += profile
+  profile = sliding.profile(size)
+  total = sliding.total_weight(starts[-1] + size, starts, profile)
   return [
     np.where(
       np.arange(start, start + size) < n,
@@ -268,7 +242,3 @@ def _windows(starts, shares) -> Iterator[tuple[Corner, np.ndarray]]:
   axes = [zip(s, w, strict=True) for s, w in zip(starts, shares, strict=True)]
   for (d, a), (h, b), (w, c) in itertools.product(*axes):
     yield (d, h, w), a[:, None, None] * b[:, None] * c
-
-
-def _box(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-  return tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))

@@ -114,8 +114,8 @@ class ResNet(nn.Module):
     conv: the mode of `layers.conv`: "auto", "exact" or "lax".
   """
 
-  ndim: int
-  depth: int
+  ndim: int = 3
+  depth: int = 50
   width: int = 64
   num_classes: int = 2
   norm: str = "batch"
@@ -176,6 +176,26 @@ class ResNet(nn.Module):
       x = features[f"stage{stage}"] = self.perturb(f"stage{stage}", x)
     return features
 
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises `lookup.ConfigError` where there is no such variant."""
+    for name, known in (
+      ("ndim", conv_cpu.LAYOUTS),
+      ("depth", DEPTHS),
+      ("output_stride", OUTPUT_STRIDES),
+    ):
+      value = getattr(self, name)
+      if value not in known:
+        raise lookup.ConfigError(
+          f"config.model.{name} is {value!r}; it must be one of"
+          f" {', '.join(map(str, known))}"
+        )
+    if self.width < 1:
+      raise lookup.ConfigError(
+        f"config.model.width is {self.width}; it must be >= 1"
+      )
+    lookup.look_up(layers.NORMS, self.norm, "norm")
+
   def _block(self, name: str, options: dict[str, Any]) -> nn.Module:
     kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
     return kind(
@@ -205,22 +225,3 @@ def _plan(model: ResNet) -> list[list[dict[str, Any]]]:
       [{"features": features, **(rest if i else first)} for i in range(count)]
     )
   return plan
-
-
-def check(
-  *, ndim: int, depth: int, output_stride: int, width: int, norm: str
-) -> None:
-  """Raises `lookup.ConfigError` where `ResNet` has no such variant."""
-  for name, value, known in (
-    ("ndim", ndim, tuple(conv_cpu.LAYOUTS)),
-    ("depth", depth, tuple(DEPTHS)),
-    ("output_stride", output_stride, OUTPUT_STRIDES),
-  ):
-    if value not in known:
-      choices = ", ".join(str(each) for each in known)
-      raise lookup.ConfigError(
-        f"config.model.{name} is {value!r}; it must be one of {choices}"
-      )
-  if width < 1:
-    raise lookup.ConfigError(f"config.model.width is {width}; it must be >= 1")
-  lookup.look_up(layers.NORMS, norm, "norm")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from cadjax.core import lookup
 from cadjax.models import layers, resnet, unet
 
 # The map that is skipped to each stage of the decoder, coarsest first, and
@@ -26,9 +27,12 @@ class ResUNet(resnet.ResNet):
   """A network for segmentation on the maps of a ResNet.
 
   Attributes:
-    upsampling: see `unet.UNet`; the others are those of `resnet.ResNet`.
+    num_classes: number of logits per voxel, background included.
+    upsampling: see `unet.UNet`; the others are those of `resnet.ResNet`, with
+      an `output_stride` of 32: the decoder doubles the resolution five times.
   """
 
+  num_classes: int = 3
   upsampling: str = "linear"
 
   @property
@@ -68,6 +72,19 @@ class ResUNet(resnet.ResNet):
       x = maps[name] = self.perturb(name, x)
     head = nn.Dense(self.num_classes, kernel_init=layers.HEAD_INIT, name="head")
     return head(x), maps
+
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises `lookup.ConfigError` where there is no such variant."""
+    super().check()
+    if self.output_stride != 2 ** len(SKIPS):
+      raise lookup.ConfigError(
+        f"config.model.output_stride is {self.output_stride}; a resunet's is"
+        f" {2 ** len(SKIPS)}"
+      )
+    lookup.check_known(
+      [self.upsampling], unet.UPSAMPLINGS, "config.model.upsampling"
+    )
 
   def _decoder_stage(self, name: str, widths: float) -> nn.Module:
     kind: Any = unet.Stage

@@ -145,7 +145,7 @@ class UNet(nn.Module):
     conv: the mode of `layers.conv`: "auto", "exact" or "lax".
   """
 
-  ndim: int
+  ndim: int = 3
   features: tuple[int, ...] = (32, 64, 128, 256)
   num_classes: int = 3
   norm: str = "batch"
@@ -227,6 +227,38 @@ class UNet(nn.Module):
       name=f"{name}_block",
     )
 
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises `lookup.ConfigError` where there is no such variant."""
+    if self.ndim not in conv_cpu.LAYOUTS:
+      raise lookup.ConfigError(
+        f"config.model.ndim is {self.ndim!r}; it must be one of 2, 3"
+      )
+    features = self.features
+    numbers = isinstance(features, tuple) and all(
+      isinstance(each, int) and each >= 1 for each in features
+    )
+    if not numbers or not 2 <= len(features) <= MAX_LEVELS:
+      raise lookup.ConfigError(
+        f"config.model.features is {features!r}; it must be 2 to {MAX_LEVELS}"
+        " numbers of channels, one for each level, finest first"
+      )
+    if self.num_classes < 2:
+      raise lookup.ConfigError(
+        f"config.model.num_classes is {self.num_classes}; it must be >= 2, the"
+        " background included"
+      )
+    if self.deep_supervision and len(features) < 4:
+      raise lookup.ConfigError(
+        f"config.model.deep_supervision takes 4 levels or more; {features} has"
+        f" {len(features)}, and the coarsest two have no logits of their own;"
+        " set it to False"
+      )
+    lookup.look_up(layers.NORMS, self.norm, "norm")
+    lookup.check_known(
+      [self.upsampling], UPSAMPLINGS, "config.model.upsampling"
+    )
+
   def _check_image(self, shape: Sequence[int]) -> None:
     if len(shape) != self.ndim + 2:
       raise ValueError(
@@ -245,40 +277,3 @@ def num_heads(model: UNet) -> int:
   if not model.deep_supervision:
     return 1
   return min(MAX_HEADS, len(model.features) - 2)
-
-
-def check(
-  *,
-  ndim: int,
-  features: Sequence[int],
-  num_classes: int,
-  norm: str,
-  upsampling: str,
-  deep_supervision: bool,
-) -> None:
-  """Raises `lookup.ConfigError` where `UNet` has no such variant."""
-  if ndim not in conv_cpu.LAYOUTS:
-    raise lookup.ConfigError(
-      f"config.model.ndim is {ndim!r}; it must be one of 2, 3"
-    )
-  numbers = isinstance(features, tuple) and all(
-    isinstance(each, int) and each >= 1 for each in features
-  )
-  if not numbers or not 2 <= len(features) <= MAX_LEVELS:
-    raise lookup.ConfigError(
-      f"config.model.features is {features!r}; it must be 2 to {MAX_LEVELS}"
-      " numbers of channels, one for each level, finest first"
-    )
-  if num_classes < 2:
-    raise lookup.ConfigError(
-      f"config.model.num_classes is {num_classes}; it must be >= 2, the"
-      " background included"
-    )
-  if deep_supervision and len(features) < 4:
-    raise lookup.ConfigError(
-      f"config.model.deep_supervision takes 4 levels or more; {features} has"
-      f" {len(features)}, and the coarsest two have no logits of their own;"
-      " set it to False"
-    )
-  lookup.look_up(layers.NORMS, norm, "norm")
-  lookup.check_known([upsampling], UPSAMPLINGS, "config.model.upsampling")

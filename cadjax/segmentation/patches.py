@@ -91,7 +91,7 @@ def train_batches(
         size,
         foreground_share=foreground_share,
       )
-      box = tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
+      box = sliding.box(corner, size)
       batch["image"][j, ..., 0] = image[box]
       batch["mask"][j] = mask[box]
       batch["known"][j] = record["mask_classes"]

@@ -94,7 +94,7 @@ class SlidingWindow:
     self._devices.check_batch(batch, self._window[0])
     self._overlap, self._batch = overlap, batch
     self._num_classes = num_classes
-    self._profiles = [_profile(n) for n in self._window]
+    self._profiles = [profile(n) for n in self._window]
     step = _make_forward(apply, self._profiles, num_classes, mirror=mirror)
     self._forward = self._devices.eval_step(step)
 
@@ -155,7 +155,7 @@ class SlidingWindow:
     def run(chunk):
       image = np.full((self._batch, *self._window, 1), AIR_HU, np.int16)
       for i, corner in enumerate(chunk):
-        image[i, ..., 0] = hu[_box(corner, self._window)]
+        image[i, ..., 0] = hu[box(corner, self._window)]
       batch = self._devices.put_batch({"image": image})
       result = self._forward(variables, batch)
       if not np.isfinite(result.sum()):
@@ -222,15 +222,15 @@ class _Slab:
     # Weights are products of one per axis and windows lie on a lattice: so
     # are their sums.
     self._by_d, by_h, by_w = (
-      _total(n, s, p) for n, s, p in zip(shape, starts, profiles, strict=True)
+      total_weight(n, s, p)
+      for n, s, p in zip(shape, starts, profiles, strict=True)
     )
     self._in_plane = (by_h[:, None] * by_w)[..., None].astype(np.float32)
 
   def add(self, corner: tuple[int, int, int], values: np.ndarray) -> None:
     """Adds one window; those before it began no deeper."""
     self.finish(corner[0])
-    box = _box((0, *corner[1:]), self._size)
-    self._sums[box] += values
+    self._sums[box((0, *corner[1:]), self._size)] += values
 
   def finish(self, until: int) -> None:
     """Settles the planes before `until` and makes room for as many."""
@@ -251,15 +251,41 @@ class _Slab:
     self._first = until
 
 
-def window_starts(n: int, size: int, overlap: float) -> list[int]:
-  """Returns where windows begin along an axis of n >= size voxels.
+# --- Windows along one axis, also of `cadjax.explanation.windows` -----------
+def window_starts(
+  n: int, size: int, overlap: float, step: int = 1
+) -> list[int]:
+  """Returns where windows begin along an axis, multiples of `step`.
 
-  They are the fewest, evenly spread, that reach both ends and overlap by at
-  least this share.
+  They are the fewest, evenly spread, that cover n voxels and overlap by at
+  least this share of their size, or by less where a single `step` does. The
+  last one may reach beyond the end, by less than `step` unless n < size.
   """
-  step = max(1, math.floor(size * (1 - overlap)))
-  count = math.ceil((n - size) / step) + 1
-  return [int(round(x)) for x in np.linspace(0, n - size, count)]
+  last = math.ceil(max(n - size, 0) / step)
+  hop = max(1, math.floor(size * (1 - overlap) / step))
+  count = math.ceil(last / hop) + 1
+  return [round(x) * step for x in np.linspace(0, last, count)]
+
+
+def profile(size: int) -> np.ndarray:
+  """Returns the weights of a window along one axis, Gaussian, at most 1."""
+  offset = np.arange(size) - (size - 1) / 2
+  return np.exp(-0.5 * (offset / (SIGMA * size)) ** 2)
+
+
+def total_weight(
+  n: int, starts: Sequence[int], weights: np.ndarray
+) -> np.ndarray:
+  """Returns the sum [n] of all windows' weights along one axis."""
+  total = np.zeros(n)
+  for start in starts:
+    total[start : start + len(weights)] += weights
+  return total
+
+
+def box(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+  """Returns the part of an array that begins at `corner` and has this size."""
+  return tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
 
 
 def pad(array: np.ndarray, size: Sequence[int], fill: int) -> np.ndarray:
@@ -277,27 +303,9 @@ def pad(array: np.ndarray, size: Sequence[int], fill: int) -> np.ndarray:
 def _inside(shape, padded) -> tuple[slice, ...]:
   """Returns where `pad` has put an array of this shape."""
   before = [(p - n) // 2 for n, p in zip(shape, padded, strict=True)]
-  return _box(before, shape)
-
-
-def _box(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-  return tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))
+  return box(before, shape)
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:
   for i in range(0, len(items), size):
     yield items[i : i + size]
-
-
-def _profile(n: int) -> np.ndarray:
-  """The weights of a window along one axis, at most 1."""
-  offset = np.arange(n) - (n - 1) / 2
-  return np.exp(-0.5 * (offset / (SIGMA * n)) ** 2)
-
-
-def _total(n: int, starts: Sequence[int], profile: np.ndarray) -> np.ndarray:
-  """The sum of the weights of all windows along one axis."""
-  total = np.zeros(n)
-  for start in starts:
-    total[start : start + len(profile)] += profile
-  return total

@@ -1,5 +1,10 @@
-"""Tests of tables that a program writes into a README."""
+"""Files are whole or not there, and nobody's own files are touched."""
 
+import csv
+import json
+import math
+
+import numpy as np
 import pytest
 
 from cadjax.core import files
@@ -27,3 +32,99 @@ def test_without_both_marks_the_file_stays(tmp_path, kept):
 def test_a_missing_file_is_one_line(tmp_path):
   with pytest.raises(UserError, match="cannot be read"):
     files.replace_table(tmp_path / "none.md", "tpu", "new")
+
+
+def test_strict_json_has_neither_nan_nor_types_of_numpy():
+  value = {
+    "nan": math.nan,
+    "list": (np.float32(0.5), np.inf, [np.int64(3), None]),
+    "deep": {1: {"flag": np.bool_(True), "text": "nan"}},
+  }
+  found = files.strict(value)
+  assert found == {
+    "nan": None,
+    "list": [0.5, None, [3, None]],
+    "deep": {"1": {"flag": True, "text": "nan"}},
+  }
+  assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+  rows = [
+    {"case_id": "a", "probability": 0.25, "logits": [[1.0, 2.0]]},
+    {"case_id": "b,c", "probability": math.nan, "logits": []},
+  ]
+  files.write_rows(tmp_path, "cases", rows)
+  found = files.read_rows(tmp_path / "cases.jsonl", ["case_id", "logits"])
+  assert found == [rows[0], rows[1] | {"probability": None}]
+  with (tmp_path / "cases.csv").open() as f:
+    table = list(csv.DictReader(f))
+  assert [row["case_id"] for row in table] == ["a", "b,c"]
+  assert set(table[0]) == {"case_id", "probability"}  # Lists have no column.
+
+
+def test_rows_of_something_else_are_refused(tmp_path):
+  files.write_rows(tmp_path, "cases", [{"case_id": "a"}])
+  with pytest.raises(UserError, match="run it again"):
+    files.read_rows(tmp_path / "cases.jsonl", ["case_id", "label"])
+  (tmp_path / "cases.jsonl").write_text("{")
+  with pytest.raises(UserError, match="cannot be read"):
+    files.read_rows(tmp_path / "cases.jsonl", [])
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
+  path = tmp_path / "a.json"
+  files.write_json(path, {"a": [1, None]})
+  with pytest.raises(TypeError):
+    files.write_json(path, {"a": object()})
+  assert files.read_json(path) == {"a": [1, None]}
+  path.write_bytes(b"\xff{")
+  with pytest.raises(UserError, match="a.json is not valid JSON"):
+    files.read_json(path)
+
+
+KIND = files.ResultFolder("result.json", "kind/")
+
+
+def write_result(folder, *, overwrite=False, extra="picture.png"):
+  with KIND.writing(folder, overwrite=overwrite) as made:
+    (made / extra).write_text("")
+    names = {"result": "result.json", "extra": extra}
+    document = {"schema": "kind/1", "files": names}
+    (made / "result.json").write_text(json.dumps(document))
+
+
+def content(folder):
+  return {path.name for path in folder.iterdir()}
+
+
+def test_a_result_is_whole_or_not_there(tmp_path):
+  def fail():
+    with KIND.writing(tmp_path / "out", overwrite=False) as made:
+      (made / "picture.png").write_text("")
+      raise KeyError("in the middle")
+
+  with pytest.raises(KeyError):
+    fail()
+  assert content(tmp_path) == set()
+  write_result(tmp_path / "out")
+  assert content(tmp_path) == {"out"}
+  assert content(tmp_path / "out") == {"result.json", "picture.png"}
+
+
+def test_only_a_result_of_the_same_kind_is_replaced(tmp_path):
+  out = tmp_path / "out"
+  write_result(out)
+  with pytest.raises(UserError, match="--overwrite replaces it"):
+    write_result(out)
+  write_result(out, overwrite=True, extra="other.png")
+  assert content(out) == {"result.json", "other.png"}
+  (out / "notes.txt").write_text("mine")
+  with pytest.raises(UserError, match="holds notes.txt beside a result"):
+    write_result(out, overwrite=True)
+  assert (out / "notes.txt").read_text() == "mine"
+  (out / "result.json").write_text('{"schema": "else/1", "files": {}}')
+  with pytest.raises(UserError, match="holds no result"):
+    write_result(out, overwrite=True)
+  with pytest.raises(UserError, match="is a file"):
+    write_result(out / "notes.txt", overwrite=True)

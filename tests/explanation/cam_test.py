@@ -185,6 +185,22 @@ def test_strides_of_the_layers():
   assert cam.layer_strides(Fcn())["bottleneck"] == (2, 2, 2)
 
 
+def test_the_slices_of_a_2d_model_are_planes_of_the_volume():
+  flat, deep = (cam.volume_strides(resnet(ndim=ndim)) for ndim in (2, 3))
+  assert flat["stage2"] == (1, 8, 8)
+  assert deep["stage2"] == (8, 8, 8)
+  assert list(flat) == list(deep)
+
+
+def test_cells_cover_the_image_and_whole_cells_fit_every_map():
+  strides = {"a": (2, 4, 1), "b": (6, 4, 3)}
+  assert cam.cells((13, 16, 9), strides["b"]) == (3, 4, 3)
+  whole = cam.whole_cells(strides)
+  assert whole == (6, 4, 3)
+  for each in strides.values():
+    assert cam.cells(whole, each) == tuple(np.array(whole) // each)
+
+
 def test_a_segmenter_is_known_by_its_logits():
   assert [cam.is_segmenter(model) for model in (Fcn(), resnet())] == [
     True,

@@ -9,6 +9,7 @@ from tiny_models import Fcn, draw_variables
 from cadjax.core import lookup
 from cadjax.explanation import cam, windows
 from cadjax.explanation.windows import METHODS, WindowExplainer
+from cadjax.segmentation import sliding
 
 WINDOW = (32, 24, 24)
 
@@ -95,7 +96,7 @@ def test_windows_without_region_are_not_computed(model, variables, monkeypatch):
     explainer, "_local", lambda *args: calls.append(1) or local(*args)
   )
   found = explainer(variables, volume(shape), 1, region)["hirescam"]["enc1"]
-  assert len(calls) < len(windows.window_starts(80, 32, 0.5, 2))
+  assert len(calls) < len(sliding.window_starts(80, 32, 0.5, 2))
   assert found.max() > 0
   assert np.argwhere(found > 0)[:, 0].max() <= 3 + 6
 
@@ -104,7 +105,7 @@ def test_windows_without_region_are_not_computed(model, variables, monkeypatch):
 @pytest.mark.parametrize(("size", "overlap"), [(16, 0.5), (24, 0.25), (16, 0)])
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_windows_cover_the_axis_on_whole_cells(n, size, overlap, step):
-  starts = windows.window_starts(n, size, overlap, step)
+  starts = sliding.window_starts(n, size, overlap, step)
   assert starts[0] == 0
   assert all(start % step == 0 for start in starts)
   assert n <= starts[-1] + size < max(n, size) + step

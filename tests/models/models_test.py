@@ -344,12 +344,34 @@ def test_initial_logits_of_the_default_vary_with_the_image():
     ({"width": 0}, "config.model.width is 0"),
     ({"norm": "layer"}, "unknown norm 'layer'.*batch, group, instance"),
     ({"dtype": "float16"}, "unknown dtype 'float16'"),
-    ({"stem": "conv3"}, "unknown stem 'conv3'; did you mean 'conv7'"),
+    ({"conv": "laxx"}, "unknown config.model.conv 'laxx'"),
+    ({"axis_name": "device"}, "unknown field of config.model 'axis_name'"),
   ],
 )
 def test_bad_configs_say_what_is_known(config, message):
   with pytest.raises(lookup.ConfigError, match=message):
     models.get_model(config)
+
+
+@pytest.mark.parametrize(
+  ("name", "changes"),
+  [
+    ("resnet", {"num_classes": 2, "depth": 50, "width": 64}),
+    ("unet", {"num_classes": 3, "features": (32, 64, 128, 256)}),
+    ("resunet", {"num_classes": 3, "depth": 50, "width": 64}),
+  ],
+)
+def test_the_defaults_are_the_fields_own(name, changes):
+  made = models.get_model({"name": name})
+  assert made == models.MODELS[name]()
+  assert made == models.get_model({"name": name, "ndim": 3, "norm": "batch"})
+  assert made == models.get_model({"name": name} | changes)
+
+
+def test_a_list_of_config_json_makes_the_same_model():
+  made = models.get_model({"name": "unet", "features": [8, 16]})
+  assert made == models.get_model({"name": "unet", "features": (8, 16)})
+  hash(made)  # Compiled functions are kept by model.
 
 
 def test_an_image_of_the_wrong_rank_is_refused():

@@ -141,15 +141,15 @@ def unet_torch():
 )
 @pytest.mark.parametrize("train", [False, True])
 def test_the_unet_is_the_same_in_torch(unet_torch, ndim, options, train):
-  options = models.UNET_DEFAULTS | {"ndim": ndim, "name": "unet"} | options
-  options["features"] = (4, 6, 8, 10)
+  base = {"name": "unet", "ndim": ndim, "features": (4, 6, 8, 10)}
+  model = models.get_model(base | options).clone(dtype=jnp.float64)
+  options = vars(model)
   torch.manual_seed(0)
   net = unet_torch.UNet(options, options["num_classes"]).double().train(train)
   shake_norms(net)
   rng = np.random.default_rng(0)
   x = rng.random((2, *(16, 24, 32)[:ndim], 1))
   with jax.enable_x64(True):
-    model = models.get_model(options).clone(dtype=jnp.float64)
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     params, stats = (

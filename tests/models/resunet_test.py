@@ -104,5 +104,7 @@ def test_bad_options_and_sizes_are_told():
     make(features=(4, 8))
   with pytest.raises(lookup.ConfigError, match="depth is 12"):
     make(depth=12)
+  with pytest.raises(lookup.ConfigError, match="output_stride is 16; .* 32"):
+    make(output_stride=16)
   with pytest.raises(lookup.UnknownName, match="upsampling"):
     make(upsampling="nearest")

@@ -19,7 +19,7 @@ from cadjax.experiment import run as runner
 from cadjax.experiment.store import Store, machine
 from data_prep.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PLANS = sorted(
   path
   for path in (ROOT / "configs" / "experiments").glob("*.py")

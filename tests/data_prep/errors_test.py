@@ -1,0 +1,51 @@
+"""A user's mistake is one line and exit code 2; a bug is a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from data_prep import errors
+
+PROGRAM = """
+from absl import flags
+from data_prep import errors
+SIZE = flags.DEFINE_integer("size", 1, "A size.")
+def main(_):
+  if SIZE.value == 2:
+    raise errors.UserError("--size=2:\\n  choose another")
+  if SIZE.value == 3:
+    raise KeyError("expected")
+  if SIZE.value == 4:
+    raise RuntimeError("a bug")
+  print("size", SIZE.value)
+errors.run(main, expected=(KeyError,))
+"""
+
+
+@pytest.mark.parametrize(
+  ("argument", "code", "message"),
+  [
+    ("--size=1", 0, None),
+    ("--size=2", 2, "error: --size=2: choose another"),
+    ("--size=3", 2, "error: 'expected'"),
+    ("--size=x", 2, "error: flag --size=x"),
+    ("--siz=1", 2, "error: Unknown command line flag 'siz'. Did you mean"),
+    ("size=1", 2, "error: unexpected argument 'size=1'"),
+    ("--size=4", 1, None),
+  ],
+)
+def test_how_a_program_ends(argument, code, message):
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, argument], capture_output=True, text=True
+  )
+  assert done.returncode == code
+  if message:
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(message)
+    assert not done.stdout
+  assert ("Traceback" in done.stderr) == (code == 1)
+
+
+def test_a_message_of_several_lines_becomes_one():
+  assert errors.one_line(ValueError(" a\n\n  b\tc ")) == "a b c"
