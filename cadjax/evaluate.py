@@ -16,13 +16,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from cadjax.evaluation import common, explanations, segmenters
+from cadjax.evaluation import classifiers, common, explanations, segmenters
 from cadjax.evaluation.classifiers import (
   evaluate,
   evaluate_maps,
   load_to_explain,
 )
-from cadjax.metrics import patient_level
 from cadjax.report import cohort, tables
 from data_prep import errors
 
@@ -32,7 +31,9 @@ def define_flags() -> None:
   flags.DEFINE_string("workdir", None, "Of cadjax.main.", required=True)
   flags.DEFINE_string("split", "test", f"One of {', '.join(common.SPLITS)}.")
   flags.DEFINE_string(
-    "data", None, "A data set in place of the workdir's own (external)."
+    "data",
+    None,
+    "Where the workdir's own data set is now, or another one (external).",
   )
   flags.DEFINE_string(
     "against", None, "Another evaluated workdir, to compare with."
@@ -88,7 +89,7 @@ def main(_: Sequence[str]) -> None:
     f" patients{cad}, {result['n_scans']} scans; step {result['step']}"
   )
   segmenter = result["task"] == "segment"
-  print((segmenters if segmenter else patient_level).table(result))
+  print((segmenters if segmenter else classifiers).table(result))
   if args.explain:
     maps = evaluate_maps(
       args.workdir,
