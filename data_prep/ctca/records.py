@@ -79,8 +79,8 @@ def plan(
     raise UserError("there is no case to build from")
   if not any(map(_can_teach, cases)):
     raise UserError(
-      f"none of {len(cases)} cases has a label or a mask, so that nothing can be"
-      " trained on them; write normal or cad into the column label of the"
+      f"none of {len(cases)} cases has a label or a mask: there is nothing to"
+      " train on; write normal or cad into the column label of the"
       " manifest, or give --labels=TABLE (columns case_id, label)"
     )
   patients = [case.patient_id for case in cases]
