@@ -36,8 +36,6 @@ def pairs(
   found: dict[str, dict[str, pathlib.Path]] = {}
   for path in files(root, EXTENSIONS):
     kind, key = role(path, root), file_key(path)
-    if kind == "image" and path.parent.name.lower() in _NNUNET_FOLDERS:
-      key = key.removesuffix("_0000")
     if prefix := group(path):
       key = f"{prefix}/{key}"
     roles = found.setdefault(key, {})
@@ -74,6 +72,9 @@ def file_key(path: pathlib.Path, others: Sequence[str] = ()) -> str:
     others: words to take off beside those for images and masks.
   """
   parent = path.parent.name
+  if parent.lower() in _NNUNET_FOLDERS and role(path, path.parent) == "image":
+    # nnU-Net's number of the channel.
+    others = [*others, "0000"]
   return _strip(stem(path), others) or _strip(parent, others) or parent
 
 
