@@ -1,6 +1,7 @@
 """A small 3D ResNet for a dozen to a few dozen scans of your own.
 
-Five commands, from a folder of scans to the report on one of them:
+Five commands, from a folder of scans, sorted into normal/ and cad/ or labelled
+in the manifest.csv that the first one writes, to the page of one of them:
 
   python -m data_prep.check --write_manifest --input=scans
   python -m data_prep.build --source=manifest --input=scans --grid=heart \
@@ -9,6 +10,17 @@ Five commands, from a folder of scans to the report on one of them:
   python -m cadjax.evaluate --workdir=own/classifier
   python -m cadjax.predict --classifier=own/classifier --input=SCAN \
     --out=own/case
+
+Runtime, with 12 phantoms at 1 mm (data_prep.export) on two cores that many
+other programs shared: 27 s, 32 s, 3 minutes (35 s of processor time), 91 s and
+20 s.
+
+Expected: every scan goes through, and nothing can be concluded from the
+figures. A dozen scans leave 8 to train on, 2 to choose by and 2 to test on; on
+60 other phantoms the networks trained on 12, 24 and 40 overt phantoms had a
+ROC AUC of 0.54 [0.40, 0.68], 0.64 [0.49, 0.76] and 0.55 [0.40, 0.66]. Start
+from a network that has seen more, --config.init_from=demo/classifier or one
+with the same config.model, or bring more scans.
 """
 
 import ml_collections
