@@ -26,7 +26,9 @@ def define_flags() -> None:
   flags.DEFINE_string("workdir", None, "Of cadjax.main.", required=True)
   flags.DEFINE_string("split", "test", f"One of {', '.join(common.SPLITS)}.")
   flags.DEFINE_string(
-    "data", None, "A data set in place of the workdir's own (external)."
+    "data",
+    None,
+    "Where the workdir's own data set is now, or another one (external).",
   )
   flags.DEFINE_string(
     "against", None, "Another evaluated workdir, to compare with."

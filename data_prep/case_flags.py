@@ -60,7 +60,10 @@ def find(args: flags.FlagValues) -> tuple[list[sources.Case], dict]:
     UserError: --source or --input is missing, or no cases can be found.
   """
   if args.source is None:
-    raise UserError(f"--source is missing: {', '.join(sources.SOURCES)}")
+    raise UserError(
+      f"--source is missing: {', '.join(sources.SOURCES)}; manifest is for"
+      " scans of your own"
+    )
   if args.source == "phantom":
     options = {"cad_fraction": args.cad_fraction}
     return sources.phantom(args.cases, seed=args.seed, **options), options

@@ -1,6 +1,8 @@
 """Tells which cases are usable: `python -m data_prep.check --source=...`.
 
-Reads every case and builds nothing. The exit code is 0 if a build would go
+Reads every case and builds nothing. With --write_manifest it first writes the
+manifest.csv of a folder of your own scans, which need no --source. The exit
+code is 0 if a build would go
 through, and 2 if a case or the whole set stands in its way.
 """
 
@@ -18,6 +20,7 @@ from data_prep import (
   case_flags,
   errors,
   geometry,
+  manifests,
   plausibility,
   sources,
   splits,
@@ -126,9 +129,24 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   case_flags.define(values)
   flags.adopt_module_key_flags(case_flags, values)
+  flags.DEFINE_bool(
+    "write_manifest",
+    False,
+    "First write manifest.csv for the scans in --input, which has none.",
+    flag_values=values,
+  )
   flags.DEFINE_string(
     "json", None, "File for the same as JSON.", flag_values=values
   )
+
+
+def _write_manifest(args: flags.FlagValues) -> None:
+  if args.source not in (None, "manifest"):
+    raise UserError("--write_manifest is for --source=manifest alone")
+  if args.input is None:
+    raise UserError("--input is missing: the folder of scans")
+  args.source = "manifest"
+  print("\n".join(manifests.write_new(args.input)), flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -137,6 +155,8 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   if args.source == "phantom":
     raise UserError("phantoms are drawn, there is nothing to check")
+  if args.write_manifest:
+    _write_manifest(args)
   cases, _ = case_flags.find(args)
   reports = check(cases, num_workers=args.workers or workers.available_cores())
   print(table(reports))

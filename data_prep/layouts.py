@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from data_prep import matching
+from data_prep import manifests, matching
 from data_prep.cases import (
   AORTA,
   CLASS_NAMES,
@@ -21,7 +21,7 @@ from data_prep.cases import (
   parse_split,
 )
 from data_prep.errors import UserError
-from data_prep.tables import by_id, column_name, read_table
+from data_prep.tables import TableError, by_id, column_name, read_table
 
 
 def imagecas(root: pathlib.Path, *, split_column: str = "") -> list[Case]:
@@ -173,14 +173,21 @@ def cca(root: pathlib.Path) -> list[Case]:
 def manifest(root: pathlib.Path) -> list[Case]:
   """Reads a user's `manifest.csv`.
 
-  Columns: case_id, patient_id, image and label; optionally mask, aorta_mask,
-  split and mask_classes (those of `CLASS_NAMES` that the mask annotates,
-  separated by spaces; all if empty). Paths are relative to the csv. A mask
-  holds indices of `CLASS_NAMES`. An empty label means unknown.
+  Columns: `manifests.REQUIRED`, optionally those of `manifests.OPTIONAL`:
+  mask, aorta_mask, split and mask_classes (those of `CLASS_NAMES` that the mask
+  annotates, separated by spaces; all if empty). Paths are relative to the csv.
+  A mask holds indices of `CLASS_NAMES`. An empty label means unknown.
   """
-  table = root / "manifest.csv" if root.is_dir() else root
+  table = root / manifests.NAME if root.is_dir() else root
+  try:
+    rows = read_table(table, manifests.REQUIRED)
+  except TableError as error:
+    raise UserError(
+      f"{error}; a manifest has the columns {manifests.columns()}: python -m"
+      f" data_prep.check --write_manifest --input={table.parent} writes one for"
+      " a folder that has none"
+    ) from error
   cases = []
-  rows = read_table(table, ["case_id", "patient_id", "image", "label"])
   for number, row in enumerate(rows, start=2):
     for name in ("case_id", "patient_id", "image"):
       if not row[name]:

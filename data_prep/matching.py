@@ -35,23 +35,26 @@ def pairs(
   """
   found: dict[str, dict[str, pathlib.Path]] = {}
   for path in files(root, EXTENSIONS):
-    role, key = _role(path, root), file_key(path)
-    if role == "image" and path.parent.name.lower() in _NNUNET_FOLDERS:
-      key = key.removesuffix("_0000")
+    kind, key = role(path, root), file_key(path)
     if prefix := group(path):
       key = f"{prefix}/{key}"
     roles = found.setdefault(key, {})
-    if role in roles:
+    if kind in roles:
       raise UserError(
-        f"two {role} files for case {key}: {roles[role]} and {path}; remove or"
+        f"two {kind} files for case {key}: {roles[kind]} and {path}; remove or"
         " rename one"
       )
-    roles[role] = path
+    roles[kind] = path
   return found
 
 
-def _role(path: pathlib.Path, root: pathlib.Path) -> str:
-  """Tells image from mask by the end of the name, then by the folders."""
+def role(path: pathlib.Path, root: pathlib.Path) -> str:
+  """Returns "image" or "mask", by the end of the name, then by the folders.
+
+  Args:
+    path: of a file.
+    root: a folder above it; names from there upwards do not count.
+  """
   folders = reversed(path.relative_to(root).parts[:-1])
   for candidates in (words(stem(path))[-1:], *map(words, folders)):
     if MASK_WORDS.intersection(candidates):
@@ -69,6 +72,9 @@ def file_key(path: pathlib.Path, others: Sequence[str] = ()) -> str:
     others: words to take off beside those for images and masks.
   """
   parent = path.parent.name
+  if parent.lower() in _NNUNET_FOLDERS and role(path, path.parent) == "image":
+    # nnU-Net's number of the channel.
+    others = [*others, "0000"]
   return _strip(stem(path), others) or _strip(parent, others) or parent
 
 

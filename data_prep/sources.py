@@ -62,7 +62,7 @@ def find_cases(
     )
   root = pathlib.Path(folder)
   if not root.exists():
-    raise UserError(f"{root}: no such folder")
+    raise UserError(f"{root}: no such folder or manifest")
   options = {}
   if source == "imagecas" and given_splits:
     options["split_column"] = split_column

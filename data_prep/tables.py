@@ -16,6 +16,10 @@ T = TypeVar("T")
 _CELL = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 
+class TableError(UserError):
+  """A table is not there, is empty or lacks a column."""
+
+
 def read_table(
   path: pathlib.Path, required: Sequence[str] = ()
 ) -> list[dict[str, str]]:
@@ -30,18 +34,19 @@ def read_table(
     stripped, "" where a cell is empty.
 
   Raises:
-    UserError: the file is missing, unreadable or lacks a column.
+    TableError: the file is missing, empty or lacks a column.
+    UserError: it is unreadable.
   """
   if not path.is_file():
-    raise UserError(f"{path}: no such file")
+    raise TableError(f"{path}: no such file")
   rows = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
   rows = [[cell.strip() for cell in row] for row in rows if any(row)]
   if not rows:
-    raise UserError(f"{path}: the table is empty")
+    raise TableError(f"{path}: the table is empty")
   names = [column_name(cell) for cell in rows[0]]
   missing = [name for name in required if name not in names]
   if missing:
-    raise UserError(
+    raise TableError(
       f"{path}: lacks the column(s) {', '.join(missing)}; it has"
       f" {', '.join(names)}"
     )

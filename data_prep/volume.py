@@ -17,6 +17,8 @@ AIR_HU = -1024
 # Scanners pad outside the reconstructed circle with -2000, -3024 and the
 # like; no tissue and no noise reaches this low.
 PADDING_BELOW_HU = -1500
+# Of a mask, background included; TotalSegmentator's has 118.
+_MOST_LABELS = 128
 # Metal reaches it in a few voxels; -1000 HU read as uint16 is 64536.
 _WRAPPED_ABOVE_HU = 20000
 _WRAPPED_SHARE = 0.01
@@ -233,6 +235,20 @@ def read_mask(path: str | os.PathLike) -> Volume:
   return _canonical(labels, affine, path, notes)
 
 
+def is_mask(path: str | os.PathLike) -> bool:
+  """Tells whether a file holds labels, as a mask does and no scan.
+
+  Args:
+    path: a file that `read_volume` or `read_mask` would read; False for one
+      that cannot be read.
+  """
+  try:
+    stored, *_ = _read_any(path, None)
+  except UserError:
+    return False
+  return _count_labels(stored) is not None
+
+
 def write_nifti(
   path: str | os.PathLike, array: np.ndarray, grid_or_like: Grid | Volume
 ) -> None:
@@ -391,6 +407,11 @@ def _to_hu(stored: np.ndarray, path) -> np.ndarray:
       hu = stored
     else:
       hu = np.clip(stored, -32768, 32767).astype(np.int16)
+  if labels := _count_labels(stored):
+    raise UserError(
+      f"{path}: holds {labels} whole numbers from {low:g} to {high:g}: a mask,"
+      " not HU of a CT scan; give the scan that it belongs to"
+    )
   if low == high or (low >= -1 and high <= 255):
     raise UserError(
       f"{path}: values run from {low:g} to {high:g}: not HU of a CT scan"
@@ -406,3 +427,19 @@ def _to_hu(stored: np.ndarray, path) -> np.ndarray:
   if low < PADDING_BELOW_HU:
     hu = np.where(hu < PADDING_BELOW_HU, np.int16(AIR_HU), hu)
   return hu
+
+
+def _count_labels(stored: np.ndarray) -> int | None:
+  """Returns how many labels a mask has; None for what is no mask.
+
+  A mask holds whole numbers from 0 to 65535, and few different ones; a scan
+  of one value alone is no mask either.
+  """
+  low, high = stored.min(), stored.max()
+  if not (np.isfinite([low, high]).all() and 0 <= low < high <= 65535):
+    return None
+  if stored.dtype.kind == "f" and not np.array_equal(stored, stored.round()):
+    return None
+  counts = np.bincount(stored.ravel().astype(np.uint16))
+  labels = np.count_nonzero(counts)
+  return labels if labels <= _MOST_LABELS else None

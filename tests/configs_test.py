@@ -15,7 +15,7 @@ CONFIGS = sorted(
 
 
 # The others differ from these in sizes; each takes 20 s to compile.
-QUICK = ("demo", "demo_segmenter", "unet2d")
+QUICK = ("demo", "demo_segmenter", "own", "unet2d")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,8 @@ def test_config_trains(name, tiny_data, tmp_path):
     else:
       config.data.patch_size = (32, 32, 32)
       config.model.width = 4
-  config.optimizer.warmup_steps = 1
+  if not config.optimizer.get("warmup_fraction"):
+    config.optimizer.warmup_steps = 1
   config.epochs = 1
   config.mesh.data = 1
   config.parallel = "mesh"

@@ -15,7 +15,7 @@ from PIL import Image
 from cadjax import models, tasks
 from cadjax.core import files
 from cadjax.data import input_pipeline
-from cadjax.evaluation import classifiers
+from cadjax.evaluation import classifiers, common
 from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.metrics import binary, patient_level
 from cadjax.training import checkpoint, workdir
@@ -289,6 +289,55 @@ def test_data_at_another_place_is_the_same_data(root, trained, data, result):
   )
   assert not found["data"]["external"]
   assert found["patient"] == result["patient"]
+
+
+def remember(copy, path):
+  """Makes a workdir remember its data at another place."""
+  for name, keys in (("dataset", ["path"]), ("config", ["data", "path"])):
+    table = json.loads((copy / f"{name}.json").read_text())
+    *above, last = keys
+    functools.reduce(dict.get, above, table)[last] = str(path)
+    (copy / f"{name}.json").write_text(json.dumps(table))
+
+
+def test_a_workdir_remembers_an_absolute_path(root, data, monkeypatch):
+  monkeypatch.chdir(root)
+  path = make_workdir(root / "relative", data.relative_to(root))
+  built = next(data.rglob("cases.csv")).parent
+  assert json.loads((path / "dataset.json").read_text())["path"] == str(built)
+  monkeypatch.chdir("/")
+  dataset, external = common.open_data(tasks.load_model(path))
+  assert (dataset.path, external) == (built, False)
+
+
+def test_a_relative_path_of_an_older_workdir_is_found(
+  root, trained, data, monkeypatch, tmp_path
+):
+  copy = root / "older" / "runs" / "a"
+  shutil.copytree(trained, copy)
+  built = next(data.rglob("cases.csv")).parent
+  remember(copy, built.relative_to(root))
+  monkeypatch.chdir(tmp_path)
+  dataset, external = common.open_data(tasks.load_model(copy))
+  assert (dataset.path, external) == (built, False)
+
+
+def test_data_that_moved_are_found_where_the_flag_says(
+  root, trained, data, other_data, result, tmp_path
+):
+  copy = tmp_path / "copy"
+  shutil.copytree(trained, copy)
+  remember(copy, "/nowhere/mine")
+  with pytest.raises(UserError, match="/nowhere/mine .*--data=DIR") as error:
+    evaluate_workdir(copy, bootstrap=100)
+  assert result["data"]["fingerprint"] in str(error.value)
+  shutil.copytree(data, tmp_path / "moved")
+  found = evaluate_workdir(copy, data=str(tmp_path / "moved"), bootstrap=100)
+  assert not found["data"]["external"]
+  assert found["patient"] == result["patient"]
+  remember(copy, other_data)
+  with pytest.raises(UserError, match="is not the data that"):
+    evaluate_workdir(copy, bootstrap=100)
 
 
 def test_external_data_on_another_grid_is_refused(root, trained):

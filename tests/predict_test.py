@@ -13,11 +13,10 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from tiny_runs import STEP, classify_file, warning, write_workdir
+from tiny_runs import STEP, classify_file, predict_all, warning, write_workdir
 
 from cadjax import tasks
 from cadjax.classification import scan as classification_scan
-from cadjax.classification.scan import classify_scan
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
 from cadjax.report import classified, pages
@@ -343,16 +342,6 @@ def test_logits_that_are_not_finite_are_no_result(trained, monkeypatch):
   )
   with pytest.raises(UserError, match="NaN"):
     classification_scan.score(trained, np.zeros((4, 5, 6), np.int16))
-
-
-def predict_all(trained, jobs):
-  return scan_jobs.run_jobs(
-    jobs,
-    classified.KIND,
-    lambda _, scan: classify_scan(trained, scan),
-    classified.write_classified,
-    lambda job, _: f"{job.case}: probability of CAD",
-  )
 
 
 def test_an_unexpected_error_does_not_stop_the_others(

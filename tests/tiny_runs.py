@@ -11,8 +11,10 @@ import numpy as np
 from cadjax import models
 from cadjax.classification.scan import classify_scan
 from cadjax.core import files
+from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
 from cadjax.link.scan import link_scan
+from cadjax.report import classified
 from cadjax.segmentation.scan import segment_scan
 from cadjax.training import checkpoint, reading, workdir
 from configs import resnet3d
@@ -87,6 +89,17 @@ def warning(cause, model="classifier", output="probability"):
 def classify_file(classifier, path, **options):
   """Scores a file; options as of `scans.read_scan`."""
   return classify_scan(classifier, scans.read_scan(path, **options))
+
+
+def predict_all(classifier, jobs):
+  """Scores and writes scans as `cadjax.predict` does; returns the failures."""
+  return scan_jobs.run_jobs(
+    jobs,
+    classified.KIND,
+    lambda _, scan: classify_scan(classifier, scan),
+    classified.write_classified,
+    lambda job, _: f"{job.case}: probability of CAD",
+  )
 
 
 def segment_file(segmenter, path, **options):

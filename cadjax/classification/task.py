@@ -91,10 +91,11 @@ def make_task(
   for split in ("train", "validation"):
     labels = {row["label"] for row in dataset.rows[split]}
     if len(labels) < 2:
-      found = f"only the label {labels.pop()}" if labels else "no case"
+      found = f"only the label {labels.pop()}" if labels else "no label"
       raise UserError(
-        f"{dataset.path}: the {split} split has {found}; both classes are"
-        " needed"
+        f"{dataset.path}: the {split} split has {found}; a classifier needs"
+        " cases of both classes: give the scans their labels and build the data"
+        " set again"
       )
   ndim, batch_size = config.model.ndim, config.data.batch_size
   shape, slices = dataset.shape, config.data.slices_per_volume

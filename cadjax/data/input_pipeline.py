@@ -23,6 +23,8 @@ from data_prep.errors import UserError
 Row = dict[str, str]
 Batch = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
+# The files whose contents tell one build from another.
+IDENTITY = ("dataset_info.json", "cases.csv")
 MOST_READERS = 8  # And batches in memory at a time.
 
 
@@ -212,13 +214,22 @@ def find_dataset(path: str | pathlib.Path) -> pathlib.Path:
     return root
   if not found:
     raise UserError(
-      f"{root}: no data set here; build one with python -m data_prep.build"
-      f" --source=phantom --out={root}"
+      f"{root}: no data set here; name the folder of one with"
+      " --config.data.path=DIR (--data=DIR of cadjax.evaluate), or build one"
+      f" with python -m data_prep.build --source=phantom --out={root}"
     )
   if len(found) > 1:
     names = ", ".join(str(p) for p in found)
     raise UserError(f"{root} holds several data sets; name one of: {names}")
   return found[0]
+
+
+def fingerprint_of(path: pathlib.Path) -> str:
+  """Returns the digest of a built data set: of its description and cases."""
+  digest = hashlib.sha256()
+  for name in IDENTITY:
+    digest.update((path / name).read_bytes())
+  return digest.hexdigest()[:16]
 
 
 def _read_cases(path: pathlib.Path) -> list[Row]:
@@ -332,8 +343,5 @@ def open_dataset(
   sources = {
     split: builder.as_data_source(split) for split in builder.info.splits
   }
-  digest = hashlib.sha256()
-  for name in ("dataset_info.json", "cases.csv"):
-    digest.update((path / name).read_bytes())
   metadata = json.loads((path / "metadata.json").read_text())
-  return Dataset(path, by_split, metadata, sources, digest.hexdigest()[:16])
+  return Dataset(path, by_split, metadata, sources, fingerprint_of(path))

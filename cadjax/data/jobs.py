@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cadjax.core import files
 from cadjax.data import scans
-from data_prep import errors
+from data_prep import errors, manifests
 from data_prep.errors import UserError
 
 Result = TypeVar("Result")
@@ -39,7 +39,14 @@ def _expand(patterns: Sequence[str]) -> list[pathlib.Path]:
     found = sorted(glob.glob(pattern, recursive=True))
     if not found:
       raise UserError(f"--input={pattern} matches no file or folder")
-    paths += found
+    images, masks = manifests.split_masks([pathlib.Path(x) for x in found])
+    if masks:
+      tqdm.write(
+        f"--input={pattern}: left out {len(masks)} named as masks of other"
+        f" files, such as {masks[0]}",
+        file=sys.stderr,
+      )
+    paths += map(str, images)
   return [pathlib.Path(path) for path in dict.fromkeys(paths)]
 
 

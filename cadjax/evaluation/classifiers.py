@@ -194,7 +194,8 @@ def _own_validation(trained: Classifier, batch_size: int) -> list[Row]:
         return files.read_rows(stored, CASE_KEYS)
     raise UserError(
       "the temperature and the threshold of an external evaluation come from"
-      f" the validation cases of the workdir's own data, but {error}"
+      f" the validation cases of the workdir's own data, but {error}, in an"
+      " evaluation of its own before this one"
     ) from error
   return score_rows(dataset, ["validation"], trained.logits, batch_size)
 

@@ -1,9 +1,10 @@
 """What evaluations of classifiers and of segmenters share: data and files."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -250,6 +251,54 @@ def open_evaluation(
   return found
 
 
+def find_own_data(trained: workdir.Trained) -> pathlib.Path:
+  """Returns the folder of the data set that a workdir was trained on.
+
+  It is looked for where it was at the training, then where the config says,
+  which may be a path relative to the current folder. Workdirs of versions
+  before 0.2 remember a relative path: it counts from the current folder and
+  from each folder above the workdir, as runs and data mostly lie in one
+  project. The fingerprint decides whether it is the same data set.
+
+  Raises:
+    UserError: no data set is there, or only another one.
+  """
+  own = trained.dataset["fingerprint"]
+  remembered = trained.dataset["path"]
+  others = []
+  for found in _places(trained, remembered):
+    if (fingerprint := input_pipeline.fingerprint_of(found)) == own:
+      return found
+    others.append((found, fingerprint))
+  if others:
+    found, fingerprint = others[0]
+    raise UserError(
+      f"{found} is not the data that {trained.path} was trained on"
+      f" (fingerprint {fingerprint}, not {own}); name the folder where they are"
+      " now with --data=DIR, or, if no patient is in both, evaluate on it as"
+      f" external data with --data={found}"
+    )
+  raise UserError(
+    f"{trained.path} was trained on the data set {remembered} (fingerprint"
+    f" {own}), which is not there; name the folder where it is now with"
+    " --data=DIR"
+  )
+
+
+def _places(
+  trained: workdir.Trained, remembered: str
+) -> Iterator[pathlib.Path]:
+  """Yields the data sets that may be the workdir's own, the likeliest first."""
+  # Joined to a folder, an absolute path stays as it is.
+  folders = (pathlib.Path(), *trained.path.absolute().parents)
+  paths = [folder / remembered for folder in folders]
+  with contextlib.suppress(UserError):  # None, or several to choose from.
+    paths.insert(1, input_pipeline.find_dataset(trained.config.data.path))
+  for path in dict.fromkeys(paths):
+    if all((path / name).exists() for name in input_pipeline.IDENTITY):
+      yield path
+
+
 def open_data(
   trained: workdir.Trained, data: str | None = None
 ) -> tuple[input_pipeline.Dataset, bool]:
@@ -259,20 +308,14 @@ def open_data(
     the data set, and whether it is another one than the workdir's own.
 
   Raises:
-    UserError: the own data has changed, the other grid differs, or the model
-      sees predicted masks, which are of the own data.
+    UserError: the own data has changed or is gone, the other grid differs, or
+      the model sees predicted masks, which are of the own data.
   """
   config = ml_collections.ConfigDict(trained.config.to_dict())
   own = trained.dataset["fingerprint"]
   if data is None:
-    dataset = tasks.find(config).open_dataset(config)
-    if dataset.fingerprint != own:
-      raise UserError(
-        f"{dataset.path} is not the data that {trained.path} was trained on"
-        f" (fingerprint {dataset.fingerprint}, not {own}); if no patient is in"
-        f" both, evaluate on it as external data with --data={dataset.path}"
-      )
-    return dataset, False
+    config.data.path = str(find_own_data(trained))
+    return tasks.find(config).open_dataset(config), False
   config.data.path = data
   # Fold and subset tell the own patients apart; of the others all are taken.
   whole = config.to_dict()

@@ -3,8 +3,6 @@
 Only notebooks import this: it needs IPython, which they bring.
 """
 
-import collections
-import csv
 import html
 import os
 import pathlib
@@ -15,9 +13,8 @@ import sys
 import IPython
 from IPython.display import HTML, Image, display
 
-from cadjax.data import scans
 from cadjax.training import workdir
-from data_prep import dicom, matching, splits
+from data_prep import manifests, splits
 from data_prep.errors import UserError
 
 DRIVE = pathlib.Path("/content/drive")
@@ -165,52 +162,30 @@ def manifest(path: str | os.PathLike) -> pathlib.Path:
   """Returns the manifest of a folder of scans; writes it where it has none.
 
   For scans sorted into the folders `normal` and `cad`, each a file or a folder
-  of DICOM slices. Every scan counts as a patient of its own.
+  of DICOM slices. Every scan counts as a patient of its own; see
+  `data_prep.manifests.find`.
 
   Args:
     path: the folder.
 
   Raises:
-    UserError: there is no such folder, no scan, or DICOM slices without a
-      folder of their own.
+    UserError: there is no such folder, no scan with a label, or DICOM slices
+      without a folder of their own.
   """
   path = pathlib.Path(path)
   if not path.is_dir():
     raise UserError(f"{path}: no such folder")
-  if (path / "manifest.csv").exists():
-    return path / "manifest.csv"
-  named = [(label, scan) for label in LABELS for scan in _scans(path / label)]
-  if not named:
+  if (path / manifests.NAME).exists():
+    return path / manifests.NAME
+  rows = [row for row in manifests.find(path).rows if row["label"]]
+  if not rows:
     raise UserError(
-      f"{path}: has neither manifest.csv nor scans in the folders"
+      f"{path}: has neither {manifests.NAME} nor scans in the folders"
       f" {' and '.join(LABELS)}"
     )
-  names = collections.Counter(scans.case_name(scan) for _, scan in named)
-  rows = [("case_id", "patient_id", "image", "label")]
-  for label, scan in named:
-    case = scans.case_name(scan)
-    if names[case] > 1:
-      case = f"{label}_{case}"
-    rows.append((case, case, f"{label}/{scan.name}", label))
   table = path / OWN_MANIFEST
-  with table.open("w", newline="") as file:
-    csv.writer(file).writerows(rows)
+  manifests.write(rows, table)
   return table
-
-
-def _scans(path: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the scans of a folder: files of a known format, and folders."""
-  found = []
-  for scan in _visible(path):
-    if scan.is_dir() or scan.name.lower().endswith(matching.EXTENSIONS):
-      found.append(scan)
-    elif scan.suffix.lower() == ".dcm" or dicom.is_dicom(scan):
-      # A slice stands for all of its folder: each would become a patient.
-      raise UserError(
-        f"{scan}: a DICOM file outside of a scan's folder; put the slices of"
-        f" each scan in a folder of its own in {path}"
-      )
-  return found
 
 
 def _visible(path: pathlib.Path) -> list[pathlib.Path]:

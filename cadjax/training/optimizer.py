@@ -14,6 +14,7 @@ DEFAULTS = {
   "learning_rate": 1e-3,
   "schedule": "cosine",
   "warmup_steps": 0,
+  "warmup_fraction": 0.0,  # of all steps, in place of warmup_steps
   "end_factor": 0.0,  # last rate over the peak (cosine and poly)
   "power": 0.9,  # of the schedule poly
   "clip_norm": 0.0,  # largest global norm of the gradients; 0 is off
@@ -70,7 +71,8 @@ def get_optimizer(
 def get_schedule(options: Mapping[str, Any], *, total_steps: int) -> Schedule:
   """Returns the learning rate as a function of the train step.
 
-  It rises linearly from 0 to `learning_rate` over `warmup_steps`, then stays
+  It rises linearly from 0 to `learning_rate` over `warmup_steps` (or
+  `warmup_fraction` of `total_steps`, to the nearest step), then stays
   ("constant"), falls as half a cosine ("cosine") or as
   `(1 - progress) ** power` ("poly") to `end_factor * learning_rate` at
   `total_steps`.
@@ -87,6 +89,10 @@ def get_schedule(options: Mapping[str, Any], *, total_steps: int) -> Schedule:
   """
   make = lookup.look_up(SCHEDULES, options["schedule"], "schedule")
   warmup = options["warmup_steps"]
+  if options["warmup_fraction"]:
+    warmup = round(options["warmup_fraction"] * total_steps)
+    # However few steps there are, one has the full rate.
+    warmup = min(warmup, total_steps - 1)
   schedule = make(options, max(total_steps - warmup, 1))
   if not warmup:
     return schedule
@@ -150,6 +156,17 @@ def _check(options: Mapping[str, Any], total_steps: int) -> None:
       raise lookup.ConfigError(
         f"config.optimizer.{field} is {options[field]}; it must be >= {low}"
       )
+  fraction = options["warmup_fraction"]
+  if not 0 <= fraction < 1:
+    raise lookup.ConfigError(
+      f"config.optimizer.warmup_fraction is {fraction}; it must be at least 0"
+      " and below 1"
+    )
+  if fraction and options["warmup_steps"]:
+    raise lookup.ConfigError(
+      f"config.optimizer.warmup_steps is {options['warmup_steps']} and"
+      f" warmup_fraction {fraction}; set one of them to 0"
+    )
   if options["schedule"] != "constant" and (
     options["warmup_steps"] >= total_steps
   ):

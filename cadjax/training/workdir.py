@@ -125,7 +125,8 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     for split, rows in dataset.rows.items()
   }
   return {
-    "path": str(dataset.path),
+    # Absolute: the workdir may be read from another folder.
+    "path": str(dataset.path.absolute()),
     "fingerprint": dataset.fingerprint,
     "source": dataset.metadata.get("source"),
     "metadata": dict(dataset.metadata),

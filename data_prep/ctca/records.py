@@ -72,10 +72,17 @@ def plan(
     seed: of the draws.
 
   Raises:
-    UserError: no case, splits given for some only, or splits that cannot be.
+    UserError: no case, none with a label or a mask, splits given for some only,
+      or splits that cannot be.
   """
   if not cases:
     raise UserError("there is no case to build from")
+  if not any(map(_can_teach, cases)):
+    raise UserError(
+      f"none of {len(cases)} cases has a label or a mask: there is nothing to"
+      " train on; write normal or cad into the column label of the"
+      " manifest, or give --labels=TABLE (columns case_id, label)"
+    )
   patients = [case.patient_id for case in cases]
   labels = [-1 if case.label is None else case.label for case in cases]
   given = [case.split for case in cases]
@@ -95,6 +102,11 @@ def plan(
   )
   jobs = [Job(c, s, f) for c, s, f in zip(cases, given, folds, strict=True)]
   return sorted(jobs, key=lambda job: splits.SPLITS.index(job.split))
+
+
+def _can_teach(case: Case) -> bool:
+  masks = case.mask or case.aorta_mask
+  return case.label is not None or masks is not None or "seed" in case.extra
 
 
 def read_classes(

@@ -49,6 +49,16 @@ def test_many_inputs_come_once_each_in_order(tmp_path):
   assert [str(job.folder) for job in jobs] == ["out/c", "out/a", "out/b"]
 
 
+def test_a_wildcard_leaves_out_the_masks_of_what_it_matches(tmp_path, capsys):
+  make(tmp_path, "1.nii", "1_mask.nii", "2.nii", "3_seg.nii")
+  jobs = scan_jobs.make_jobs([str(tmp_path / "*.nii")], "out")
+  # Of no scan that is there, a mask is given to the reader, who refuses it.
+  assert [job.case for job in jobs] == ["1", "2", "3_seg"]
+  assert "left out 1 named as masks" in capsys.readouterr().err
+  (job,) = scan_jobs.make_jobs([str(tmp_path / "1_mask.nii")], "out")
+  assert job.case == "1_mask"
+
+
 def test_equal_names_are_told_apart_by_their_folders(tmp_path):
   paths = make(tmp_path, "Normal/1.nrrd", "Diseased/1.nrrd", "2.nrrd")
   names = [job.case for job in scan_jobs.make_jobs(paths, "out")]

@@ -68,6 +68,23 @@ def test_without_warmup_the_first_step_has_the_full_rate(name):
   np.testing.assert_allclose(schedule(0), 0.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", optimizer.SCHEDULES)
+@pytest.mark.parametrize(("total", "warmup"), [(100, 10), (34, 3), (2, 0)])
+def test_a_fraction_of_the_steps_is_so_many_steps(name, total, warmup):
+  _, by_fraction = make(total, schedule=name, warmup_fraction=0.1)
+  _, by_steps = make(total, schedule=name, warmup_steps=warmup)
+  for step in range(total + 1):
+    assert by_fraction(step) == by_steps(step)
+
+
+@pytest.mark.parametrize("total", range(1, 8))
+def test_a_fraction_fits_trainings_of_any_length(total):
+  for fraction in (0.1, 0.5, 0.9):
+    _, schedule = make(total, schedule="cosine", warmup_fraction=fraction)
+    rates = [float(schedule(step)) for step in range(total)]
+    assert max(rates) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("name", ["cosine", "poly"])
 def test_schedules_never_rise_after_warmup(name):
   _, schedule = make(57, schedule=name, warmup_steps=7)
@@ -204,6 +221,14 @@ def test_a_config_dict_works():
     ({"learning_rat": 1}, "'learning_rat'; did you mean 'learning_rate'"),
     ({"accumulate": 0}, "accumulate is 0; it must be >= 1"),
     ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+    (
+      {"warmup_fraction": 1.0},
+      "warmup_fraction is 1.0; it must be at least 0 and below 1",
+    ),
+    (
+      {"warmup_fraction": 0.1, "warmup_steps": 2},
+      "warmup_steps is 2 and warmup_fraction 0.1; set one of them to 0",
+    ),
     (
       {"schedule": "cosine", "warmup_steps": 10},
       "warmup_steps is 10; it must be below the 10 steps",
