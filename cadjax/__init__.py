@@ -1,3 +1,3 @@
 """cadjax: coronary artery disease from CT coronary angiography, in JAX."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,13 +1,13 @@
 """Evaluates a trained classifier or segmenter by patient, with intervals.
 
-  python -m cadjax.evaluate --workdir=W [--split=test] [--against=W2]
+  cadjax evaluate --workdir=W [--split=test] [--against=W2]
     [--explain]
 
 Writes W/eval: the per-case rows first, then metrics.json, the figures and
 index.html, a page that shows it all. The temperature and the threshold of a
 classifier come from validation patients alone. What is measured of a
 segmenter: see `evaluate_segments`. With --explain the explanation maps are
-measured too, see `evaluate_explain`; with --cases=DIR, where cadjax.predict
+measured too, see `evaluate_explain`; with --cases=DIR, where `cadjax predict`
 wrote, the page links every case to its report.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from cadjax.core import lookup
 from cadjax.evaluation import common, explanations, segmenters
 from cadjax.evaluation.classifiers import (
   evaluate,
@@ -29,7 +30,7 @@ from data_prep import errors
 
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
-  flags.DEFINE_string("workdir", None, "Of cadjax.main.", required=True)
+  flags.DEFINE_string("workdir", None, "Of a trained classifier or segmenter.", required=True)
   flags.DEFINE_string("split", "test", f"One of {', '.join(common.SPLITS)}.")
   flags.DEFINE_string(
     "data", None, "A data set in place of the workdir's own (external)."
@@ -47,7 +48,7 @@ def define_flags() -> None:
     "batch_size", None, "Volumes, or a segmenter's windows, at a time."
   )
   flags.DEFINE_string(
-    "cases", None, "Where cadjax.predict wrote; the page links its reports."
+    "cases", None, "Where `cadjax predict` wrote; the page links its reports."
   )
   flags.DEFINE_bool("explain", False, "Measure the explanation maps too.")
   flags.DEFINE_integer("explain_cases", None, "On so many cases; all if unset.")
@@ -117,5 +118,9 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main)
+  errors.run(
+    "cadjax evaluate",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

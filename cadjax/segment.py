@@ -1,8 +1,8 @@
 """Segments scans with a trained segmenter.
 
-  python -m cadjax.segment --segmenter=WORKDIR --input=SCAN --out=DIR
+  cadjax segment --segmenter=WORKDIR --input=SCAN --out=DIR
 
---input and --out as in cadjax.predict. Of each scan it writes
+--input and --out as in `cadjax predict`. Of each scan it writes
 
   segments.nii.gz   uint8 classes, with exactly the scan's shape and affine
   planes.png        where most of each class lies, outlined
@@ -115,5 +115,9 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main, expected=(lookup.ConfigError,))
+  errors.run(
+    "cadjax segment",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

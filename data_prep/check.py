@@ -1,4 +1,4 @@
-"""Tells which cases are usable: `python -m data_prep.check --source=...`.
+"""Tells which cases are usable: `cadjax check --source=...`.
 
 Reads every case and builds nothing. The exit code is 0 if a build would go
 through, and 2 if a case or the whole set stands in its way.
@@ -125,7 +125,6 @@ def _row(report: dict[str, Any]) -> tuple[str, ...]:
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   case_flags.define(values)
-  flags.adopt_module_key_flags(case_flags, values)
   flags.DEFINE_string(
     "json", None, "File for the same as JSON.", flag_values=values
   )
@@ -150,5 +149,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main)
+  errors.run(
+    "cadjax check",
+    main,
+    define_flags,
+  )
