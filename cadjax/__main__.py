@@ -69,9 +69,7 @@ def completion(shell: str) -> str:
   parser.add_argument("--version", action="store_true", help="the version")
   programs = parser.add_subparsers()
   for name, (module, what) in PROGRAMS.items():
-    one = programs.add_parser(
-      name, help=what, description=what, add_help=False
-    )
+    one = programs.add_parser(name, help=what, description=what, add_help=False)
     own = flag_help.define(_program(module).define_flags)
     flag_help.fill(one, own)
     # Programs have flags of the same names.

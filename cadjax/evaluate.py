@@ -1,7 +1,6 @@
 """Evaluates a trained classifier or segmenter by patient, with intervals.
 
-  cadjax evaluate --workdir=W [--split=test] [--against=W2]
-    [--explain]
+  cadjax evaluate --workdir=W [--split=test] [--against=W2] [--explain]
 
 Writes W/eval: the per-case rows first, then metrics.json, the figures and
 index.html, a page that shows it all. The temperature and the threshold of a
@@ -30,7 +29,9 @@ from data_prep import errors
 
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
-  flags.DEFINE_string("workdir", None, "Of a trained classifier or segmenter.", required=True)
+  flags.DEFINE_string(
+    "workdir", None, "Of a trained classifier or segmenter.", required=True
+  )
   flags.DEFINE_string("split", "test", f"One of {', '.join(common.SPLITS)}.")
   flags.DEFINE_string(
     "data", None, "A data set in place of the workdir's own (external)."

@@ -1,9 +1,7 @@
 """Scores the link on scans whose lesions are known.
 
-  cadjax export --cases=80 --severity=overt --spacing_mm=1 \
-    --out=scans
-  cadjax link --classifier=W1 --segmenter=W2 --scans=scans \
-    --out=link
+  cadjax export --cases=80 --severity=overt --spacing_mm=1 --out=scans
+  cadjax link --classifier=W1 --segmenter=W2 --scans=scans --out=link
 
 Half of the scans settles what has to be settled: the layer of the heat map
 and the combined decision. The other half is evaluated: the share of lesions

@@ -127,8 +127,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "decision",
     None,
-    "link.json of `cadjax link` on these two models: what both say"
-    " together.",
+    "link.json of `cadjax link` on these two models: what both say together.",
   )
   scan_jobs.define_flags()
 

@@ -148,7 +148,10 @@ def _entry(
   metavar = {"int": "N", "float": "X", "bool": "true|false"}.get(kind, "TEXT")
   if kind == "tuple":
     metavar = "'(A, B, ...)'"
-  default = "none" if value is None else shlex.quote(str(value))
+  if isinstance(value, ml_collections.ConfigDict):
+    metavar, value = "'{...}'", value.to_dict()
+  default = "unset" if value is None else shlex.quote(str(value))
+  default = default.lower() if kind == "bool" else default
   text = f"{meaning} (default: {default})"
   return flag_help.Entry((f"--config.{field}",), metavar, text.strip())
 
