@@ -8,6 +8,7 @@ import argparse
 import importlib
 import runpy
 import sys
+import types
 from collections.abc import Sequence
 
 import cadjax
@@ -48,13 +49,18 @@ def table() -> str:
   )
 
 
-def completion(shell: str) -> str:
+def completion(shells: Sequence[str]) -> str:
   """Returns a script that completes programs and flags in a shell.
 
+  Args:
+    shells: one of `SHELLS`.
+
   Raises:
-    lookup.ConfigError: an unknown shell, or shtab is not installed.
+    lookup.ConfigError: not one known shell, or shtab is not installed.
   """
-  lookup.check_known([shell], SHELLS, "shell")
+  if len(shells) != 1:
+    raise lookup.ConfigError(f"completion takes one of {', '.join(SHELLS)}")
+  lookup.check_known(shells, SHELLS, "shell")
   try:
     import shtab
   except ImportError as error:
@@ -75,26 +81,27 @@ def completion(shell: str) -> str:
     # Programs have flags of the same names.
     for flag in own:
       delattr(flags.FLAGS, flag.name)
-  return shtab.complete(parser, shell)
+  return shtab.complete(parser, shells[0])
 
 
-def _program(module: str):
-  try:
-    return importlib.import_module(f"{module}.__main__")
-  except ModuleNotFoundError:
-    return importlib.import_module(module)
+def _program(name: str) -> types.ModuleType:
+  """Imports the module that is run."""
+  module = importlib.import_module(name)
+  if hasattr(module, "__path__"):
+    return importlib.import_module(f"{name}.__main__")
+  return module
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the program that the first argument names."""
   name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
   try:
-    if name in ("-h", "--help"):
+    if {"-h", "--help"} & {name, *rest[: name == "completion"]}:
       print(table())
     elif name == "--version":
       print(f"cadjax {cadjax.__version__}")
     elif name == "completion":
-      print(completion(*(rest or ["bash"])))
+      print(completion(rest))
     else:
       lookup.check_known([name], PROGRAMS, "program")
       sys.argv = [f"cadjax {name}", *rest]

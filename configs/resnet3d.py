@@ -96,8 +96,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.epochs = 100  # Largest number of epochs.
   config.patience = 10  # Early stopping: epochs without improvement.
   # Validation metric that selects the best checkpoint. Classifier: roc_auc,
-  # loss, accuracy or balanced_accuracy. Segmenter: loss or dice, the mean over
-  # classes, pooled over cases.
+  # loss, accuracy or balanced_accuracy. Segmenter: dice, the mean over classes,
+  # pooled over cases.
   config.monitor = "roc_auc"
   # Decay of the averaged weights that are evaluated; 0: no averaging.
   config.ema_decay = 0.0
