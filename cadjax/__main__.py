@@ -76,7 +76,7 @@ def completion(shells: Sequence[str]) -> str:
   programs = parser.add_subparsers()
   for name, (module, what) in PROGRAMS.items():
     one = programs.add_parser(name, help=what, description=what, add_help=False)
-    own = flag_help.define(_program(module).define_flags)
+    own = flag_help.define(load(module).define_flags)
     flag_help.fill(one, own)
     # Programs have flags of the same names.
     for flag in own:
@@ -84,7 +84,7 @@ def completion(shells: Sequence[str]) -> str:
   return shtab.complete(parser, shells[0])
 
 
-def _program(name: str) -> types.ModuleType:
+def load(name: str) -> types.ModuleType:
   """Imports the module that is run."""
   module = importlib.import_module(name)
   if hasattr(module, "__path__"):

@@ -18,17 +18,21 @@ from data_prep import volume
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("cadjax", "configs", "data_prep")
-# One process that has imported the libraries, and a child for each program.
+# One process that has imported what all need, and a child for each program.
 EVERY_HELP = """
 import os, sys
-import flax.linen, grain, jax, matplotlib.pyplot, optax, orbax.checkpoint
-import tensorflow_datasets
-from cadjax.__main__ import PROGRAMS, main
+from cadjax.__main__ import PROGRAMS, load, main
+for module, _ in PROGRAMS.values():
+  load(module)
 for name in PROGRAMS:
   child = os.fork()
   if not child:
-    main([name, "--help"])
-    os._exit(1)  # It should have ended the process.
+    try:
+      main([name, "--help"])
+    except SystemExit as end:
+      sys.stdout.flush()
+      os._exit(end.code)  # At once: to clean up takes seconds.
+    os._exit(1)
   if os.waitpid(child, 0)[1]:
     sys.exit(f"{name} --help failed")
 """
