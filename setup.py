@@ -30,6 +30,7 @@ setuptools.setup(
     "data_prep.ctca": ["*.md", "*.txt", "*.bib"],
     "cadjax.report": ["templates/*"],
   },
+  entry_points={"console_scripts": ["cadjax = cadjax.__main__:main"]},
   install_requires=[
     "absl-py",
     "array-record; platform_system != 'Windows'",
@@ -60,12 +61,15 @@ setuptools.setup(
       "pytest",
       "pytest-xdist",
       "ruff",
+      "setuptools>=70.1",  # Builds the wheel that a test installs.
+      "shtab",
       "pydicom",
       "nbclient",
       "nbformat",
       "ipykernel",
     ],
     "bench": ["torch", "monai"],
+    "completion": ["shtab"],
     # Later ones need protobuf 6, do not say so, and meet Colab's protobuf 5:
     # github.com/tensorflow/metadata/issues/68
     "colab": ["tensorflow-metadata<1.18"],
@@ -77,6 +81,9 @@ setuptools.setup(
     "Intended Audience :: Science/Research",
     "License :: OSI Approved :: Apache Software License",
     "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering :: Medical Science Apps.",
   ],
 )

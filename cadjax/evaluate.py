@@ -1,7 +1,6 @@
 """Evaluates a trained classifier or segmenter by patient, with intervals.
 
-  python -m cadjax.evaluate --workdir=W [--split=test] [--against=W2]
-    [--explain]
+  cadjax evaluate --workdir=W [--split=test] [--against=W2] [--explain]
 
 Writes W/eval: the per-case rows first, then metrics.json, the figures and
 index.html, a page that shows it all. The temperature and the threshold of a
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from cadjax.core import lookup
 from cadjax.evaluation import classifiers, common, explanations, segmenters
 from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.report import cohort, tables
@@ -23,7 +23,9 @@ from data_prep import errors
 
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
-  flags.DEFINE_string("workdir", None, "Of cadjax.main.", required=True)
+  flags.DEFINE_string(
+    "workdir", None, "Of a trained classifier or segmenter.", required=True
+  )
   flags.DEFINE_string("split", "test", f"One of {', '.join(common.SPLITS)}.")
   flags.DEFINE_string(
     "data",
@@ -43,7 +45,7 @@ def define_flags() -> None:
     "batch_size", None, "Volumes, or a segmenter's windows, at a time."
   )
   flags.DEFINE_string(
-    "cases", None, "Where cadjax.predict wrote; the page links its reports."
+    "cases", None, "Where `cadjax predict` wrote; the page links its reports."
   )
   flags.DEFINE_bool("explain", False, "Measure the explanation maps too.")
   flags.DEFINE_integer("explain_cases", None, "On so many cases; all if unset.")
@@ -105,5 +107,9 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main)
+  errors.run(
+    "cadjax evaluate",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

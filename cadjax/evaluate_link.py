@@ -1,22 +1,21 @@
 """Scores the link on scans whose lesions are known.
 
-  python -m data_prep.export --cases=80 --severity=overt --spacing_mm=1 \
-    --out=scans
-  python -m cadjax.evaluate_link --classifier=W1 --segmenter=W2 --scans=scans \
-    --out=link
+  cadjax export --cases=80 --severity=overt --spacing_mm=1 --out=scans
+  cadjax link --classifier=W1 --segmenter=W2 --scans=scans --out=link
 
 The layer of the heat map and the combined decision are chosen on one half of
 the scans. The other half is evaluated: the share of lesions
 that are hit within 5 mm and the findings that hit nothing, for the
 classifier's map alone, its map on the segmented vessels, the plaque
 segmentation, and all together; and the decision of each beside that of both.
-link.json, which is written to --out, goes into `cadjax.predict --decision`.
+link.json, which is written to --out, goes into `cadjax predict --decision`.
 """
 
 from collections.abc import Sequence
 
 from absl import flags
 
+from cadjax.core import lookup
 from cadjax.evaluation.links import MOST, evaluate_link, table
 from data_prep import errors
 
@@ -26,7 +25,7 @@ def define_flags() -> None:
   for name, text in (
     ("classifier", "Workdir of a classifier."),
     ("segmenter", "Workdir of a segmenter."),
-    ("scans", "Folder of data_prep.export."),
+    ("scans", "Folder of `cadjax export`."),
     ("out", "Folder for the results."),
   ):
     flags.DEFINE_string(name, None, text, required=True)
@@ -49,5 +48,9 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main)
+  errors.run(
+    "cadjax link",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

@@ -1,14 +1,14 @@
 """Shows where a trained model looked: one heat map for each layer.
 
-  python -m cadjax.explain --workdir=WORKDIR --input=SCAN --out=DIR
+  cadjax explain --workdir=WORKDIR --input=SCAN --out=DIR
     [--method=gradcam,layercam] [--layers=all] [--target=cad]
 
---input and --out as in cadjax.predict. Of each scan it writes a NIfTI file for
-each method and layer, float32 in [0, 1] with exactly the scan's shape and
-affine, for each method a sheet of pictures of all layers, and explain.json
-(see `report.explained`). All layers and all of gradcam, hirescam, xrescam,
-layercam and gradcam++ cost one pass forward and one back; the references
-occlusion, integrated_gradients and smoothgrad cost many.
+--input and --out as in `cadjax predict`. Of each scan it writes a NIfTI file
+for each method and layer, float32 in [0, 1] with exactly the scan's shape and
+affine, for each method a sheet of pictures of all layers, and explain.json (see
+`report.explained`). All layers and all of gradcam, hirescam, xrescam, layercam
+and gradcam++ cost one pass forward and one back; the references occlusion,
+integrated_gradients and smoothgrad cost many.
 
 A classifier is explained for --target=cad, normal or predicted. A segmenter
 is explained for a class in a region of the scan:
@@ -221,5 +221,9 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main, expected=(lookup.ConfigError,))
+  errors.run(
+    "cadjax explain",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

@@ -1,14 +1,14 @@
 """Scores scans with a trained classifier, and a segmenter beside it.
 
-  python -m cadjax.predict --classifier=WORKDIR --input=SCAN --out=DIR
-  python -m cadjax.predict --classifier=W1 --segmenter=W2 --input=SCAN --out=DIR
+  cadjax predict --classifier=WORKDIR --input=SCAN --out=DIR
+  cadjax predict --classifier=W1 --segmenter=W2 --input=SCAN --out=DIR
 
 --input is a NIfTI, NRRD or MetaImage file or a folder of DICOM slices; it may
 be repeated and may hold wildcards. One plain --input writes its files (see
 `report.classified`) into DIR; several, or a wildcard, write a folder for each
 scan into DIR. With --segmenter the two are linked: masks, heat maps, and
 abnormalities located on the vessels (see `cadjax.report.linked`); with
---decision=LINK/link.json of `cadjax.evaluate_link` both give one probability
+--decision=LINK/link.json of `cadjax link` both give one probability
 together. A scan that fails is told in one line and the others go on; the exit
 code is then 2.
 """
@@ -87,8 +87,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "decision",
     None,
-    "link.json of cadjax.evaluate_link on these two models: what both say"
-    " together.",
+    "link.json of `cadjax link` on these two models: what both say together.",
   )
   scan_jobs.define_flags()
 
@@ -138,5 +137,9 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main, expected=(lookup.ConfigError,))
+  errors.run(
+    "cadjax predict",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

@@ -1,6 +1,6 @@
 """Segments scans with a trained segmenter.
 
-  python -m cadjax.segment --segmenter=WORKDIR --input=SCAN --out=DIR
+  cadjax segment --segmenter=WORKDIR --input=SCAN --out=DIR
 
 --input and --out as in cadjax.predict. Of each scan it writes the mask on the
 scan's own grid, a picture and a JSON file; see `cadjax.report.segmented`.
@@ -69,5 +69,9 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main, expected=(lookup.ConfigError,))
+  errors.run(
+    "cadjax segment",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

@@ -2,9 +2,9 @@
 
 Command (`make demo` runs it with its data):
 
-  python -m data_prep.build --source=phantom --severity=overt --cases=400 \
+  cadjax build --source=phantom --severity=overt --cases=400 \
     --grid=heart --shape=64,64,64 --box_mm=128,128,128 --out=demo/data
-  python -m cadjax.main --config=configs/demo.py --workdir=demo/classifier
+  cadjax train --config=demo --workdir=demo/classifier
 
 The phantoms of severity `overt` carry more and denser plaque than patients
 do: this shows that the chain works and is no evidence about patients.

@@ -2,10 +2,9 @@
 
 Command (`make demo` runs it with its data):
 
-  python -m data_prep.build --source=phantom --severity=overt --cases=80 \
+  cadjax build --source=phantom --severity=overt --cases=80 \
     --grid=heart --shape=96,96,96 --box_mm=128,128,128 --out=demo/masks
-  python -m cadjax.main --config=configs/demo_segmenter.py \
-    --workdir=demo/segmenter
+  cadjax train --config=demo_segmenter --workdir=demo/segmenter
 
 Four classes, so that the linked report can tell the kinds of plaque.
 """

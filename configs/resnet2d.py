@@ -2,7 +2,7 @@
 
 Command:
 
-  python -m cadjax.main --config=configs/resnet2d.py --workdir=runs/resnet2d
+  cadjax train --config=resnet2d --workdir=runs/resnet2d
 
 In training a volume gives `config.data.slices_per_volume` random slices with
 its label; in evaluation all of its slices vote, by `config.eval.pooling`.

@@ -2,8 +2,8 @@
 
 Commands (data with masks, such as those of configs/unet3d.py):
 
-  python -m cadjax.main --config=configs/resunet3d.py --workdir=runs/resunet3d
-  python -m cadjax.main --config=configs/resnet3d.py --workdir=runs/pretrained \
+  cadjax train --config=resunet3d --workdir=runs/resunet3d
+  cadjax train --config=resnet3d --workdir=runs/pretrained \
     --config.init_from=runs/resunet3d
 
 The classifier then begins with an encoder that has found aorta and coronary
@@ -31,6 +31,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model.norm = "batch"
     config.model.upsampling = "linear"
     config.model.remat = False
-    config.model.dtype = "float32"  # Of the computation; bfloat16 on TPU.
-    config.model.conv = "auto"  # On a CPU: auto, exact (no Winograd) or lax.
+    config.model.dtype = "float32"
+    config.model.conv = "auto"
   return config

@@ -2,7 +2,7 @@
 
 Command:
 
-  python -m cadjax.main --config=configs/unet2d.py --workdir=runs/unet2d
+  cadjax train --config=unet2d --workdir=runs/unet2d
 
 Published (arXiv 2308.00009): a 2D U-Net with two classes, aorta and coronary
 arteries. Not published, and so our choice: everything else. A patch is one

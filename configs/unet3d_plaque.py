@@ -2,8 +2,7 @@
 
 Command:
 
-  python -m cadjax.main --config=configs/unet3d_plaque.py \
-    --workdir=runs/unet3d_plaque
+  cadjax train --config=unet3d_plaque --workdir=runs/unet3d_plaque
 
 Plaques are small: every class is met equally often in the patches around the
 foreground, and more patches are drawn there than in `configs/unet3d.py`.

@@ -1,4 +1,4 @@
-"""Builds a data set: `python -m data_prep.build --source=phantom --out=DIR`."""
+"""Builds a data set: `cadjax build --source=phantom --out=DIR`."""
 
 import collections
 import contextlib
@@ -31,10 +31,9 @@ _NOTES_SHOWN = 10
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   case_flags.define(values)
-  flags.adopt_module_key_flags(case_flags, values)
   options = {"flag_values": values}
   flags.DEFINE_string(
-    "out", None, "Folder that gets ctca/NAME/1.0.0.", **options
+    "out", None, "Folder that gets ctca/NAME/1.0.0; required.", **options
   )
   flags.DEFINE_enum(
     "severity",
@@ -256,5 +255,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main)
+  errors.run(
+    "cadjax build",
+    main,
+    define_flags,
+  )

@@ -19,7 +19,7 @@ def define(values: flags.FlagValues) -> None:
     "source",
     None,
     list(sources.SOURCES),
-    "Where the cases come from.",
+    "Where the cases come from; required.",
     flag_values=values,
   )
   string("input", None, "Folder of scans, or manifest.csv; not for phantom.")

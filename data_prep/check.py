@@ -1,4 +1,4 @@
-"""Tells which cases are usable: `python -m data_prep.check --source=...`.
+"""Tells which cases are usable: `cadjax check --source=...`.
 
 Reads every case and builds nothing. With --write_manifest it first writes the
 manifest.csv of a folder of your own scans, which need no --source. The exit
@@ -128,7 +128,6 @@ def _row(report: dict[str, Any]) -> tuple[str, ...]:
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   case_flags.define(values)
-  flags.adopt_module_key_flags(case_flags, values)
   flags.DEFINE_bool(
     "write_manifest",
     False,
@@ -170,5 +169,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main)
+  errors.run(
+    "cadjax check",
+    main,
+    define_flags,
+  )

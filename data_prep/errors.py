@@ -1,10 +1,12 @@
 """Mistakes that a user can mend, told in one line."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+
+from data_prep import flag_help
 
 
 class UserError(ValueError):
@@ -17,20 +19,35 @@ def one_line(error: BaseException) -> str:
 
 
 def run(
+  program: str,
   main: Callable[[Sequence[str]], Any],
+  define_flags: Callable[[], None],
+  *,
   expected: tuple[type[Exception], ...] = (),
+  more_help: Callable[
+    [Sequence[str]], Iterable[flag_help.Section]
+  ] = lambda argv: (),
 ) -> None:
   """Runs an absl program; a user's mistake ends in one line and exit code 2.
 
   Args:
+    program: how it is called, for --help, such as "cadjax predict".
     main: gets the arguments that are left after the flags.
-    expected: exceptions that tell a user's mistake, beside `UserError`.
+    define_flags: defines the program's flags, which --help lists.
+    expected: exceptions that report a user's mistake, beside `UserError`.
+    more_help: gets the command line of a call for help; returns what is shown
+      beside the flags.
   """
+  own = flag_help.define(define_flags)
 
   def parse(argv: Sequence[str]) -> list[str]:
     # config_flags raises KeyError, AttributeError, ... for what is not in the
     # config, absl flags.Error: to a user both are a flag that is wrong.
     try:
+      if flag_help.asked(argv):
+        doc = sys.modules["__main__"].__doc__ or ""
+        print(flag_help.text(program, doc, own, more_help(argv)), end="")
+        sys.exit(0)
       return flags.FLAGS(argv)
     except Exception as error:
       print(f"error: {one_line(error)}", file=sys.stderr)

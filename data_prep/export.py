@@ -1,4 +1,4 @@
-"""Writes phantoms as a scanner would: `python -m data_prep.export --out=DIR`.
+"""Writes phantoms as a scanner would: `cadjax export --out=DIR`.
 
 For each phantom a NIfTI scan, its class mask and its lesions, and a
 manifest.csv with which the folder is a `--source=manifest`.
@@ -106,7 +106,7 @@ def export(
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   options = {"flag_values": values}
-  flags.DEFINE_string("out", None, "Folder for the files.", **options)
+  flags.DEFINE_string("out", None, "Folder for the files; required.", **options)
   flags.DEFINE_integer(
     "cases", 2, "How many; every other with CAD.", 1, **options
   )
@@ -159,5 +159,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main)
+  errors.run(
+    "cadjax export",
+    main,
+    define_flags,
+  )

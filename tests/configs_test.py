@@ -27,7 +27,7 @@ QUICK = ("demo", "demo_segmenter", "own", "unet2d")
 )
 def test_config_trains(name, tiny_data, tmp_path):
   module = importlib.import_module(f"configs.{name}")
-  assert f"--config=configs/{name}.py" in module.__doc__
+  assert f"--config={name} --workdir=" in module.__doc__
   config = module.get_config()
   assert config.is_locked
   config.data.path = str(tiny_data)

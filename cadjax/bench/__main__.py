@@ -1,6 +1,8 @@
-"""Measures: python -m cadjax.bench --config=configs/resnet3d.py --what=train.
+"""Measures speed and memory.
 
-With a segmenter's config, such as configs/unet3d.py, train and infer are those
+  cadjax bench --config=resnet3d --what=train
+
+With a segmenter's config, such as unet3d, train and infer are those
 of its U-Net on patches of --shape, and slide segments a volume of --scan_shape
 in the config's own windows. explain takes a classifier's config. report is
 the whole way of a scan of --scan_shape to its linked report, with the models of
@@ -19,11 +21,10 @@ import tempfile
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from cadjax.bench import about, report, rows
 from cadjax.bench.measure import measure
-from cadjax.core import lookup
+from cadjax.core import configs, lookup
 from data_prep import case_flags, errors
 from data_prep.errors import UserError
 
@@ -32,9 +33,7 @@ SWEEPS = ("batch", "shape", "devices")
 
 def define_flags() -> None:
   """Defines the flags; not at import, so that workers may import this."""
-  config_flags.DEFINE_config_file(
-    "config", None, "A config file, such as configs/resnet3d.py."
-  )
+  configs.define_flag()
   flags.DEFINE_list(
     "what", ["train", "infer"], f"What to measure: {', '.join(rows.WHATS)}."
   )
@@ -84,12 +83,7 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     UserError: a flag is missing or wrong, or PyTorch is not installed.
   """
   if args.config is None:
-    raise UserError("--config is missing; try configs/resnet3d.py")
-  try:
-    # A file that could not be loaded says so when it is first used.
-    config = json.loads(args.config.to_json_best_effort())
-  except OSError as error:
-    raise UserError(f"--config: {error}") from error
+    raise UserError("--config is missing; try --config=resnet3d")
   if args.against == "torch":
     missing = [m for m in ("torch", "monai") if not importlib.util.find_spec(m)]
     if missing:
@@ -102,7 +96,7 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     for name in ("shape", "scan_shape")
   )
   return rows.Settings(
-    config=config,
+    config=json.loads(args.config.to_json_best_effort()),
     shape=shape,
     batch=args.batch,
     devices=args.devices,
@@ -171,5 +165,10 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main, expected=(lookup.ConfigError,))
+  errors.run(
+    "cadjax bench",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+    more_help=configs.describe,
+  )

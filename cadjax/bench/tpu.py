@@ -1,6 +1,6 @@
 """The train step on TPUs that are not there, case by case.
 
-  python -m cadjax.bench.tpu --config=configs/resnet3d.py --table=README.md
+  python -m cadjax.bench.tpu --config=resnet3d --table=README.md
 
 Compiles a config's step at 256x128x128 in bfloat16 ahead of time for one
 v5e chip, by batch, with and without remat, and for eight of them, and writes
@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from cadjax.bench import about, rows, summary
 from cadjax.bench.measure import measure
-from cadjax.core import files
+from cadjax.core import configs, files, lookup
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -197,12 +196,19 @@ def _collectives(one: Mapping[str, Any] | None) -> str:
   )
 
 
+def define_flags() -> None:
+  """Defines the flags; not at import, so that tests may import this."""
+  configs.define_flag()
+  flags.DEFINE_string("out", "bench/tpu", "Folder of the compiled cases.")
+  flags.DEFINE_string("table", None, "A README that gets the tables.")
+
+
 def main(argv: Sequence[str]) -> None:
   """Compiles all cases and writes their tables."""
   del argv
   args = flags.FLAGS
   if args.config is None:
-    raise UserError("--config is missing; try configs/resnet3d.py")
+    raise UserError("--config is missing; try --config=resnet3d")
   config = json.loads(args.config.to_json_best_effort())
   if args.table:  # Told now and not in an hour.
     files.split_at_table(pathlib.Path(args.table), "tpu")
@@ -222,7 +228,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "Of a 3D classifier.")
-  flags.DEFINE_string("out", "bench/tpu", "Folder of the compiled cases.")
-  flags.DEFINE_string("table", None, "A README that gets the tables.")
-  errors.run(main)
+  errors.run(
+    "python -m cadjax.bench.tpu",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+    more_help=configs.describe,
+  )

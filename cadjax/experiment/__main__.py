@@ -1,7 +1,6 @@
 """Answers a question by experiment.
 
-  python -m cadjax.experiment --plan=configs/experiments/dimension.py \
-    --scale=small --workdir=experiments/dimension
+  cadjax experiment --plan=dimension --workdir=experiments/dimension
 
 Trains and measures every cell (arm x fold x seed) once, then compares. The
 same command resumes; several of them, on one machine or on many that share
@@ -16,7 +15,7 @@ import jax
 from absl import flags
 
 from cadjax import tasks
-from cadjax.core import lookup
+from cadjax.core import configs, lookup
 from cadjax.experiment import estimate, page, plan
 from cadjax.experiment.run import Experiment, Stopped
 from cadjax.experiment.store import Store
@@ -27,8 +26,15 @@ from data_prep.errors import UserError
 
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
-  flags.DEFINE_string("plan", None, "A file of configs/experiments.")
-  flags.DEFINE_string("workdir", None, "Folder for the cells and the results.")
+  flags.DEFINE_string(
+    "plan",
+    None,
+    f"A plan by name, {', '.join(configs.names(configs.PLAN))}, or a file of"
+    " your own; required but for --table.",
+  )
+  flags.DEFINE_string(
+    "workdir", None, "Folder for the cells and the results; required."
+  )
   flags.DEFINE_string("scale", "small", f"One of {', '.join(plan.SCALES)}.")
   flags.DEFINE_string(
     "data",
@@ -61,7 +67,7 @@ def main(_: Sequence[str]) -> None:
     print(f"{count} experiments in {args.table}")
     return
   if args.plan is None:
-    raise UserError("--plan is missing; see configs/experiments")
+    raise UserError("--plan is missing; try --plan=dimension")
   asked = plan.load_plan(args.plan, args.scale)
   asked = plan.override(asked, args.override)
   for arm in asked.arms.values():
@@ -98,5 +104,9 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  define_flags()
-  errors.run(main, expected=(lookup.ConfigError,))
+  errors.run(
+    "cadjax experiment",
+    main,
+    define_flags,
+    expected=(lookup.ConfigError,),
+  )

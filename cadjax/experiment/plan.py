@@ -16,7 +16,7 @@ from typing import Any
 
 import ml_collections
 
-from cadjax.core import lookup
+from cadjax.core import configs, lookup
 from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
@@ -147,15 +147,16 @@ def load_plan(path: str, scale: str) -> Plan:
   """Loads a plan from its file.
 
   Args:
-    path: of the file.
+    path: of the file, or the name of a plan that comes with cadjax.
     scale: one of `SCALES`.
 
   Raises:
     UserError: there is no such plan, or it contradicts itself.
   """
-  file = pathlib.Path(path)
-  if not file.is_file():
-    raise UserError(f"--plan={path}: no such file; see configs/experiments")
+  try:
+    file = configs.find(configs.PLAN, path)
+  except lookup.ConfigError as error:
+    raise UserError(f"--plan: {error}") from error
   spec = importlib.util.spec_from_file_location(file.stem, file)
   if spec is None:
     raise UserError(f"--plan={path}: a plan is a Python file")

@@ -2,8 +2,7 @@
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/ablation.py \
-    --workdir=experiments/ablation
+  cadjax experiment --plan=ablation --workdir=experiments/ablation
 """
 
 from typing import Any

@@ -5,8 +5,7 @@ set is balanced, the other has the 25 % with CAD of a clinic.
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/balance.py \
-    --workdir=experiments/balance
+  cadjax experiment --plan=balance --workdir=experiments/balance
 """
 
 from typing import Any

@@ -2,8 +2,7 @@
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/dimension.py \
-    --workdir=experiments/dimension
+  cadjax experiment --plan=dimension --workdir=experiments/dimension
 """
 
 from typing import Any

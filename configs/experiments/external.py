@@ -2,8 +2,7 @@
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/external.py \
-    --workdir=experiments/external
+  cadjax experiment --plan=external --workdir=experiments/external
 """
 
 from typing import Any

@@ -5,8 +5,7 @@ whether focal loss gives "a more focused heat map" than cross-entropy.
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/layers.py \
-    --workdir=experiments/layers
+  cadjax experiment --plan=layers --workdir=experiments/layers
 """
 
 from typing import Any

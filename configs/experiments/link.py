@@ -4,8 +4,7 @@ The paper's third claim: the two together locate the abnormality.
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/link.py \
-    --workdir=experiments/link
+  cadjax experiment --plan=link --workdir=experiments/link
 """
 
 from typing import Any

@@ -4,8 +4,7 @@ The paper's second open question. Both segmenters join the same classifier.
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/multiclass.py \
-    --workdir=experiments/multiclass
+  cadjax experiment --plan=multiclass --workdir=experiments/multiclass
 """
 
 from typing import Any

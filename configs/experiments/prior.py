@@ -5,8 +5,7 @@ was trained on other phantoms.
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/prior.py \
-    --workdir=experiments/prior
+  cadjax experiment --plan=prior --workdir=experiments/prior
 """
 
 from typing import Any

@@ -6,8 +6,7 @@ tested on the same 10 separate groups of 14.
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/protocol.py \
-    --workdir=experiments/protocol
+  cadjax experiment --plan=protocol --workdir=experiments/protocol
 """
 
 from typing import Any

@@ -2,8 +2,7 @@
 
 Command:
 
-  python -m cadjax.experiment --plan=configs/experiments/sample_size.py \
-    --workdir=experiments/sample_size
+  cadjax experiment --plan=sample_size --workdir=experiments/sample_size
 """
 
 from typing import Any

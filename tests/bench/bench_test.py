@@ -130,7 +130,7 @@ def test_the_program_writes_table_json_and_roofline(tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--config=no.py"], "Configuration is not available"),
+    (["--config=no.py"], "flag --config=no.py: no.py: no such file"),
     (["--what=trian"], "unknown --what 'trian'; did you mean 'train'? known: "),
     (["--sweep=batch", "--values=1,x"], "--values: 'x' is no number of batch"),
   ],

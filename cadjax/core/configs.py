@@ -1,0 +1,224 @@
+"""Configs and plans by name, as flags, and what the fields of a config mean.
+
+Those that come with cadjax are found by name from any folder: `demo` is
+configs/demo.py. Anything else is the path of a Python file. The meaning of a
+field is the comment beside its first assignment or above it; a config that
+builds on another one does not repeat it.
+"""
+
+import ast
+import dataclasses
+import io
+import pathlib
+import shlex
+import tokenize
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from cadjax.core import lookup
+from data_prep import flag_help
+
+FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packaged:
+  """What is found by name.
+
+  Attributes:
+    what: for messages.
+    folder: of those that come with cadjax.
+    function: that each file of them defines.
+  """
+
+  what: str
+  folder: pathlib.Path
+  function: str
+
+
+CONFIG = Packaged("config", FOLDER, "get_config")
+PLAN = Packaged("plan", FOLDER / "experiments", "get_plan")
+
+
+def names(kind: Packaged) -> list[str]:
+  """Returns the names of those that come with cadjax."""
+  start = f"def {kind.function}("
+  return sorted(
+    path.stem for path in kind.folder.glob("*.py") if start in path.read_text()
+  )
+
+
+def find(kind: Packaged, name: str) -> pathlib.Path:
+  """Returns the file of a config or a plan.
+
+  Args:
+    kind: `CONFIG` or `PLAN`.
+    name: of one that comes with cadjax, or the path of a file, which wins.
+
+  Raises:
+    lookup.ConfigError: neither is there; the message lists the names.
+  """
+  path = pathlib.Path(name)
+  if path.is_file():
+    return path
+  known = names(kind)
+  if path.name != name or path.suffix:
+    raise lookup.ConfigError(
+      f"{name}: no such file; by name there are {', '.join(known)}"
+    )
+  lookup.check_known([name], known, kind.what)
+  return kind.folder / f"{name}.py"
+
+
+class _Parser(flags.ArgumentParser):
+  """Takes names, and says at once what is wrong with a file."""
+
+  def __init__(self, files: flags.ArgumentParser):
+    self._files = files
+
+  def flag_type(self) -> str:
+    return self._files.flag_type()
+
+  def parse(self, path: str) -> ml_collections.ConfigDict:
+    # What follows a colon is handed to get_config.
+    name, colon, argument = path.partition(":")
+    config = self._files.parse(f"{find(CONFIG, name)}{colon}{argument}")
+    try:
+      # A file that could not be loaded raises at first use.
+      config.keys()
+    except OSError as error:
+      raise lookup.ConfigError(str(error)) from error
+    except AttributeError as error:
+      raise lookup.ConfigError(
+        f"{name}: get_config() returns a {type(config).__name__} and no"
+        " ConfigDict"
+      ) from error
+    return config
+
+
+def define_flag() -> None:
+  """Defines --config, and --config.FIELD for each field of the config."""
+  config_flags.DEFINE_config_file(
+    "config",
+    None,
+    f"A config by name, {', '.join(names(CONFIG))}, or a file of your own;"
+    " required.",
+  )
+  flag = flags.FLAGS["config"]
+  flag.parser = _Parser(flag.parser)
+
+
+def describe(argv: Sequence[str]) -> Iterator[flag_help.Section]:
+  """Describes the fields of the config on a command line, for --help.
+
+  Args:
+    argv: a command line, maybe with --config=NAME, after `define_flag`.
+
+  Yields:
+    one section, with the fields of that config or how to ask for them.
+
+  Raises:
+    lookup.ConfigError: there is no such config.
+  """
+  given = None
+  for option, value in zip(argv, [*argv[1:], ""], strict=True):
+    name, equals, written = option.partition("=")
+    if name in ("-config", "--config"):
+      given = written if equals else value
+  if given is None:
+    text = "--config=NAME --help lists the fields of a config, each a flag."
+    yield flag_help.Section("fields of the config", text=text)
+    return
+  config = flags.FLAGS["config"].parser.parse(given)
+  entries = [
+    _entry(config, field, meaning)
+    for field, meaning in meanings(config, find(CONFIG, given.split(":")[0]))
+  ]
+  yield flag_help.Section(f"fields of the config {given}", entries)
+
+
+def _entry(
+  config: ml_collections.ConfigDict, field: str, meaning: str
+) -> flag_help.Entry:
+  kind, value = _type_and_value(config, field)
+  metavar = {"int": "N", "float": "X", "bool": "true|false"}.get(kind, "TEXT")
+  if kind == "tuple":
+    metavar = "'(A, B, ...)'"
+  if isinstance(value, ml_collections.ConfigDict):
+    metavar, value = "'{...}'", value.to_dict()
+  default = "unset" if value is None else shlex.quote(str(value))
+  default = default.lower() if kind == "bool" else default
+  text = f"{meaning} (default: {default})"
+  return flag_help.Entry((f"--config.{field}",), metavar, text.strip())
+
+
+def _type_and_value(
+  config: ml_collections.ConfigDict, field: str
+) -> tuple[str, Any]:
+  *parents, name = field.split(".")
+  for parent in parents:
+    config = config[parent]
+  return config.get_type(name).__name__, config[name]
+
+
+def meanings(
+  config: ml_collections.ConfigDict, path: pathlib.Path
+) -> list[tuple[str, str]]:
+  """Returns each field of a config, dotted, and what it means.
+
+  Args:
+    config: what the file returns.
+    path: of the file.
+
+  Returns:
+    (field, meaning) in the order of the config; "" where no comment says.
+  """
+  comments = _comments(path)
+  return [(field, comments.get(field, "")) for field in _fields(config)]
+
+
+def _fields(config: ml_collections.ConfigDict) -> Iterator[str]:
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict) and value:
+      yield from (f"{name}.{field}" for field in _fields(value))
+    else:
+      yield name
+
+
+def _comments(path: pathlib.Path) -> dict[str, str]:
+  """Returns the comments of a config's fields, those of its base first."""
+  source = path.read_text()
+  lines = source.splitlines()
+  comment_at = {
+    token.start: token.string.lstrip("# ")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline)
+    if token.type == tokenize.COMMENT
+  }
+  # By line: what stands beside code, and what has the line to itself.
+  beside, alone = {}, {}
+  for (row, column), text in comment_at.items():
+    own_line = not lines[row - 1][:column].strip()
+    (alone if own_line else beside)[row] = text
+  found: dict[str, str] = {}
+  tree = ast.parse(source)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module == "configs":
+      for alias in node.names:
+        found = _comments(FOLDER / f"{alias.name}.py") | found
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Assign):
+      continue
+    text = beside.get(node.end_lineno, "")
+    row = node.lineno - 1
+    while not beside.get(node.end_lineno) and row in alone:
+      text = f"{alone[row]} {text}".strip()
+      row -= 1
+    for target in node.targets:
+      _, dot, field = ast.unparse(target).partition(".")
+      if dot and text:
+        found.setdefault(field, text)
+  return found
