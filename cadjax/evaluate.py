@@ -16,13 +16,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from cadjax.evaluation import common, explanations, segmenters
+from cadjax.evaluation import classifiers, common, explanations, segmenters
 from cadjax.evaluation.classifiers import (
   evaluate,
   evaluate_maps,
   load_to_explain,
 )
-from cadjax.metrics import patient_level
 from cadjax.report import cohort, tables
 from data_prep import errors
 
@@ -88,7 +87,7 @@ def main(_: Sequence[str]) -> None:
     f" patients{cad}, {result['n_scans']} scans; step {result['step']}"
   )
   segmenter = result["task"] == "segment"
-  print((segmenters if segmenter else patient_level).table(result))
+  print((segmenters if segmenter else classifiers).table(result))
   if args.explain:
     maps = evaluate_maps(
       args.workdir,
