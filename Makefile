@@ -5,13 +5,15 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: help env demo test test-slow bench bench-tpu lint clean experiments \
-  experiments-smoke
+.PHONY: help env demo test test-slow test-colab test-latest bench bench-tpu \
+  lint clean experiments experiments-smoke
 
 help:
 	@echo "make demo       environment, phantoms, trainings, evaluation, a linked report"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
+	@echo "make test-colab   Colab's versions: parallel, training, evaluation, explanation, notebooks"
+	@echo "make test-latest  the fast tests with the newest jax, flax, optax, orbax, grain, TFDS"
 	@echo "make bench      times training and inference beside PyTorch's, in bench/"
 	@echo "make bench-tpu  compiles for a TPU that is not there, in bench/tpu"
 	@echo "make experiments        the paper's questions on phantoms: hours"
@@ -54,11 +56,44 @@ demo: $(READY) | $(DEMO)/data/.ready $(DEMO)/masks/.ready $(DEMO)/scans/.ready
 	@echo "open $(DEMO)/case/report.html"
 
 # By file, so that what a file's tests share is made once.
+PYTEST := -m pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=15
+
 test: $(READY)
-	$(PY) -m pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=15
+	$(PY) $(PYTEST)
 
 test-slow: $(READY)
 	$(PY) -m pytest -q -m slow --durations=15
+
+# What a notebook runs, and what differs most between versions of jax.
+PYTHON_COLAB ?= python3.13
+COLAB := .venv-colab
+COLAB_TESTS := $(addprefix tests/,core/parallel_test.py training \
+  evaluate_test.py evaluation explain_test.py explanation notebook \
+  colab_test.py)
+
+$(COLAB)/.ready: colab/runtime.txt setup.py pyproject.toml
+	$(PYTHON_COLAB) -c "import sys; sys.exit(sys.version_info[:2] != (3, 13) and 'Colab has Python 3.13; make PYTHON_COLAB=/path/to/python3.13')"
+	$(PYTHON_COLAB) -m venv --clear $(COLAB)
+	$(COLAB)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement colab/runtime.txt --editable '.[test,colab]'
+	touch $@
+
+test-colab: $(COLAB)/.ready
+	$(COLAB)/bin/python $(PYTEST) $(COLAB_TESTS)
+
+# Without a stamp: what is newest is asked each time. jax's newest releases
+# need more than Python 3.11.
+PYTHON_LATEST ?= python3.13
+LATEST := .venv-latest
+
+test-latest:
+	$(PYTHON_LATEST) -c "import sys; sys.exit(sys.version_info < (3, 12) and 'the newest jax needs Python 3.12 or newer; make PYTHON_LATEST=python3.12')"
+	$(PYTHON_LATEST) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --upgrade --upgrade-strategy eager --editable '.[test]'
+	$(LATEST)/bin/python -m pip list --disable-pip-version-check | grep -E \
+	  '^(jax|jaxlib|flax|optax|orbax-checkpoint|grain|tensorflow-datasets) '
+	$(LATEST)/bin/python $(PYTEST)
 
 $(VENV)/.ready-bench: $(READY)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
