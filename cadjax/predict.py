@@ -9,8 +9,8 @@ be repeated and may hold wildcards. One plain --input writes its files (see
 scan into DIR. With --segmenter the two are linked: masks, heat maps, and
 abnormalities located on the vessels (see `cadjax.report.linked`); with
 --decision=LINK/link.json of `cadjax link` both give one probability
-together. A scan that fails is told in one line and the others go on; the exit
-code is then 2.
+together. A scan that fails is reported in one line and the others go on; the
+exit code is then 2.
 """
 
 from collections.abc import Sequence

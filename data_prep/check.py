@@ -58,7 +58,7 @@ def check_case(case: sources.Case) -> dict[str, Any]:
       report["notes"] += case.extra.get("notes", ())
       report |= _describe_mask(case, volume)
     except UserError as error:
-      # A missing mask is told once, by `sources.problems`.
+      # A missing mask is reported once, by `sources.problems`.
       if not report["problems"]:
         report["problems"].append(errors.one_line(error))
   report["usable"] = not report["problems"]

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from data_prep.errors import UserError
 
 _NOT_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION")
-# What tells the phases of a cardiac series apart when one series holds many:
+# What distinguishes the phases of a cardiac series when one series holds many:
 # temporal position, cardiac phase, trigger time, acquisition number.
 _PHASE_TAGS = ("0020|0100", "0020|9241", "0018|1060", "0020|0012")
 # Share of the whole range along the normal that phases have in common: they
@@ -55,7 +55,7 @@ def series_of(path: pathlib.Path) -> str | None:
 
 
 def itk_reason(error: RuntimeError) -> str:
-  """Returns the part of an ITK error that tells what went wrong."""
+  """Returns the part of an ITK error that says what went wrong."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   reason = lines[-1] if lines else "unknown"
   return reason.split("): ")[-1][:160]
@@ -222,11 +222,11 @@ def _choose(headers, series, folder) -> tuple[list[Slice], list[str]]:
       f" {ranked[0][0].series_number or '(none)'} with {_images(ranked[0])}"
       f" images; there are {names}"
     )
-  chosen, said = _same_geometry(ranked[0])
-  notes += said
+  chosen, remarks = _same_geometry(ranked[0])
+  notes += remarks
   _check_places(chosen)
-  chosen, said = _one_phase(chosen)
-  return chosen, notes + said
+  chosen, remarks = _one_phase(chosen)
+  return chosen, notes + remarks
 
 
 def _images(group: list[Slice]) -> int:

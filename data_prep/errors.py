@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, told in one line."""
+"""Mistakes that a user can correct, reported in one line."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +54,7 @@ def run(
       sys.exit(2)
 
   def guarded(argv: Sequence[str]) -> Any:
-    # Orbax and TFDS tell of every file that they open.
+    # Orbax and TFDS log every file that they open.
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
       print(

@@ -1,6 +1,6 @@
 """The layouts of public CTCA sets, and a user's own manifest.
 
-Files are matched by the role that their folder or the end of their name tells
+Files are matched by the role that their folder or the end of their name shows
 and by the rest of their name, since users rearrange the published layouts.
 """
 

@@ -138,23 +138,23 @@ def concerns(
   """
   if math.isnan(features.get("hu_p50", 0.0)):
     return ["the scan holds nothing but -1024 HU"]
-  said = _general(features) if reference is None else []
+  sentences = _general(features) if reference is None else []
   for name, (low, high) in (reference or {}).items():
     value = features.get(name, math.nan)
     words, slack = FEATURES.get(name, (name, 0.0))
     slack += (high - low) / 2
     if math.isnan(value) and not math.isnan(low):
-      said.append(f"the {words} cannot be measured")
+      sentences.append(f"the {words} cannot be measured")
     elif value < low - slack or value > high + slack:
-      said.append(
+      sentences.append(
         f"the {words} is {value:.3g}, far outside the training data's"
         f" {low:.3g} to {high:.3g}"
       )
-  return said
+  return sentences
 
 
 def remarks(volume: Volume) -> list[str]:
-  """Returns what to tell the user of a scan, on the scanner's own grid.
+  """Returns what to report about a scan, on the scanner's own grid.
 
   Args:
     volume: int16 HU, as read.
@@ -166,24 +166,24 @@ def remarks(volume: Volume) -> list[str]:
 
 
 def _general(features: dict[str, float]) -> list[str]:
-  said = []
+  sentences = []
   if features["hu_p01"] > -300:
-    said.append(
+    sentences.append(
       "nothing is as dark as lung or air: the values may not be HU"
       + (" (1024 too high?)" if features["hu_p99"] > 1000 else "")
     )
   elif features["fraction_lung"] < 0.03:
-    said.append("there is hardly any lung: this may not be the thorax")
+    sentences.append("there is hardly any lung: this may not be the thorax")
   if math.isnan(features["heart_hu"]):
-    said.append("there is no body in the scan")
+    sentences.append("there is no body in the scan")
   elif features["heart_hu"] < 180:
-    said.append(
+    sentences.append(
       f"there is no contrast in the heart ({features['heart_hu']:.0f} HU; a CT"
       " angiogram has 250 to 600)"
     )
   if features["body_length_mm"] < 80:
-    said.append(
+    sentences.append(
       f"the scan covers only {features['body_length_mm']:.0f} mm from top to"
       " bottom: part of the heart may be missing"
     )
-  return said
+  return sentences

@@ -142,7 +142,7 @@ class Volume:
     grid: where the voxels lie.
     stored: how the file holds it; left out, W, H, D order without flips.
     path: the file or folder it came from; "" if from none.
-    notes: what the reader has to tell the user, one sentence each.
+    notes: what the reader reports to the user, one sentence each.
   """
 
   hu: np.ndarray

@@ -20,7 +20,8 @@ from cadjax.data import classes
 from data_prep.errors import UserError
 
 USES = ("none", "channels", "region")
-# Plaque counts as coronary artery: told apart, it would give the label away.
+# Plaque counts as coronary artery: as a class of its own it would give the
+# label away.
 CLASS_SET = "aorta_coronaries"
 AORTA, CORONARIES = 1, 2
 
@@ -78,7 +79,7 @@ def make_reader(
 
   Args:
     folder: of `write_mask`; "" for the masks of the records.
-    use: of `USES`, which says what those masks must tell of.
+    use: of `USES`, which says what those masks must contain.
   """
   needed = [CORONARIES] if use == "region" else [AORTA, CORONARIES]
 
@@ -87,7 +88,7 @@ def make_reader(
       known = classes.map_known(np.asarray(record["mask_classes"]), CLASS_SET)
       if not known[needed].all():
         raise UserError(
-          f"the mask of the case {row['case_id']} does not tell of all that"
+          f"the mask of the case {row['case_id']} does not annotate all that"
           f" config.data.prior.use = {use!r} needs, which may give the label"
           " away; leave such cases out, or predict the masks of all into"
           " config.data.prior.masks"

@@ -1,4 +1,4 @@
-"""What a segmenter tells apart: classes of the stored masks, merged or not.
+"""What a segmenter distinguishes: classes of the stored masks, merged or not.
 
 A stored mask has all of `CLASS_NAMES`, and beside it which of them its source
 annotates ("known"). A class set keeps some of them, merges some and leaves the
@@ -89,7 +89,7 @@ def map_known(known: Array, class_set: str) -> Array:
   lumen is. ImageCAS and others mark the lumen alone, and would teach nothing
   of coronaries if plaque had to be marked, too. Plaque that they leave out of
   the lumen counts as background in a set with coronaries, and as unknown in
-  one that tells plaque apart.
+  one that distinguishes plaque.
 
   Args:
     known: [..., 5], whether each of `CLASS_NAMES` is annotated.

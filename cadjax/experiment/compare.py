@@ -30,7 +30,7 @@ LEAST_PATIENTS = 20
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Line:
-  """One arm, or one of the several things that its measure tells.
+  """One arm, or one of the several things that its measure reports.
 
   Attributes:
     rows: of each cell, by fold and seed.
@@ -179,7 +179,7 @@ def corrected_t(deltas: np.ndarray, share: float) -> dict[str, float]:
     share: test patients for each training patient.
 
   Returns:
-    low, high and p_value; NaN where the cells do not tell.
+    low, high and p_value; NaN where the cells do not allow one.
   """
   deltas = np.asarray(deltas, np.float64)
   if deltas.size < 2:
@@ -201,7 +201,7 @@ def over_trainings(
     patient_variance: of their mean, were other patients drawn.
 
   Returns:
-    low, high and p_value; NaN where the trainings do not tell.
+    low, high and p_value; NaN where the trainings do not allow one.
   """
   deltas = np.asarray(deltas, np.float64)
   return _student(deltas, deltas.var(ddof=1) / deltas.size + patient_variance)
@@ -239,7 +239,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def decided(comparison: Mapping[str, Any]) -> bool:
-  """Tells whether an adjusted comparison is told from no difference.
+  """Returns whether an adjusted comparison differs from no difference.
 
   Holm's p is below 0.05, the interval leaves out 0, and there are at least
   `LEAST_PATIENTS`.
@@ -347,7 +347,7 @@ def _has_folds(cells: Iterable[Key]) -> bool:
 
 
 def _redrawn(drawn: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-  """Draws the cells, too, with replacement and anew for every draw."""
+  """Draws the cells, too, with replacement, again for every draw."""
   stacked = np.stack(drawn)
   picks = np.random.default_rng(0).integers(len(drawn), size=stacked.shape)
   return list(np.take_along_axis(stacked, picks, 0))

@@ -184,8 +184,8 @@ def _where(error: Exception, file: pathlib.Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [one.lineno for one in frames if one.filename == str(file)]
   line = f", line {lines[-1]}" if lines else ""
-  said = error.msg if isinstance(error, SyntaxError) else error
-  return f"{line}: {type(error).__name__}: {said}"
+  reason = error.msg if isinstance(error, SyntaxError) else error
+  return f"{line}: {type(error).__name__}: {reason}"
 
 
 def override(plan: Plan, settings: Sequence[str]) -> Plan:
@@ -202,7 +202,7 @@ def override(plan: Plan, settings: Sequence[str]) -> Plan:
   for setting in settings:
     field, equals, text = setting.partition("=")
     if not equals:
-      raise lookup.ConfigError(f"--override={setting}: it is no FIELD=VALUE")
+      raise lookup.ConfigError(f"--override={setting}: expected FIELD=VALUE")
     try:
       value = ast.literal_eval(text)
     except (SyntaxError, ValueError):

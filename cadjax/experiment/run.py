@@ -52,7 +52,7 @@ class Experiment:
     """Runs the cells that nobody else runs, until all are done or failed.
 
     Raises:
-      Stopped: the process was told to end.
+      Stopped: the process was asked to end.
       UserError: a cell was done by another version of the plan.
     """
     cells = self.plan.cells()
@@ -116,7 +116,7 @@ class Experiment:
     except Stopped:
       raise
     except Exception as error:
-      # One bad cell is told of and does not take the others with it.
+      # One bad cell is reported and does not stop the others.
       self.cells.fail(cell.name, traceback.format_exc())
       bar.write(f"{cell.name} failed: {errors.one_line(error)}")
       return
@@ -229,7 +229,7 @@ def make_data(given: Sequence[str], out: pathlib.Path) -> None:
 
 
 def _digest(plan: Plan, cell: Cell) -> str:
-  """Returns what tells whether a cell's result is of this plan."""
+  """Returns a digest that shows whether a cell's result is of this plan."""
   arm = plan.arms[cell.arm]
   used = (arm.data, *arm.measured_on)
   needs = {

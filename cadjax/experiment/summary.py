@@ -194,7 +194,7 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     return f"{a}: {word} {name} than {b} ({about})"
   verdict = f"no difference in {name} is shown"
   if one["n_patients"] < compare.LEAST_PATIENTS:
-    verdict = f"too few patients to tell a difference in {name}"
+    verdict = f"too few patients to show a difference in {name}"
   return f"{a} against {b}: {verdict} ({about})"
 
 

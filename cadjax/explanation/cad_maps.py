@@ -92,6 +92,6 @@ def _on_device(variables: Mapping[str, Any]) -> dict[str, Any]:
   """Copies trained and fresh variables alike: mixed, they compile once.
 
   What a checkpoint gives is bound to a device and what a model makes is not,
-  and each mixture of the two would be compiled anew.
+  and each mixture of the two would be compiled again.
   """
   return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), dict(variables))

@@ -386,7 +386,7 @@ def summarise(
   Args:
     rows: one map against one structure of one case: patient_id, the keys of
       `by`, and numbers, NaN where undefined.
-    by: what the table's rows are told apart by.
+    by: the columns that identify a row of the table.
     **options: draws and seed of `intervals.mean_interval`.
 
   Returns:

@@ -88,8 +88,8 @@ def box(
     # A corner that was mm before is as exact as a float is.
     inside = (at >= ends[0, axis] - 1e-4) & (at <= ends[1, axis] + 1e-4)
     region &= inside
-  said = f"from {_numbers(ends[0])} to {_numbers(ends[1])} (voxels D, H, W)"
-  return _not_empty(region, f"the box {said} in a volume of {tuple(shape)}")
+  where = f"from {_numbers(ends[0])} to {_numbers(ends[1])} (voxels D, H, W)"
+  return _not_empty(region, f"the box {where} in a volume of {tuple(shape)}")
 
 
 def voxel(shape: Sequence[int], index: Sequence[float]) -> np.ndarray:
@@ -102,8 +102,8 @@ def voxel(shape: Sequence[int], index: Sequence[float]) -> np.ndarray:
   region = np.zeros(shape, bool)
   if (nearest >= 0).all() and (nearest < shape).all():
     region[tuple(nearest)] = True
-  said = f"the voxel {_numbers(index)} (D, H, W)"
-  return _not_empty(region, f"{said} in a volume of {tuple(shape)}")
+  where = f"the voxel {_numbers(index)} (D, H, W)"
+  return _not_empty(region, f"{where} in a volume of {tuple(shape)}")
 
 
 def _not_empty(region: np.ndarray, what: str) -> np.ndarray:

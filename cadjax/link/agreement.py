@@ -1,4 +1,4 @@
-"""Whether classifier and segmentation tell the same story, in sentences."""
+"""Whether classifier and segmentation agree, in sentences."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from cadjax.vessels.tree import VesselTree
 
 # A few voxels of plaque are within a segmenter's error.
 LEAST_PLAQUE_MM3 = 10.0
-# Of the centrelines' length, below which the mask is no coronary tree.
+# Of the centrelines' length, below which the mask is not a coronary tree.
 LEAST_CONNECTED = 0.5
 
 
@@ -36,29 +36,29 @@ def disagreements(
   Returns:
     One sentence each, those that void the others first; [] if all agrees.
   """
-  said = []
+  sentences = []
   called = probability >= threshold
   call = (
     f"the classifier's probability of CAD, {probability:.2f}, is"
     f" {'at or above' if called else 'below'} its threshold, {threshold:.2f}"
   )
   if not tree.branches:
-    said.append(
+    sentences.append(
       "No coronary artery was found by the segmentation: nothing of the"
       " classifier's evidence can be placed on a vessel."
     )
   if fragments := unconnected(tree):
-    said.append(fragments)
+    sentences.append(fragments)
   if not aorta_found:
-    said.append(
+    sentences.append(
       "No aorta was found by the segmentation: the ostia, and so the"
       " distances and the vessels' names, are less sure."
     )
   if near_vessels is not None:
-    said += _of_evidence(tree, call, called, near_vessels)
+    sentences += _of_evidence(tree, call, called, near_vessels)
   if plaque_mm3 is not None:
-    said += _of_plaque(call, called, plaque_mm3)
-  return said
+    sentences += _of_plaque(call, called, plaque_mm3)
+  return sentences
 
 
 def unconnected(tree: VesselTree) -> str | None:

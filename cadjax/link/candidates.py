@@ -189,7 +189,7 @@ def vessel_peaks(
   Returns:
     Candidates, the highest first.
   """
-  # Not covered is no evidence.
+  # What is not covered holds no evidence.
   heat = np.nan_to_num(heat).astype(np.float32, copy=False)
   top = _largest_mean(heat, tree.affine, near_mm)
   if not top > 0:
@@ -197,7 +197,7 @@ def vessel_peaks(
   found = []
   for number, branch in enumerate(tree.branches):
     profile = _near_mean(heat, tree, branch.points_mm, near_mm) / top
-    # A box is no ball: what is larger than the largest is as large.
+    # The box is an approximation of the ball, so a ratio may exceed 1.
     profile = np.minimum(profile, 1.0)
     profile[: branch.free - branch.start] = 0
     padded = np.concatenate([[0.0], profile, [0.0]])

@@ -150,7 +150,7 @@ def fit(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Decision:
 
 
 def identify(trained: workdir.Trained) -> dict[str, Any]:
-  """Returns what tells a model from every other, wherever its workdir is."""
+  """Returns what identifies a model, wherever its workdir is."""
   digest = hashlib.sha256()
   for path, values in jax.tree.leaves_with_path(trained.variables):
     digest.update(jax.tree_util.keystr(path).encode())
@@ -175,7 +175,7 @@ def read(
     segmenter: of which they are segmented.
 
   Raises:
-    UserError: there is no such file, it is none of `cadjax.evaluate_link`, or
+    UserError: the file is missing, `cadjax.evaluate_link` did not write it, or
       it was fitted with other models.
   """
   path = pathlib.Path(path)

@@ -60,7 +60,7 @@ class Structures:
 
   @property
   def plaque_mm3(self) -> dict[str, float] | None:
-    """Returns the volume of each kind of plaque; None if it is no class."""
+    """Returns the volume of each kind of plaque; None if it is not a class."""
     if self.plaques is None:
       return None
     return {

@@ -75,7 +75,7 @@ def fit_temperature(
   if np.unique(labels).size < 2:
     return _not_fitted("validation holds one class only")
   margins = (2 * labels - 1) * logit(probs)
-  # The loss is convex in 1/T; its slope at 0 and at infinity tells whether
+  # The loss is convex in 1/T; its slope at 0 and at infinity shows whether
   # the optimum lies between.
   if (margins >= 0).all():
     return _not_fitted("validation is separated without error")

@@ -382,7 +382,7 @@ def mean_table(
   Args:
     rows: of cases, with patient_id, the keys of `by` and measured values; a
       row without a value counts as undefined (a class not annotated, say).
-    by: what the table's rows are told apart by, such as class or layer.
+    by: the columns that identify a row of the table, such as class or layer.
     names: the measured values.
     proportions: those of them that are 0 or 1 by case.
     draws: number of resamples.

@@ -32,7 +32,7 @@ class Block(nn.Module):
     features: channels inside; a bottleneck gives four times as many.
     bottleneck: which of the two kinds.
     strides: step in voxels.
-    dilation: of the convolution that bears the stride, and of later ones.
+    dilation: of the convolution that has the stride, and of later ones.
     norm: kind of normalisation, see `layers.norm`.
     zero_init: whether the last scale starts at zero.
     axis_name: see `layers.norm`.

@@ -19,7 +19,7 @@ from data_prep.errors import UserError
 
 DRIVE = pathlib.Path("/content/drive")
 LABELS = tuple(splits.label_name(label) for label in (0, 1))
-# Not manifest.csv, which is the user's: this one is written anew each time.
+# Not manifest.csv, which is the user's: this one is written again each time.
 OWN_MANIFEST = "manifest_of_folders.csv"
 
 
@@ -102,7 +102,7 @@ def is_trained(path: str | os.PathLike) -> bool:
   if trained:
     print(
       f"{path}: trained already, with the parameters of that time; give another"
-      " FOLDER to train anew"
+      " FOLDER to train again"
     )
   return trained
 

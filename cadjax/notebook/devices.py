@@ -40,7 +40,7 @@ class Row:
   reason: str
 
 
-# Where nothing else is said: 8 took 5.7 GB on an H200, and twice that without
+# Unless noted otherwise: 8 took 5.7 GB on an H200, and twice that without
 # bfloat16; of a GPU's memory jax takes three quarters.
 ROWS = (
   Row("T4", "float32", 4, "no bfloat16 units; 8 would need 11 of its 15 GB"),

@@ -1,7 +1,7 @@
 """One page for an evaluated split: metrics, curves, failures, the cases.
 
 `python -m cadjax.evaluate` writes it beside what it shows, as index.html.
-Everything on it is read from that folder, so it tells what was written.
+Everything on it is read from that folder, so it shows what was written.
 """
 
 import base64
@@ -40,7 +40,7 @@ def write(
     the path of the page.
 
   Raises:
-    UserError: `cases` is no folder.
+    UserError: `cases` is not a folder.
   """
   result = files.read_json(folder / "metrics.json")
   classifies = result["task"] == "classify"
@@ -74,7 +74,7 @@ def write(
 
 
 def check_cases(cases: str | pathlib.Path | None) -> None:
-  """Raises `UserError` if `cases` is given and is no folder."""
+  """Raises `UserError` if `cases` is given and is not a folder."""
   if cases is not None and not pathlib.Path(cases).is_dir():
     raise UserError(
       f"--cases={cases}: there is no such folder; python -m cadjax.predict"

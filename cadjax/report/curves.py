@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cadjax.metrics import binary, calibration, intervals
 
-# Okabe and Ito's colours, told apart also by colour-blind readers.
+# Okabe and Ito's colours, distinguishable by colour-blind readers, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 GREY = "#6b6b6b"
 

@@ -50,7 +50,7 @@ from data_prep.volume import Volume, write_nifti
 MOST_SHOWN = 8
 MAIN_VESSELS = ("LM", "LAD", "LCx", "RCA")
 THUMBNAIL_MM = 24.0
-# From here on a number would claim more than the mask can tell.
+# From here on a number would claim more than the mask can support.
 NO_LUMEN = 0.95
 # A smaller share of the heat map is lost to the borders of voxels.
 LEAST_OUTSIDE = 0.02
@@ -124,33 +124,33 @@ def _scan_index(result: LinkedScan, finding: Finding) -> list[int]:
 def summary(result: LinkedScan) -> list[str]:
   """Returns what was found, in sentences."""
   p, linked = result.classified.prediction, result.linked
-  said = [
+  sentences = [
     f"The classifier calls this scan"
     f" {'CAD' if p.label == 'cad' else 'normal'}: probability"
     f" {p.probability:.2f}, threshold {p.threshold:.2f}.",
     result.segmented.summary,
   ]
   if both := result.combined:
-    said.append(
+    sentences.append(
       f"Both together: {'CAD' if both.label == 'cad' else 'normal'},"
       f" probability {both.probability:.2f}, threshold"
       f" {both.decision.threshold:.2f}."
     )
   if not linked.findings:
-    return [*said, "No located abnormality was found."]
+    return [*sentences, "No located abnormality was found."]
   first = linked.findings[0]
   count = len(linked.findings)
-  said.append(
+  sentences.append(
     f"{count} located abnormalit{'ies' if count > 1 else 'y'}; the first:"
     f" {describe(first)}."
   )
   bare = sum(not finding.plaque for finding in linked.findings)
   if bare and p.label != "cad":
-    said.append(
+    sentences.append(
       f"{bare} of them without plaque: every heat map is relative to its own"
       " maximum, so that it marks places in a normal scan, too."
     )
-  return said
+  return sentences
 
 
 def describe(finding: Finding) -> str:
@@ -299,25 +299,25 @@ def evidence_notes(result: LinkedScan) -> list[str]:
   """Returns what the table of the evidence leaves out, in sentences."""
   linked = result.linked
   shares = linked.shares[linked.layer]
-  said = []
+  sentences = []
   empty = [
     name
     for name, share in shares.items()
     if not share.volume_ml > 0 and name != evidence.OFF_VESSEL
   ]
   if empty:
-    said.append(
+    sentences.append(
       "Not in the table, because no voxel that the heat map covers is"
       f" segmented as such: {', '.join(empty)}."
     )
   if np.isnan(shares[evidence.ELSEWHERE].energy):
-    said.append("The heat map is zero there: no share of it is defined.")
+    sentences.append("The heat map is zero there: no share of it is defined.")
   if linked.outside > LEAST_OUTSIDE:
-    said.append(
+    sentences.append(
       f"{linked.outside:.0%} of the heat map lies outside of what the segmenter"
       " saw; the shares are of the rest."
     )
-  return said
+  return sentences
 
 
 def render_page(

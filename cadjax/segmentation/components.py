@@ -16,7 +16,7 @@ def remove_small(
   """Sets components below a volume to background.
 
   A component is 26-connected foreground of any class: a plaque in its vessel
-  is no island, however small.
+  is not removed, however small.
 
   Args:
     labels: uint8 [D, H, W], 0 is background.

@@ -359,7 +359,7 @@ def _strided(mask: jax.Array, shape: Sequence[int]) -> jax.Array:
 def _merge(
   logits: jax.Array, mask: jax.Array, known: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns logits, mask and known of the classes that are told apart."""
+  """Returns logits, mask and known of the classes in the set."""
   if logits.shape[:-1] != mask.shape:
     raise ValueError(
       f"logits {logits.shape} and mask {mask.shape} do not fit: logits have"

@@ -40,7 +40,7 @@ class Checkpoints:
 
   def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     """Saves the train state and `meta` (JSON) as the newest checkpoint."""
-    # `meta` tells of the best step: it must not be on disk before its model.
+    # `meta` names the best step: it must not be on disk before its model.
     self._best.wait_until_finished()
     self._latest.save(
       step,

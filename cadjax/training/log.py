@@ -14,7 +14,7 @@ class RunLog:
   """Scalars and pictures of one run.
 
   A resumed run drops what was written after the step it resumes at, so that
-  the log tells one story.
+  the log describes one run.
 
   Args:
     workdir: gets metrics.jsonl and tensorboard/.

@@ -35,7 +35,7 @@ def read(
     image_shape: of one example, [(D,) H, W, C].
 
   Returns:
-    the arrays that both have, and the modules that begin anew.
+    the arrays that both have, and the modules that start from new weights.
 
   Raises:
     UserError: there is no model in the workdir, or none of its convolutions

@@ -44,7 +44,7 @@ def centred(
   """Moves lines to the middle of the mask around them.
 
   A skeleton is thinned to whole voxels and leans to one side of a vessel, and
-  smoothing cuts its curves. Each voxel of the mask is told to the nearest
+  smoothing cuts its curves. Each voxel of the mask is assigned to the nearest
   point of the nearest line; a point moves by the mean of its voxels' offsets
   across the line, averaged along it.
 

@@ -1,7 +1,7 @@
 """From masks of the coronaries and the aorta to vessels in mm.
 
 The mask's skeleton becomes a tree that is rooted where it meets the aorta;
-`vessel_names` tells the main vessels by their position.
+`naming` names the main vessels by their position.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def find_vessels(
   from 10 mm on; they have NaN for distances and no vessel's name.
 
   Limits: a gap is bridged along a straight line to whatever vessel is
-  nearest, see `skeleton.bridge`; masks of touching vessels are told apart
+  nearest, see `skeleton.bridge`; masks of touching vessels are separated
   only by the shortest path.
 
   Args:
@@ -88,9 +88,9 @@ def find_vessels(
   segments = []
   if mask.any():
     graph = skeleton.make_skeleton(mask, corner)
-    graph, meets, said = ostia_lib.find_ostia(graph, surface, gap_mm)
+    graph, meets, remarks = ostia_lib.find_ostia(graph, surface, gap_mm)
     segments = _grow(graph, meets, spur_mm)
-    notes += said
+    notes += remarks
   if not segments:
     notes.append("No coronary artery was found in the mask.")
     nothing = np.zeros((0, 3), int)

@@ -45,7 +45,7 @@ class Reformation:
 
   Attributes:
     points_mm: [rows, columns, 3] LPS, where each pixel was sampled.
-    rows_mm: [rows]; what they mean is said by the function that made it.
+    rows_mm: [rows]; their meaning is documented by the function that made it.
     columns_mm: [columns].
   """
 

@@ -34,10 +34,10 @@ class Calibre:
   Attributes:
     radius_mm: [N] as `tree.calibre`.
     reference_mm: [N] what it would be without narrowings; NaN for a branch
-      too short to tell.
+      too short to judge.
     resolved: [N] bool, where the reference is at least `least_voxels`.
     filled: [N] bool, where plaque takes the place of all the lumen. Calcium
-      blooms, so what is open there cannot be told.
+      blooms, so what is open there is unknown.
   """
 
   radius_mm: np.ndarray
@@ -117,7 +117,7 @@ def calibres(
     lumen: [D, H, W], above 0 inside.
     vessel: lumen and plaque; `lumen` if None.
     least_voxels: radius in voxels (edges of a cube of their volume) from
-      which on a narrowing can be told from the grid.
+      which on a narrowing can be distinguished from the grid.
   """
   voxel_mm = abs(np.linalg.det(tree.affine[:3, :3])) ** (1 / 3)
   lumens = calibre(tree, lumen, vessel)

@@ -203,7 +203,7 @@ def radii(
   for number, branch in enumerate(tree.branches):
     line = branch.points_mm
     mine = owner == number
-    # What lies beyond the ends is no cross-section of theirs.
+    # What lies beyond the ends is not a cross-section of theirs.
     first, last = branch.free - branch.start, len(line) - 1
     for end, before in ((last, last - 1), (first, min(first + 1, last))):
       way = line[end] - line[before]

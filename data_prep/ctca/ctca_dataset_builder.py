@@ -109,7 +109,7 @@ class Ctca(tfds.core.ShardBasedBuilder):
     self, builder_config: Any, version: Any
   ) -> tfds.core.BuilderConfig | None:
     # TFDS reserves the names of BUILDER_CONFIGS for exactly these; here a
-    # name tells source and grid, while seed, cases or workers may differ.
+    # name holds source and grid, while seed, cases or workers may differ.
     if isinstance(builder_config, CtcaConfig):
       return builder_config
     return super()._create_builder_config(builder_config, version)

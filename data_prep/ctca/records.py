@@ -183,7 +183,7 @@ def make_record(
 
   Returns:
     The example as the TFDS features want it, its row of cases.csv but for
-    split and index, and what to tell the user of the scan.
+    split and index, and what to report about the scan.
 
   Raises:
     UserError: the case is unusable.

@@ -6,7 +6,7 @@ from tiny_runs import segmenter_config, write_workdir
 
 from cadjax import tasks
 from cadjax.core import lookup
-from cadjax.explanation.explainer import INPUT, Explainer, Options
+from cadjax.explanation.explainer import INPUT, Explainer, ExplainOptions
 from data_prep.errors import UserError
 
 SHAPE = (8, 17, 24)  # No multiple of the strides.
@@ -29,7 +29,7 @@ def noise():
 
 
 def test_every_method_and_layer_has_a_map_on_its_cells(trained):
-  explainer = Explainer(trained, Options(methods=("layercam",)))
+  explainer = Explainer(trained, ExplainOptions(methods=("layercam",)))
   region = np.ones(SHAPE, bool) if explainer.is_segmenter else None
   logits, maps = explainer.explain(noise(), 1, region)
   names = [(heat.method, heat.layer) for heat in maps]
@@ -52,7 +52,9 @@ def test_every_method_and_layer_has_a_map_on_its_cells(trained):
 
 @pytest.mark.parametrize("trained", ["classify 3"], indirect=True)
 def test_occlusion_has_a_map_on_its_steps(trained):
-  options = Options(methods=("occlusion",), occlusion_step=(4, 8, 8), batch=8)
+  options = ExplainOptions(
+    methods=("occlusion",), occlusion_step=(4, 8, 8), batch=8
+  )
   logits, (heat,) = Explainer(trained, options).explain(noise(), 1)
   assert logits is None  # It sees no layer, and so none of one pass.
   assert (heat.layer, heat.strides) == (INPUT, (4, 8, 8))
@@ -62,7 +64,7 @@ def test_occlusion_has_a_map_on_its_steps(trained):
 
 @pytest.mark.parametrize("trained", ["segment"], indirect=True)
 def test_a_segmenters_score_is_the_sum_over_the_region(trained):
-  explainer = Explainer(trained, Options())
+  explainer = Explainer(trained, ExplainOptions())
   assert explainer.is_segmenter
   logits = explainer.logits(noise())
   assert logits.shape == (*SHAPE, explainer.num_classes)
@@ -73,10 +75,10 @@ def test_a_segmenters_score_is_the_sum_over_the_region(trained):
 
 
 def test_the_box_of_occlusion_follows_its_step(trained):
-  explainer = Explainer(trained, Options(methods=("occlusion",)))
+  explainer = Explainer(trained, ExplainOptions(methods=("occlusion",)))
   assert explainer.occlusion_step(SHAPE) == (1, 3, 3)
   assert explainer.occlusion_box(SHAPE) == (3, 7, 7)
-  given = Options(methods=("occlusion",), occlusion_step=(2, 2, 4))
+  given = ExplainOptions(methods=("occlusion",), occlusion_step=(2, 2, 4))
   explainer = Explainer(trained, given)
   assert explainer.described(SHAPE) == {
     "occlusion": {"step": (2, 2, 4), "box": (5, 5, 9)}
@@ -93,13 +95,13 @@ def test_the_box_of_occlusion_follows_its_step(trained):
 )
 def test_unknown_names_are_refused(trained, options, message):
   with pytest.raises(lookup.UnknownName, match=message):
-    Explainer(trained, Options(**options))
+    Explainer(trained, ExplainOptions(**options))
 
 
 def test_windows_are_for_3d_segmenters(trained):
-  options = Options(methods=("layercam", "occlusion"), patch=(8, 16, 16))
+  options = ExplainOptions(methods=("layercam", "occlusion"), patch=(8, 16, 16))
   message = "windows are for 3D segmenters"
-  if Explainer(trained, Options()).is_segmenter:
+  if Explainer(trained, ExplainOptions()).is_segmenter:
     message = "occlusion: takes whole volumes"
   with pytest.raises(UserError, match=message):
     Explainer(trained, options)
