@@ -293,7 +293,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   assert scored.log_odds == pytest.approx(np.log(0.7 / 0.3))
   # Without plaque among the classes.
   coarse = classes.get_class_set("aorta_coronaries")
-  linked = dataclasses.replace(
+  result.linked = dataclasses.replace(
     linked,
     structures=join.find_structures(
       drawn.volume, coarse.table[drawn.mask], coarse.names

@@ -341,7 +341,11 @@ def test_the_picture_of_undefined_and_zero_lifts():
   figure = tables.heat_table(rows)
   figure.canvas.draw()
   labels = {text.get_text() for text in figure.axes[0].texts}
-  assert labels == {"undefined", "0.00", "8.00\n[2.00, 20.00]"}
+  assert labels == {
+    "undefined",
+    "0.00\n[no interval]",
+    "8.00\n[2.00, 20.00]",
+  }
 
 
 def test_a_segmenter_is_refused_before_it_is_evaluated(

@@ -17,7 +17,7 @@ from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import tasks
 from cadjax.data import input_pipeline
-from cadjax.training import checkpoint, loop, steps, task
+from cadjax.training import loop, steps, task
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -102,27 +102,6 @@ def test_truncated_newest_checkpoint_falls_back(
   assert "trying the one before" in caplog.text
   assert_same(best_variables(copy), best_variables(tiny_workdir))
   assert lines(copy) == lines(tiny_workdir)
-
-
-def test_a_run_of_before_losses_were_kept_goes_on(
-  tiny_workdir, tiny_config, tmp_path, monkeypatch
-):
-  """In those runs the numbers that the loop keeps have no best_loss."""
-  copy = tmp_path / "run"
-  shutil.copytree(tiny_workdir, copy)
-  shutil.rmtree(
-    max((copy / "checkpoints").iterdir(), key=lambda p: int(p.name))
-  )
-  restore = checkpoint.Checkpoints.restore
-
-  def older(*args):
-    state, meta = restore(*args)
-    assert meta.pop("best_loss") > 0
-    return state, meta
-
-  monkeypatch.setattr(checkpoint.Checkpoints, "restore", older)
-  tasks.train_and_evaluate(tiny_config, copy)
-  assert_same(best_variables(copy), best_variables(tiny_workdir))
 
 
 def test_another_config_is_refused_with_the_difference(
