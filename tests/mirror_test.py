@@ -30,6 +30,9 @@ COVERED = {
   ("cadjax/evaluation/classifiers.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/common.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/links.py", "evaluate_link_test.py"): "by the program",
+  ("cadjax/evaluation/workdirs.py", "evaluate_test.py"): "by the program",
+  ("cadjax/report/write.py", "cadjax_test.py"): "every kind of result",
+  ("cadjax/data/scans.py", "predict_test.py"): "scans of many kinds",
   ("cadjax/models/resnet.py", "models/models_test.py"): "the default model",
   ("cadjax/models/winograd.py", "models/conv_cpu_test.py"): (
     "beside XLA's convolution"
@@ -79,11 +82,15 @@ COVERED = {
 }
 # Tests that are of no single module.
 OF_NO_MODULE = {
+  "before_test.py": "what an earlier version wrote",
+  "cli_test.py": "the command cadjax",
   "colab_test.py": "the notebooks",
   "commands_test.py": "the commands of the README and of make",
   "configs_test.py": "every shipped config",
   "imports_test.py": "who imports whom",
   "mirror_test.py": "this file",
+  "own_test.py": "the recipe for own scans",
+  "wheel_test.py": "an installed wheel",
   "explanation/cam_parity_test.py": "beside another implementation",
   "models/parity_test.py": "beside PyTorch and MONAI",
   "training/loop_segment_test.py": "the loop, of a segmenter",

@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import write_workdir
 
 import cadjax
-from data_prep import export
+from data_prep import export, sources
 
 
 def test_every_name_loads_and_is_documented():
@@ -44,7 +44,7 @@ def test_help_is_one_page_with_all_names():
 
 
 def test_a_scan_is_read_classified_explained_and_written(tmp_path):
-  export.export(tmp_path / "scans", cases=1, spacing_mm=5.0)
+  export.export(sources.phantom(1), tmp_path / "scans", spacing_mm=5.0)
   (path,) = (tmp_path / "scans").glob("*[0-9].nii.gz")
   classifier = cadjax.load_classifier(write_workdir(tmp_path / "run"))
   scan = cadjax.read_scan(path)

@@ -8,7 +8,7 @@ from absl import flags
 
 from data_prep import flag_help
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = '''
 """Counts sheep.
 
