@@ -132,8 +132,9 @@ def run(trained, path, out, *, grid="scanner", options=None, **given):
   explainer = Explainer(
     trained, options or ExplainOptions(methods=("hirescam",))
   )
+  scan = scans.read_scan(path, heart_mask=given.pop("heart_mask", None))
   result = explanation_scan.explain_scan(
-    explainer, scans.read_scan(path), **({"target": "cad"} | given)
+    explainer, scan, **({"target": "cad"} | given)
   )
   return result, explained.write_explained(result, out, grid=grid)
 
