@@ -17,6 +17,7 @@ from cadjax.report import classified
 from data_prep import volume
 
 ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 PACKAGES = ("cadjax", "configs", "data_prep")
 # One process that has imported what all need, and a child for each program.
 EVERY_HELP = """
@@ -59,6 +60,7 @@ def installed(tmp_path_factory) -> pathlib.Path:
       *(*pip, "wheel", *offline, "--no-build-isolation"),
       *("--wheel-dir", wheels, source),
     ],
+    env=ENVIRONMENT,
     check=True,
   )
   (wheel,) = wheels.iterdir()
@@ -68,6 +70,7 @@ def installed(tmp_path_factory) -> pathlib.Path:
   programs = place / "bin"
   subprocess.run(
     [*pip, "--python", programs / "python", "install", *offline, wheel],
+    env=ENVIRONMENT,
     check=True,
   )
   # What cadjax needs is not installed again; now that pip is done, which would
@@ -81,11 +84,10 @@ def installed(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def run(installed, tmp_path):
   def run(program: str, *args: str) -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
       [installed / program, *args],
       cwd=tmp_path,
-      env=environment | {"XLA_FLAGS": ""},
+      env=ENVIRONMENT,
       capture_output=True,
       text=True,
     )
