@@ -60,6 +60,15 @@ class Bright(nn.Module):
     return jnp.stack([jnp.zeros_like(total), total], -1), {"bright": x}
 
 
+def as_json(prediction):
+  return files.strict(dataclasses.asdict(prediction))
+
+
+def prepare(trained, path):
+  scan = scans.read_scan(path)
+  return scans.prepare_scan(scan, trained.grid, trained.reference)
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
   path = tmp_path_factory.mktemp("workdirs") / "classifier"
@@ -245,7 +254,7 @@ def test_references_see_the_lesion(classifier, monkeypatch, tmp_path, method):
   assert document["options"] == {method: described[method]}
   # Without a map of a layer the prediction is there all the same.
   own = classify_file(trained, scan).prediction
-  assert document["prediction"] == own
+  assert document["prediction"] == as_json(own)
 
 
 def test_nothing_that_speaks_for_it_is_zero_and_said(
@@ -289,12 +298,12 @@ def test_predicted_is_the_label_of_predict(classifier, tmp_path):
   scan = write_scan(tmp_path / "scan.nii.gz", "plain")
   own = classify_file(classifier, scan).prediction
   result, document = run(classifier, scan, tmp_path / "out", target="predicted")
-  assert document["target"]["name"] == own["label"]
+  assert document["target"]["name"] == own.label
   assert document["target"]["origin"] == "predicted"
-  assert document["prediction"] == own
-  number = targets.CLASSES.index(own["label"])
+  assert document["prediction"] == as_json(own)
+  number = targets.CLASSES.index(own.label)
   assert document["target"]["value"] == pytest.approx(
-    own["logits"][number], rel=1e-4
+    own.logits[number], rel=1e-4
   )
   assert [m["layer"] for m in document["maps"]] == [
     "stem", "stage1", "stage2", "stage3", "stage4",
@@ -361,7 +370,7 @@ def ras_to_text(*points) -> str:
 def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
   low, high = LESION_MM - 3, LESION_MM + 3
-  prepared = scans.prepare_scan(segmenter, scans.read_scan(path))
+  prepared = prepare(segmenter, path)
   index = np.rint(prepared.scan.grid.to_index(LESION_MM * [-1, -1, 1]))
   voxel = ",".join(f"{i:.0f}" for i in index)
   sizes = {}
@@ -391,7 +400,7 @@ def test_regions_of_a_segmenter(segmenter, tmp_path, lattice):
 @pytest.mark.parametrize("lattice", ["permuted", "oblique"])
 def test_a_box_is_the_same_in_mm_and_in_voxels(segmenter, tmp_path, lattice):
   path = write_scan(tmp_path / "scan.nii.gz", lattice)
-  prepared = scans.prepare_scan(segmenter, scans.read_scan(path))
+  prepared = prepare(segmenter, path)
   low, high = LESION_MM - 12, LESION_MM + [5, 8, 11]
   ends = prepared.scan.grid.to_index(np.stack([low, high]) * [-1, -1, 1])
   labels = np.zeros(prepared.model_input.shape, np.uint8)

@@ -17,10 +17,10 @@ from tiny_runs import STEP, classify_file, predict_all, warning, write_workdir
 
 from cadjax import tasks
 from cadjax.classification import scan as classification_scan
+from cadjax.classification.classifier import Classifier
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
 from cadjax.report import classified, pages
-from cadjax.training import workdir
 from data_prep import geometry, plausibility, volume
 from data_prep.errors import UserError
 
@@ -161,14 +161,14 @@ def test_the_planes_of_the_real_ct_cross_in_its_heart(trained, real_ct):
 
 def test_without_an_evaluation_the_number_is_called_uncalibrated(trained, scan):
   prediction = classify_file(trained, scan).prediction
-  assert not prediction["calibrated"]
-  assert prediction["temperature"] is None
-  assert prediction["probability"] == prediction["uncalibrated_probability"]
-  assert prediction["threshold"] == 0.5
+  assert not prediction.calibrated
+  assert prediction.temperature is None
+  assert prediction.probability == prediction.uncalibrated_probability
+  assert prediction.threshold == 0.5
   for origin in ("calibration_origin", "threshold_origin"):
-    assert "cadjax.evaluate has not been run" in prediction[origin]
-  normal, cad = prediction["logits"]
-  assert logit(prediction["probability"]) == pytest.approx(cad - normal)
+    assert "cadjax.evaluate has not been run" in getattr(prediction, origin)
+  normal, cad = prediction.logits
+  assert logit(prediction.probability) == pytest.approx(cad - normal)
 
 
 def test_an_evaluation_settles_temperature_and_threshold(
@@ -176,14 +176,14 @@ def test_an_evaluation_settles_temperature_and_threshold(
 ):
   evaluate()
   prediction = classify_file(trained, scan).prediction
-  assert prediction["calibrated"]
-  assert logit(prediction["probability"]) == pytest.approx(
-    logit(prediction["uncalibrated_probability"]) / 2.5
+  assert prediction.calibrated
+  assert logit(prediction.probability) == pytest.approx(
+    logit(prediction.uncalibrated_probability) / 2.5
   )
-  assert prediction["threshold"] == 0.31
-  assert prediction["threshold_origin"] == "youden on 14 validation patients"
-  called = prediction["probability"] >= 0.31
-  assert prediction["label"] == ("cad" if called else "normal")
+  assert prediction.threshold == 0.31
+  assert prediction.threshold_origin == "youden on 14 validation patients"
+  called = prediction.probability >= 0.31
+  assert prediction.label == ("cad" if called else "normal")
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
@@ -232,13 +232,13 @@ def test_a_2d_model_pools_its_slices(tmp_path, scan):
     results[pooling] = classify_file(trained, scan)
   for pooling, result in results.items():
     slices = result.slices
-    probs = np.array(slices["probability"])
+    probs = np.array(slices.probability)
     assert probs.shape == (24,)
     pooled = result.prediction.uncalibrated_probability
     assert pooled == pytest.approx(getattr(probs, pooling)())
-    assert slices["pooling"] == pooling
+    assert slices.pooling == pooling
     # 12 slices of 9 mm, resized to 24.
-    np.testing.assert_allclose(np.diff(slices["offset_mm"]), 4.5)
+    np.testing.assert_allclose(np.diff(slices.offset_mm), 4.5)
     assert warning("phantom") not in result.warnings
   assert np.ptp(probs) > 1e-3
 
@@ -331,14 +331,14 @@ def test_running_out_of_memory_is_one_line(trained, monkeypatch):
   def full(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-  monkeypatch.setattr(workdir.Trained, "logits", full)
+  monkeypatch.setattr(Classifier, "logits", full)
   with pytest.raises(UserError, match="out of memory while scoring 4x5x6"):
     classification_scan.score(trained, np.zeros((4, 5, 6), np.int16))
 
 
 def test_logits_that_are_not_finite_are_no_result(trained, monkeypatch):
   monkeypatch.setattr(
-    workdir.Trained, "logits", lambda *_: np.full((1, 1, 2), np.nan)
+    Classifier, "logits", lambda *_: np.full((1, 1, 2), np.nan)
   )
   with pytest.raises(UserError, match="NaN"):
     classification_scan.score(trained, np.zeros((4, 5, 6), np.int16))

@@ -16,8 +16,7 @@ from cadjax.data import jobs, scans
 from cadjax.report import classified, segmented
 from cadjax.segmentation import scan as segmentation_scan
 from cadjax.segmentation import sliding
-from cadjax.segmentation.segmenter import load_segmenter
-from cadjax.training import workdir
+from cadjax.segmentation.segmenter import Segmenter, load_segmenter
 from data_prep import geometry, phantom, volume
 from data_prep.errors import UserError
 
@@ -63,7 +62,7 @@ def answers(monkeypatch, labels_of):
     labels = labels_of(hu).astype(np.uint8)
     return sliding.Segmentation(labels, np.eye(3)[labels].astype(np.float16))
 
-  monkeypatch.setattr(workdir.Trained, "segment", say)
+  monkeypatch.setattr(Segmenter, "segment", say)
 
 
 def test_the_mask_has_exactly_the_grid_and_affine_of_the_scan(
@@ -211,7 +210,7 @@ def test_a_model_of_nan_is_no_segmenter(trained, scan, monkeypatch):
       lambda _, x: np.nan * x * np.ones(3), (8, 16, 24), 0.5, 2, 3
     ),
   )
-  with pytest.raises(UserError, match="NaN; it is no trained model"):
+  with pytest.raises(UserError, match="NaN; it is not a trained model"):
     segment_file(trained, scan)
 
 

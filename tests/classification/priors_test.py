@@ -100,7 +100,7 @@ def test_a_mask_that_does_not_know_the_vessels_is_refused(use, known, enough):
   if enough:
     assert read({"case_id": "a"}, record) is record["mask"]
     return
-  with pytest.raises(UserError, match="mask of the case a does not tell"):
+  with pytest.raises(UserError, match="mask of the case a does not annotate"):
     read({"case_id": "a"}, record)
 
 

@@ -49,18 +49,18 @@ def test_the_fit_is_sklearns_in_the_units_of_the_features():
 def test_the_threshold_parts_the_scans_of_the_fit():
   given = [row | {"log_odds": 9.0 * row["label"]} for row in rows()]
   fitted = decision.fit(given, NAMES)
-  calls = [fitted.describe(row)["label"] for row in given]
+  calls = [fitted.decide(row).label for row in given]
   assert calls == [("normal", "cad")[row["label"]] for row in given]
   assert "80 validation scans" in fitted.threshold_origin
 
 
-def test_what_is_said_of_a_scan():
+def test_the_decision_of_a_scan():
   one = decision.Decision({"log_odds": 2.0, "stenosis": -1.0}, 0.5, 0.7, "", 9)
-  said = one.describe({"log_odds": 0.25, "stenosis": 1.0, "log_plaque": 3.0})
-  assert said["probability"] == 0.5
-  assert said["label"] == "normal"
-  assert said["features"] == {"log_odds": 0.25, "stenosis": 1.0}
-  assert said["n_patients"] == 9
+  found = one.decide({"log_odds": 0.25, "stenosis": 1.0, "log_plaque": 3.0})
+  assert found.probability == 0.5
+  assert found.label == "normal"
+  assert found.features == {"log_odds": 0.25, "stenosis": 1.0}
+  assert found.to_dict()["n_patients"] == 9
 
 
 @pytest.mark.parametrize("task", ["four", "aorta_coronaries"])

@@ -17,7 +17,7 @@ from cadjax.link import decision
 from cadjax.link import scan as link_scan
 from cadjax.report import linked, planes, viewer
 from cadjax.segmentation import sliding
-from cadjax.training.workdir import Trained
+from cadjax.segmentation.segmenter import Segmenter
 from data_prep import export, sources, volume
 from data_prep.errors import UserError
 
@@ -212,7 +212,7 @@ def test_an_empty_segmentation_is_reported(
     probabilities[..., 0] = 1
     return sliding.Segmentation(np.zeros(hu.shape, np.uint8), probabilities)
 
-  monkeypatch.setattr(Trained, "segment", nothing)
+  monkeypatch.setattr(Segmenter, "segment", nothing)
   result = link_file(two, scan)
   document = linked.write_linked(result, tmp_path / "out")
   assert document["link"]["findings"] == []
@@ -239,7 +239,7 @@ def test_models_of_other_grids_and_windows_go_together(
     "shape": [20, 16, 24],
     "box_mm": [50.0, 60.0, 70.0],
   }
-  segmenter = Trained(
+  segmenter = Segmenter(
     two.segmenter.path,
     config,
     two.segmenter.dataset | {"grid": grid},
