@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cadjax.bench.rows import Row
+from cadjax.bench.rows import BenchRow
 
 MESSAGE_LENGTH = 300
 
@@ -36,7 +36,7 @@ class Result:
     error: why there is no result, in one line, or None.
   """
 
-  row: Row
+  row: BenchRow
   info: dict[str, Any] = dataclasses.field(default_factory=dict)
   seconds: list[float] = dataclasses.field(default_factory=list)
   parts: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -46,7 +46,7 @@ class Result:
 class Worker:
   """A process that repeats the work of one row when it is told to."""
 
-  def __init__(self, row: Row):
+  def __init__(self, row: BenchRow):
     # A file, as a pipe that nobody reads would fill up and block.
     self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
     self._process = subprocess.Popen(
@@ -109,7 +109,7 @@ class Worker:
 
 
 def measure(
-  rows: Sequence[Row], repeats: int, *, say: Callable[[str], None]
+  rows: Sequence[BenchRow], repeats: int, *, say: Callable[[str], None]
 ) -> list[Result]:
   """Measures rows in turns.
 

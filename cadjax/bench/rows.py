@@ -53,7 +53,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class BenchRow:
   """One worker process.
 
   Attributes:
@@ -112,7 +112,7 @@ class Inputs:
 
 def plan(
   what: Sequence[str], settings: Settings, inputs: Inputs
-) -> list[list[Row]]:
+) -> list[list[BenchRow]]:
   """Returns the rows to measure, one list for each group.
 
   Args:
@@ -125,7 +125,7 @@ def plan(
   """
   if settings.aot is not None:
     return [[_aot(settings)]]
-  groups: list[list[Row]] = []
+  groups: list[list[BenchRow]] = []
   lookup.check_known(what, WHATS, "--what")
   for name in what:
     groups += WHATS[name](settings, inputs)
@@ -136,7 +136,7 @@ def plan(
   return groups
 
 
-def _train(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _train(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   row = functools.partial(_row, settings, "train", "train")
   rows = [
     row("cadjax, fake batch", variant="fake"),
@@ -145,14 +145,14 @@ def _train(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return [[*rows, *_torch_formats(settings, row), _ceilings(settings, "train")]]
 
 
-def _infer(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _infer(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   del inputs
   row = functools.partial(_row, settings, "infer", "infer")
   rows = [row("cadjax"), *_torch_formats(settings, row)]
   return [[*rows, _ceilings(settings, "infer")]]
 
 
-def _explain(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _explain(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   del inputs
   _check_task(settings, "explain", "classify")
   row = functools.partial(_row, settings, "explain", "explain", batch=1)
@@ -165,7 +165,7 @@ def _explain(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return [rows]
 
 
-def _slide(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _slide(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   del inputs
   _check_task(settings, "slide", "segment")
   data, segment = (settings.config[key] for key in ("data", "segment"))
@@ -182,7 +182,7 @@ def _slide(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return [[*rows, _ceilings(settings, "slide")]]
 
 
-def _report(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _report(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   models = {model: settings.models.get(model) for model in MODELS}
   if not all(models.values()):
     raise lookup.ConfigError(
@@ -193,12 +193,12 @@ def _report(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return [[_row(settings, "report", "report", "cadjax", file=scan, **models)]]
 
 
-def _data(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _data(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   _check_task(settings, "data", "classify")
   return [[_row(settings, "data", "data", "cadjax", data=inputs.data)]]
 
 
-def _preprocess(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _preprocess(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   groups = []
   for variant, file in zip(("image", "mask"), inputs.scan, strict=True):
     row = functools.partial(
@@ -219,7 +219,7 @@ def _preprocess(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return groups
 
 
-def _phantom(settings: Settings, inputs: Inputs) -> list[list[Row]]:
+def _phantom(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   del inputs
   threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
   row = _row(settings, "phantom", "phantom", "cadjax, one core")
@@ -227,14 +227,14 @@ def _phantom(settings: Settings, inputs: Inputs) -> list[list[Row]]:
   return [[dataclasses.replace(row, environment=one_core)]]
 
 
-def _aot(settings: Settings) -> Row:
+def _aot(settings: Settings) -> BenchRow:
   row = _row(settings, "aot", "aot", settings.aot, aot=settings.aot)
   # No TPU is asked for, neither by jax nor by libtpu.
   alone = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
   return dataclasses.replace(row, environment={**row.environment, **alone})
 
 
-WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[Row]]]] = {
+WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[BenchRow]]]] = {
   "train": _train,
   "infer": _infer,
   "explain": _explain,
@@ -266,8 +266,8 @@ def _num_classes(settings: Settings) -> int:
 
 
 def _torch_formats(
-  settings: Settings, row: Callable[..., Row], name: str = "PyTorch"
-) -> list[Row]:
+  settings: Settings, row: Callable[..., BenchRow], name: str = "PyTorch"
+) -> list[BenchRow]:
   if settings.against != "torch":
     return []
   return [
@@ -276,7 +276,7 @@ def _torch_formats(
   ]
 
 
-def _ceilings(settings: Settings, group: str = "stages") -> Row:
+def _ceilings(settings: Settings, group: str = "stages") -> BenchRow:
   return _row(settings, group, "ceilings", "ceilings")
 
 
@@ -288,7 +288,7 @@ def _row(
   *,
   framework: str = "cadjax",
   **spec: Any,
-) -> Row:
+) -> BenchRow:
   common = {
     "what": what,
     "framework": framework,
@@ -312,4 +312,4 @@ def _row(
     # Compile times are measured, not remembered.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
   }
-  return Row(group, name, common | spec, environment)
+  return BenchRow(group, name, common | spec, environment)

@@ -22,7 +22,7 @@ HOST = ("data", "preprocess", "phantom")
 
 
 def make(spec: Mapping[str, Any]) -> Work:
-  """Makes the work of a row; see `rows.Row.spec`."""
+  """Makes the work of a row; see `rows.BenchRow.spec`."""
   # Imported here, so that a process holds the frameworks of its row and none
   # else: its peak memory is part of the result.
   if spec["framework"] == "torch":

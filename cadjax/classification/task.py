@@ -11,7 +11,7 @@ from cadjax.classification import priors
 from cadjax.classification.classifier import Classifier
 from cadjax.core import parallel
 from cadjax.data import input_pipeline
-from cadjax.data.input_pipeline import Dataset, Row
+from cadjax.data.input_pipeline import CaseRow, Dataset
 from cadjax.metrics import binary, patient_level
 from cadjax.training import losses, steps
 from cadjax.training.task import (
@@ -57,7 +57,7 @@ def make_loss(
 
 
 def validation_metrics(
-  rows: list[Row], logits: np.ndarray, loss_fn: Callable
+  rows: list[CaseRow], logits: np.ndarray, loss_fn: Callable
 ) -> dict[str, float]:
   """Mean loss and the patient-level metrics at threshold 0.5.
 

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from data_prep.errors import UserError
 
-Row = dict[str, str]
+CaseRow = dict[str, str]
 Batch = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
 # The files whose contents tell one build from another.
@@ -44,11 +44,11 @@ class Dataset:
   """
 
   path: pathlib.Path
-  rows: Mapping[str, Sequence[Row]]
+  rows: Mapping[str, Sequence[CaseRow]]
   metadata: Mapping[str, Any]
   sources: Mapping[str, Any]
   fingerprint: str
-  prior: Callable[[Row, Mapping[str, Any]], np.ndarray] | None = None
+  prior: Callable[[CaseRow, Mapping[str, Any]], np.ndarray] | None = None
 
   @property
   def grid(self) -> Mapping[str, Any]:
@@ -65,16 +65,16 @@ class Dataset:
     """Whether the records hold masks."""
     return "mask" in self.read(next(iter(self._all_rows())))
 
-  def _all_rows(self) -> Iterator[Row]:
+  def _all_rows(self) -> Iterator[CaseRow]:
     for split in SPLITS:
       yield from self.rows[split]
 
-  def read(self, row: Row) -> dict[str, Any]:
+  def read(self, row: CaseRow) -> dict[str, Any]:
     """Reads one record, as TFDS decodes it."""
     return self.sources[row["stored"]][int(row["index"])]
 
   def batch(
-    self, rows: Sequence[Row], size: int, slices: Sequence | None = None
+    self, rows: Sequence[CaseRow], size: int, slices: Sequence | None = None
   ) -> Batch:
     """Stacks records into a batch of `size`, padded with invalid zeros.
 
@@ -108,7 +108,7 @@ class Dataset:
 
   def eval_batches(
     self, split: str, batch_size: int
-  ) -> Iterator[tuple[Batch, Sequence[Row]]]:
+  ) -> Iterator[tuple[Batch, Sequence[CaseRow]]]:
     """Yields every case of a split once, the last batch padded.
 
     Yields:
@@ -128,7 +128,7 @@ class Dataset:
     start: int,
     stop: int,
     slices_per_volume: int | None = None,
-  ) -> Iterator[tuple[Batch, Sequence[Row]]]:
+  ) -> Iterator[tuple[Batch, Sequence[CaseRow]]]:
     """Yields the batches of steps `start` to `stop`, in their shuffled order.
 
     Args:
@@ -144,7 +144,7 @@ class Dataset:
     per_epoch = self.steps_per_epoch(batch_size)
     depth = None if slices_per_volume is None else self.shape[0]
 
-    def load(i: int) -> tuple[Batch, Sequence[Row]]:
+    def load(i: int) -> tuple[Batch, Sequence[CaseRow]]:
       epoch, position = divmod(start + i, per_epoch)
       order = np.random.default_rng((seed, epoch)).permutation(len(rows))
       picked = order[position * batch_size : (position + 1) * batch_size]
@@ -232,7 +232,7 @@ def fingerprint_of(path: pathlib.Path) -> str:
   return digest.hexdigest()[:16]
 
 
-def _read_cases(path: pathlib.Path) -> list[Row]:
+def _read_cases(path: pathlib.Path) -> list[CaseRow]:
   cases = path / "cases.csv"
   if not cases.exists():
     raise UserError(f"{cases} is missing; build the data set again")
@@ -240,7 +240,9 @@ def _read_cases(path: pathlib.Path) -> list[Row]:
     return [{**row, "stored": row["split"]} for row in csv.DictReader(f)]
 
 
-def _by_fold(rows: Sequence[Row], fold: int, path) -> dict[str, list[Row]]:
+def _by_fold(
+  rows: Sequence[CaseRow], fold: int, path
+) -> dict[str, list[CaseRow]]:
   """Tests on fold `fold`, validates on the next one, trains on the rest."""
   folds = sorted({int(row["fold"]) for row in rows})
   if fold not in folds or len(folds) < 3:
@@ -250,13 +252,13 @@ def _by_fold(rows: Sequence[Row], fold: int, path) -> dict[str, list[Row]]:
     )
   following = folds[(folds.index(fold) + 1) % len(folds)]
   split_of = {fold: "test", following: "validation"}
-  result: dict[str, list[Row]] = {split: [] for split in SPLITS}
+  result: dict[str, list[CaseRow]] = {split: [] for split in SPLITS}
   for row in rows:
     result[split_of.get(int(row["fold"]), "train")].append(row)
   return result
 
 
-def _check_patients(rows: Mapping[str, Sequence[Row]], path) -> None:
+def _check_patients(rows: Mapping[str, Sequence[CaseRow]], path) -> None:
   seen: dict[str, str] = {}
   for split in SPLITS:
     for row in rows[split]:
@@ -269,11 +271,11 @@ def _check_patients(rows: Mapping[str, Sequence[Row]], path) -> None:
 
 
 def draw_patients(
-  rows: Sequence[Row],
+  rows: Sequence[CaseRow],
   patients: int | None,
   cad_fraction: float | None,
   seed: int,
-) -> list[Row]:
+) -> list[CaseRow]:
   """Returns the scans of patients drawn at random, in their order.
 
   Args:

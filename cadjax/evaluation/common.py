@@ -134,7 +134,7 @@ class Evaluation:
     return input_pipeline.SPLITS if self.split == "all" else (self.split,)
 
   @property
-  def cases(self) -> list[input_pipeline.Row]:
+  def cases(self) -> list[input_pipeline.CaseRow]:
     """The cases of these splits."""
     return [row for name in self.splits for row in self.dataset.rows[name]]
 

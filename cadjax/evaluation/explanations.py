@@ -158,7 +158,7 @@ def load_to_explain(
 def measure(
   trained: Classifier,
   dataset: input_pipeline.Dataset,
-  cases: Sequence[input_pipeline.Row],
+  cases: Sequence[input_pipeline.CaseRow],
   folder: pathlib.Path,
   *,
   about: Mapping[str, Any],
@@ -277,7 +277,7 @@ def kind_of_agreement(trained: Classifier, other: Classifier) -> str:
 def _measure_cases(
   trained: Classifier,
   dataset: input_pipeline.Dataset,
-  cases: Sequence[input_pipeline.Row],
+  cases: Sequence[input_pipeline.CaseRow],
   *,
   sanity: set[str],
   region: str,
@@ -461,7 +461,7 @@ def _agree(
 
 
 def _notes(
-  cases: Sequence[input_pipeline.Row], rows: Mapping[str, Sequence[Row]]
+  cases: Sequence[input_pipeline.CaseRow], rows: Mapping[str, Sequence[Row]]
 ) -> list[str]:
   notes = [
     "the best of many layers and methods is chosen on these same cases:"

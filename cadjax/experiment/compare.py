@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from cadjax.core.files import Row
 from cadjax.metrics import binary, intervals
 
-Row = Mapping[str, Any]
 # (fold, seed) of a cell.
 Key = tuple[int | None, int]
 CALL = ("label", "probability", "threshold")

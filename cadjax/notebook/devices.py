@@ -24,7 +24,7 @@ BATCH_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class DeviceRow:
   """What suits one kind of device.
 
   Attributes:
@@ -43,19 +43,25 @@ class Row:
 # Unless noted otherwise: 8 took 5.7 GB on an H200, and twice that without
 # bfloat16; of a GPU's memory jax takes three quarters.
 ROWS = (
-  Row("T4", "float32", 4, "no bfloat16 units; 8 would need 11 of its 15 GB"),
-  Row("V100", "float32", 4, "no bfloat16 units; 8 would need 11 of its 16 GB"),
-  Row("L4", "bfloat16", 8, "8 need 6 of its 22 GB"),
-  Row("A100", "bfloat16", 8, "8 need 6 of its 40 or 80 GB"),
-  Row("H100", "bfloat16", 8, "8 need 6 of its 80 GB"),
-  Row("H200", "bfloat16", 8, "8 took 5.7 of its 141 GB"),
-  Row("RTX PRO 6000", "bfloat16", 8, "8 need 6 of its 96 GB"),
-  Row("TPU v5 lite", "bfloat16", 8, "8 need 8 of its 16 GB, says its compiler"),
-  Row("TPU v6 lite", "bfloat16", 8, "8 need 8 of its 32 GB, as on a v5e"),
-  Row("TPU v2", "bfloat16", 1, "8 GB for each of its cores"),
-  Row("cpu", "float32", 2, "2 took 5.8 GB and 8 more than 15"),
+  DeviceRow(
+    "T4", "float32", 4, "no bfloat16 units; 8 would need 11 of its 15 GB"
+  ),
+  DeviceRow(
+    "V100", "float32", 4, "no bfloat16 units; 8 would need 11 of its 16 GB"
+  ),
+  DeviceRow("L4", "bfloat16", 8, "8 need 6 of its 22 GB"),
+  DeviceRow("A100", "bfloat16", 8, "8 need 6 of its 40 or 80 GB"),
+  DeviceRow("H100", "bfloat16", 8, "8 need 6 of its 80 GB"),
+  DeviceRow("H200", "bfloat16", 8, "8 took 5.7 of its 141 GB"),
+  DeviceRow("RTX PRO 6000", "bfloat16", 8, "8 need 6 of its 96 GB"),
+  DeviceRow(
+    "TPU v5 lite", "bfloat16", 8, "8 need 8 of its 16 GB, says its compiler"
+  ),
+  DeviceRow("TPU v6 lite", "bfloat16", 8, "8 need 8 of its 32 GB, as on a v5e"),
+  DeviceRow("TPU v2", "bfloat16", 1, "8 GB for each of its cores"),
+  DeviceRow("cpu", "float32", 2, "2 took 5.8 GB and 8 more than 15"),
 )
-UNKNOWN = Row(
+UNKNOWN = DeviceRow(
   "", "float32", 1, "not in the table of cadjax.notebook.devices: careful"
 )
 
@@ -72,7 +78,7 @@ class Device:
 
   kind: str
   count: int
-  row: Row
+  row: DeviceRow
 
   @property
   def is_cpu(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cadjax.data import classes, input_pipeline
-from cadjax.data.input_pipeline import Batch, Dataset, Row
+from cadjax.data.input_pipeline import Batch, CaseRow, Dataset
 from cadjax.segmentation import sliding
 from data_prep.errors import UserError
 
@@ -40,7 +40,7 @@ def train_batches(
   seed: int,
   start: int,
   stop: int,
-) -> Iterator[tuple[Batch, Sequence[Row]]]:
+) -> Iterator[tuple[Batch, Sequence[CaseRow]]]:
   """Yields the batches of steps `start` to `stop`.
 
   In an epoch every training volume gives `patches_per_volume` patches, in
@@ -67,7 +67,7 @@ def train_batches(
   per_epoch = steps_per_epoch(dataset, batch_size, patches_per_volume)
   size = tuple(patch_size)
 
-  def load(i: int) -> tuple[Batch, Sequence[Row]]:
+  def load(i: int) -> tuple[Batch, Sequence[CaseRow]]:
     epoch, position = divmod(start + i, per_epoch)
     order = np.random.default_rng((seed, epoch)).permutation(
       len(rows) * patches_per_volume

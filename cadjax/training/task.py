@@ -17,7 +17,7 @@ from flax import linen as nn
 from cadjax import models
 from cadjax.core import lookup, parallel
 from cadjax.data import augment, classes
-from cadjax.data.input_pipeline import Batch, Dataset, Row
+from cadjax.data.input_pipeline import Batch, CaseRow, Dataset
 from cadjax.training import steps
 
 # config.task: the models that do it.
@@ -40,7 +40,7 @@ class Task:
 
   image_shape: tuple[int, ...]
   steps_per_epoch: int
-  batches: Callable[[int, int], Iterator[tuple[Batch, Sequence[Row]]]]
+  batches: Callable[[int, int], Iterator[tuple[Batch, Sequence[CaseRow]]]]
   prepare: Callable
   loss_fn: Callable[[jax.Array, steps.Target], jax.Array]
   score: tuple[str, Callable]
@@ -137,7 +137,7 @@ def evaluate_split(
   split: str,
   score: Callable[[Batch], np.ndarray],
   batch_size: int,
-) -> tuple[list[Row], np.ndarray]:
+) -> tuple[list[CaseRow], np.ndarray]:
   """Scores every case of a split once.
 
   Args:

@@ -170,7 +170,7 @@ def test_slide_takes_a_segmenter(settings, tmp_path):
 
 def row(name, environment=None, **spec):
   spec = {"framework": "cadjax", "shape": SHAPE, **spec}
-  return rows.Row("group", name, spec, environment or {})
+  return rows.BenchRow("group", name, spec, environment or {})
 
 
 def test_a_dead_worker_is_one_line_and_others_go_on():
