@@ -1,7 +1,7 @@
 """A manifest.csv for a folder of scans, found by the names in it.
 
-Masks are told from scans by their names, and those without a word for it by
-their content.
+Masks are distinguished from scans by their names, or by their content where
+the name does not say.
 """
 
 import collections

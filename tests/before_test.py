@@ -17,7 +17,7 @@ import pytest
 from cadjax import tasks
 from cadjax.core import files
 from cadjax.evaluation.workdirs import evaluate_workdir
-from cadjax.experiment import page
+from cadjax.experiment import page, plan, run
 from cadjax.report import classified
 from cadjax.training import workdir
 from data_prep.errors import UserError
@@ -92,3 +92,19 @@ def test_results_of_experiments_are_read(tmp_path):
   count = page.update_readme(readme, results)
   assert count == len(list(results.glob("*/results.json")))
   assert len(readme.read_text().splitlines()) == count + 4
+
+
+@pytest.mark.parametrize(
+  ("name", "cell", "digest"),
+  [
+    ("dimension", "3d/fold0_seed0", "977d79ce"),
+    ("link", "link/seed0", "65495327"),
+    ("ablation", "no_pretraining/fold0_seed0", "fbeff1b7"),
+  ],
+)
+def test_cells_of_experiments_are_those_of_the_same_plan(name, cell, digest):
+  """Else finished experiments would be refused; digests as 0.1.0 made them."""
+  file = ROOT / "configs" / "experiments" / f"{name}.py"
+  made = plan.load_plan(str(file), "small")
+  (found,) = (one for one in made.cells() if one.name == cell)
+  assert run.digest(made, found) == digest

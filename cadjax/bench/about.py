@@ -20,7 +20,7 @@ def about(results: Sequence[Result]) -> dict[str, Any]:
   """Returns versions, machine, device, date and command, JSON-able.
 
   Args:
-    results: whose workers told what they ran on.
+    results: whose workers reported what they ran on.
 
   Returns:
     the facts, and "footer": the most important of them in one line.

@@ -29,7 +29,7 @@ class Result:
 
   Attributes:
     row: the row.
-    info: what the worker told when it was ready and at its end: volumes,
+    info: what the worker reported when it was ready and at its end: volumes,
       platform, flops, compile_seconds, peak_bytes, ...
     seconds: of every run.
     parts: seconds of the parts of every run, by name.
@@ -44,7 +44,7 @@ class Result:
 
 
 class Worker:
-  """A process that repeats the work of one row when it is told to."""
+  """A process that repeats the work of one row on request."""
 
   def __init__(self, row: BenchRow):
     # A file, as a pipe that nobody reads would fill up and block.

@@ -97,7 +97,7 @@ def _stages(group: Sequence[Result]) -> str:
 
 
 def _extras(group: Sequence[Result]) -> str:
-  """Returns what a row told beside its times, a line for each."""
+  """Returns what a row reported beside its times, a line for each."""
   lines = []
   for result in group:
     name = f"{result.row.group}: {result.row.name}"

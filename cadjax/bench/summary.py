@@ -151,11 +151,11 @@ def memory(results: Sequence[Result]) -> dict[str, list[tuple[int, int]]]:
   """
   curves = {}
   for result in results:
-    told = result.info.get("rss_bytes", [])
-    if len(told) > 1 and None not in told:
+    reported = result.info.get("rss_bytes", [])
+    if len(reported) > 1 and None not in reported:
       volumes = result.info["volumes"]
       name = f"{result.row.group}: {result.row.name}"
-      curves[name] = [(i * volumes, size) for i, size in enumerate(told, 1)]
+      curves[name] = [(i * volumes, size) for i, size in enumerate(reported, 1)]
   return curves
 
 
@@ -166,20 +166,20 @@ def aot(result: Result) -> dict[str, Any]:
     memory_gb and its share of the chip; model and program GFLOP, GB moved;
     millions of cycles: estimated, by stage, and of the two floors.
   """
-  told, chip = result.info["aot"], result.info["aot"]["chip"]
+  reported, chip = result.info["aot"], result.info["aot"]["chip"]
   flops = result.info["flops"] / result.row.spec["devices"]
   mega = chip["clock"] / 1e6
   return {
-    "memory_gb": told["memory_bytes"] / 1e9,
-    "memory_share": told["memory_bytes"] / chip["memory"],
+    "memory_gb": reported["memory_bytes"] / 1e9,
+    "memory_share": reported["memory_bytes"] / chip["memory"],
     "model_gflop": flops / 1e9,
-    "program_gflop": told["hlo_flops"] / 1e9,
-    "moved_gb": told["bytes_accessed"] / 1e9,
-    "mcycles": sum(told["cycles"].values()) / 1e6,
-    "mcycles_by_stage": {k: v / 1e6 for k, v in told["cycles"].items()},
+    "program_gflop": reported["hlo_flops"] / 1e9,
+    "moved_gb": reported["bytes_accessed"] / 1e9,
+    "mcycles": sum(reported["cycles"].values()) / 1e6,
+    "mcycles_by_stage": {k: v / 1e6 for k, v in reported["cycles"].items()},
     "mcycles_arithmetic": flops / chip["flops"] * mega,
-    "mcycles_bandwidth": told["bytes_accessed"] / chip["bandwidth"] * mega,
-    "collectives": told["collectives"],
+    "mcycles_bandwidth": reported["bytes_accessed"] / chip["bandwidth"] * mega,
+    "collectives": reported["collectives"],
   }
 
 

@@ -117,7 +117,7 @@ def blur(
   width = jnp.where(on, jnp.maximum(drawn, 1e-3), 1e-3)
   for axis, n in enumerate(image.shape[:-1]):
     # A product with a matrix, not a sum over taps: XLA on CPU would compute
-    # what came before (an interpolation) anew for every tap.
+    # what came before (an interpolation) again for every tap.
     offsets = jnp.arange(n)[:, None] - jnp.arange(n)[None, :]
     kernel = jnp.exp(-0.5 * (offsets / width) ** 2)
     kernel = kernel / jnp.sum(kernel, axis=1, keepdims=True)

@@ -42,7 +42,7 @@ BODY_HU = -500
 MAPS_BYTES = 2**31
 # Patients whose maps make the pairs of unrelated ones.
 BASELINE_PATIENTS = 12
-# What is measured, and what its rows are told apart by.
+# What is measured, and the columns that identify a row.
 TABLES = {
   "location": ("layer", "method", "structure"),
   "faithfulness": ("layer", "method"),

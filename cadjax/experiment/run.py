@@ -74,7 +74,7 @@ class Experiment:
     for cell in cells:
       if self.cells.state(cell.name) != "done":
         continue
-      if self.cells.read(cell.name)["digest"] != _digest(self.plan, cell):
+      if self.cells.read(cell.name)["digest"] != digest(self.plan, cell):
         raise UserError(
           f"{self.cells.folder(cell.name)} was done by another version of the"
           " plan or at another scale; use another --workdir"
@@ -123,7 +123,7 @@ class Experiment:
     self.cells.finish(
       cell.name,
       {
-        "digest": _digest(self.plan, cell),
+        "digest": digest(self.plan, cell),
         "entries": entries,
         "sizes": sizes,
         "cost": {
@@ -228,12 +228,16 @@ def make_data(given: Sequence[str], out: pathlib.Path) -> None:
   build.build(build.config_from_flags(values), out, overwrite=True)
 
 
-def _digest(plan: Plan, cell: Cell) -> str:
-  """Returns a digest that shows whether a cell's result is of this plan."""
+def digest(plan: Plan, cell: Cell) -> str:
+  """Returns a digest that shows whether a cell's result is of this plan.
+
+  It is of all that the result depends on: config, data, measure, fold, seed,
+  and the cells that this one needs.
+  """
   arm = plan.arms[cell.arm]
   used = (arm.data, *arm.measured_on)
   needs = {
-    role: _digest(plan, plan.needed(cell, other))
+    role: digest(plan, plan.needed(cell, other))
     for role, other in arm.needs.items()
   }
   return _hash(

@@ -1,4 +1,4 @@
-"""Balanced or unbalanced training data, and which loss bears it?
+"""Balanced or unbalanced training data, and which loss copes with it?
 
 The paper's third open question. All arms train on as many patients; one test
 set is balanced, the other has the 25 % with CAD of a clinic.
@@ -43,7 +43,7 @@ def get_plan(scale: str) -> dict[str, Any]:
       }
   return {
     "question": (
-      "Balanced or unbalanced training data, and which loss bears it?"
+      "Balanced or unbalanced training data, and which loss copes with it?"
     ),
     "claim": (
       "Open question of arXiv 2308.00009: balanced against unbalanced training"

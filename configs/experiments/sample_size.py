@@ -45,7 +45,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     "limits": (
       "Validation and test sets are the same for all sizes, and larger than a"
       " study of 22 subjects would have. Seeds draw the subjects"
-      " anew, but for the 704, which are all there are. Three trainings of a"
+      " again, except the 704, which are all there are. Three trainings of a"
       " size show only large steps from one size to the next."
     ),
   }

@@ -412,7 +412,7 @@ def test_a_version_of_another_process_does_not_mix(tmp_path, monkeypatch):
 
   def measure(trial):
     if trial.path.parent.name == "a":
-      other = runner._digest(made, made.cells()[0])[::-1]
+      other = runner.digest(made, made.cells()[0])[::-1]
       store.finish(made.cells()[0].name, {"digest": other})
       raise ValueError("it was done by the other one meanwhile")
     raise AssertionError("it would be measured with the other's cell")
