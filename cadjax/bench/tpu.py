@@ -1,6 +1,6 @@
 """The train step on TPUs that are not there, case by case.
 
-  python -m cadjax.bench.tpu --config=resnet3d --table=README.md
+  python -m cadjax.bench.tpu --config=resnet3d --table=cadjax/bench/README.md
 
 Compiles a config's step at 256x128x128 in bfloat16 ahead of time for one
 v5e chip, by batch, with and without remat, and for eight of them, and writes

@@ -1,8 +1,8 @@
 """Coronaries and plaques onto voxels, by sub-voxel samples near the tree.
 
 A vessel of 2 mm on voxels of 2 mm keeps its contrast integral and its volume:
-each voxel near the tree is split into samples, and every sample is classified by
-its place in the frame of the nearest point of the vessel.
+each voxel near the tree is split into samples, and every sample is classified
+by its place in the frame of the nearest point of the vessel.
 """
 
 import dataclasses
