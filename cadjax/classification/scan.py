@@ -206,7 +206,9 @@ def classify_scan(classifier: Classifier, scan: scans.Scan) -> ClassifiedScan:
     scan: of `scans.read_scan`.
 
   Returns:
-    the probability of CAD and what it rests on.
+    `prediction`: the probability of CAD in [0, 1], label and threshold;
+    `slices`: of a 2D model the probability [D] of every slice; `reading`: the
+    scan, int16 HU [D, H, W], as it was read and as the model saw it.
 
   Raises:
     UserError: the scan cannot be laid on the model's grid, memory is short,

@@ -62,10 +62,14 @@ def read_scan(
   """Reads a scan and the mask of its heart.
 
   Args:
-    path: a file or a folder of DICOM slices.
+    path: a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices.
     case: the name in the results; by default from the path's last part.
     series: which DICOM series, by UID or number.
-    heart_mask: a mask file; labels above 0 are the heart.
+    heart_mask: a mask file; labels above 0 are the heart. Without one the
+      heart is found in the image.
+
+  Returns:
+    `volume`: int16 HU [D, H, W] on the scanner's grid, with spacing in mm.
 
   Raises:
     UserError: the scan or the mask cannot be used.

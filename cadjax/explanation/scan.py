@@ -109,7 +109,9 @@ def explain_scan(
       `classes.CLASS_NAMES`.
 
   Returns:
-    a heat map for each method and layer.
+    `maps`: for each method and layer a map on the layer's own cells, float32,
+    at least 0, with strides in voxels of the model's grid; `target`: what was
+    explained; `prediction`: of a classifier.
 
   Raises:
     UserError: the scan or a mask cannot be used, or the region is empty.

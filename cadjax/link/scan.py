@@ -93,14 +93,15 @@ def load_pair(
   layer: str | None = None,
   decision_file: str | pathlib.Path | None = None,
 ) -> Pair:
-  """Loads two workdirs.
+  """Loads a classifier and a segmenter that are to read scans together.
 
   Args:
     classifier: its workdir.
     segmenter: its workdir.
-    method: see `Pair`.
-    layer: see `Pair`.
-    decision_file: link.json of `cadjax.evaluate_link` on these two.
+    method: of the heat maps: gradcam, hirescam, xrescam, layercam, gradcam++.
+    layer: whose map the findings rest on; `LAYER` if left out.
+    decision_file: link.json of `cadjax link` on these two, for one probability
+      of both.
 
   Raises:
     UserError: a workdir is missing or of the other task, or the decision is
@@ -135,6 +136,12 @@ def link_scan(
     pair: of `load_pair`.
     scan: of `scans.read_scan`.
     options: of `findings.find_abnormalities`.
+
+  Returns:
+    `classified` and `segmented`: what each model found; `maps`: by layer,
+    float32 [D, H, W] in [0, 1] on the classifier's grid; `linked.findings`:
+    located abnormalities with position in mm (LPS), vessel, plaque in mm3 and
+    stenosis in [0, 1], the most abnormal first.
 
   Raises:
     UserError: the scan cannot be laid on a model's grid, or memory is short.

@@ -133,7 +133,8 @@ def segment_scan(
     progress: whether to show a bar on a terminal.
 
   Returns:
-    labels on the grids of the scan and of the model.
+    `labels`: uint8 [D, H, W] on the scan's grid; `model_labels`: the same on
+    the model's grid; `classes`: volume in mL and components of each class.
 
   Raises:
     UserError: the scan cannot be laid on the model's grid, memory is short,
