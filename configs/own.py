@@ -3,13 +3,12 @@
 Five commands, from a folder of scans, sorted into normal/ and cad/ or labelled
 in the manifest.csv that the first one writes, to the page of one of them:
 
-  python -m data_prep.check --write_manifest --input=scans
-  python -m data_prep.build --source=manifest --input=scans --grid=heart \
+  cadjax check --write_manifest --input=scans
+  cadjax build --source=manifest --input=scans --grid=heart \
     --shape=64,64,64 --box_mm=128,128,128 --out=own/data
-  python -m cadjax.main --config=configs/own.py --workdir=own/classifier
-  python -m cadjax.evaluate --workdir=own/classifier
-  python -m cadjax.predict --classifier=own/classifier --input=SCAN \
-    --out=own/case
+  cadjax train --config=own --workdir=own/classifier
+  cadjax evaluate --workdir=own/classifier
+  cadjax predict --classifier=own/classifier --input=SCAN --out=own/case
 
 Runtime, with 12 phantoms at 1 mm (data_prep.export) on two cores that many
 other programs shared: 27 s, 32 s, 3 minutes (35 s of processor time), 91 s and
@@ -41,6 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-3
     # An epoch has as few as two steps, so count in shares of the training.
     config.optimizer.warmup_steps = 0
+    # Share of all steps, in place of warmup_steps.
     config.optimizer.warmup_fraction = 0.1
     config.parallel = "mesh"
     config.mesh.data = 1  # A batch of 4 does not divide by eight devices.

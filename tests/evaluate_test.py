@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import messages
 
 from cadjax import models, tasks
 from cadjax.core import files
@@ -395,7 +396,7 @@ def test_program_prints_the_table(trained, result):
 def test_program_ends_in_one_line_without_a_workdir(tmp_path):
   done = run(f"--workdir={tmp_path / 'absent'}")
   assert done.returncode == 2
-  lines = done.stderr.strip().splitlines()
+  lines = messages(done)
   assert len(lines) == 1
   assert lines[0].startswith("error: ")
   assert "absent" in lines[0]

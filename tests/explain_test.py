@@ -14,7 +14,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 from tiny_models import Fcn, draw_variables
-from tiny_runs import classify_file, write_workdir
+from tiny_runs import classify_file, messages, write_workdir
 
 from cadjax import explain, models, tasks
 from cadjax.core import files, lookup
@@ -612,7 +612,7 @@ def test_the_program_writes_whole_results(classifier, tmp_path):
   ]
   done = run_program(*given)
   assert done.returncode == 2, done.stderr
-  (line,) = done.stderr.splitlines()
+  (line,) = messages(done)
   assert line.startswith("error: ")
   assert str(bad) in line
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["good"]
@@ -669,7 +669,7 @@ def test_a_wrong_layer_answers_with_the_nearest_in_one_line(classifier):
     f"--workdir={classifier.path}", "--layers=stge4", "--input=x", "--out=y"
   )
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
+  (line,) = messages(done)
   assert "unknown layer 'stge4'; did you mean 'stage4'" in line
 
 

@@ -13,7 +13,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from tiny_runs import STEP, classify_file, predict_all, warning, write_workdir
+from tiny_runs import (
+  STEP,
+  classify_file,
+  messages,
+  predict_all,
+  warning,
+  write_workdir,
+)
 
 from cadjax import tasks
 from cadjax.classification import scan as classification_scan
@@ -402,7 +409,7 @@ def test_each_bad_input_fails_alone_in_one_line(trained, scan, tmp_path):
     *(f"--input={path}" for path in given),
   )
   assert done.returncode == 2, done.stderr
-  lines = done.stderr.splitlines()
+  lines = messages(done)
   assert len(lines) == 4, done.stderr
   for line, path in zip(lines, bad, strict=True):
     assert line.startswith("error: ")
@@ -427,7 +434,7 @@ def test_a_folder_that_is_no_workdir_is_told_in_one_line(scan, tmp_path):
     f"--classifier={tmp_path}", f"--input={scan}", f"--out={tmp_path / 'out'}"
   )
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
+  (line,) = messages(done)
   assert line.startswith(f"error: {tmp_path} is not a workdir")
   assert not (tmp_path / "out").exists()
 
@@ -445,6 +452,6 @@ def test_a_flag_of_both_models_without_a_segmenter_is_told(
     flag,
   )
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
+  (line,) = messages(done)
   assert f"{flag.partition('=')[0]} is of both models" in line
   assert not (tmp_path / "out").exists()

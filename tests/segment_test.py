@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import classify_file, segment_file, warning
+from tiny_runs import classify_file, messages, segment_file, warning
 
 from cadjax.classification.classifier import load_classifier
 from cadjax.data import jobs, scans
@@ -234,7 +234,7 @@ def test_many_scans_one_bad(tiny_segmenter, scan, tmp_path):
     "--batch_size=2",
   )
   assert done.returncode == 2, done.stderr
-  (line,) = done.stderr.splitlines()
+  (line,) = messages(done)
   assert line.startswith("error: ")
   assert "absent" in line
   assert "1 segmented, 1 failed" in done.stdout
@@ -254,7 +254,7 @@ def test_a_model_of_the_other_task_is_told_in_one_line(
   ):
     done = run(module, flag, f"--input={scan}", out)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    (line,) = messages(done)
     assert "is needed" in line
   assert not (tmp_path / "out").exists()
 

@@ -3,9 +3,17 @@
 import functools
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+
+
+def enable_x64():
+  """Computes in float64 within a `with`; jax 0.7 has it in another place."""
+  if hasattr(jax, "enable_x64"):
+    return jax.enable_x64(True)
+  return jax.experimental.enable_x64(True)
 
 
 def draw_variables(model, ndim, seed=0):

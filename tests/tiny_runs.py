@@ -81,6 +81,15 @@ def write_workdir(
   return path
 
 
+def messages(done):
+  """The lines that a program wrote to stderr; not what libraries log.
+
+  With Colab's jaxlib, Grain warns at its import that it is old.
+  """
+  lines = done.stderr.splitlines()
+  return [line for line in lines if not line.startswith("WARNING:absl:Grain")]
+
+
 def warning(cause, model="classifier", output="probability"):
   """Returns a warning of `reading.WARNINGS`."""
   return reading.WARNINGS[cause].format(model=model, output=output)

@@ -108,8 +108,9 @@ def test_the_wheel_has_every_file_of_the_packages(run, installed):
         relative.parts
       ):
         there = (site / relative).is_file()
-        # Pages about the source are read there.
-        assert there or relative.name == "README.md", relative
+        # Pages about the source, and their picture, are read there.
+        pages = ("README.md", "example.jpg")
+        assert there or relative.name in pages, relative
 
 
 def test_version_and_list(run):

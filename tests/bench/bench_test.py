@@ -25,11 +25,11 @@ from cadjax.bench import (
   work_jax,
   worker,
 )
-from cadjax.classification import task
 from cadjax.core.lookup import ConfigError, UnknownName
 from cadjax.explanation import cam
 from cadjax.models import flops
 from cadjax.report import linked
+from cadjax.segmentation import task
 from configs import resnet2d, resnet3d, unet2d, unet3d
 from data_prep.errors import UserError
 

@@ -10,16 +10,18 @@ from data_prep import errors
 PROGRAM = """
 from absl import flags
 from data_prep import errors
-SIZE = flags.DEFINE_integer("size", 1, "A size.")
+def define_flags():
+  flags.DEFINE_integer("size", 1, "A size.")
 def main(_):
-  if SIZE.value == 2:
+  size = flags.FLAGS.size
+  if size == 2:
     raise errors.UserError("--size=2:\\n  choose another")
-  if SIZE.value == 3:
+  if size == 3:
     raise KeyError("expected")
-  if SIZE.value == 4:
+  if size == 4:
     raise RuntimeError("a bug")
-  print("size", SIZE.value)
-errors.run(main, expected=(KeyError,))
+  print("size", size)
+errors.run("program", main, define_flags, expected=(KeyError,))
 """
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import messages
 
 from cadjax import models, tasks
 from cadjax.data import input_pipeline
@@ -358,6 +359,6 @@ def test_a_segmenter_is_refused_before_it_is_evaluated(
     text=True,
   )
   assert done.returncode == 2
-  (line,) = done.stderr.splitlines()
+  (line,) = messages(done)
   assert "is a segmenter; here a classifier is needed" in line
   assert not (path / "eval").exists()

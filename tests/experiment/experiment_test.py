@@ -128,7 +128,7 @@ def test_fields_of_all_arms_can_be_overridden():
     ("epoch=7", "no arm has that field"),
     ("epochs.more=7", "no arm has that field"),
     ("epochs=many", "epochs"),
-    ("epochs", "no FIELD=VALUE"),
+    ("epochs", "expected FIELD=VALUE"),
   ):
     with pytest.raises(lookup.ConfigError, match=message):
       plan.override(made, [setting])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import enable_x64
 
 from cadjax import models
 from cadjax.explanation import cam
@@ -39,7 +40,7 @@ def test_maps_are_monais(monai_nets, visualize, ndim):  # noqa: F811
   net = make_torch(monai_nets, ndim, 10).eval().double()
   x = np.random.default_rng(1).random((1, *SPACE[ndim], 1))
   given = torch.tensor(np.moveaxis(x, -1, 1).copy())
-  with jax.enable_x64(True):
+  with enable_x64():
     model = models.get_model({"ndim": ndim, "depth": 10, "conv": "lax"})
     model = model.clone(dtype=jnp.float64)
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from flax import linen as nn
-from tiny_models import Fcn, draw_variables
+from tiny_models import Fcn, draw_variables, enable_x64
 
 from cadjax import models
 from cadjax.core import lookup
@@ -388,7 +388,7 @@ def test_logits_and_score_of_a_2d_model_take_slices_in_turn():
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
 def test_gradients_equal_finite_differences(kind):
   """In float64, of smooth scores, with a random direction at each map."""
-  with jax.enable_x64(True):
+  with enable_x64():
     rng = np.random.default_rng(2)
     if kind == "classifier":
       model = resnet().clone(dtype=jnp.float64)

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from tiny_models import enable_x64
 
 from cadjax.models import conv_cpu, layers, winograd
 
@@ -81,7 +82,7 @@ def value_and_gradients(conv, win, x, kernel, dy):
 
 @pytest.fixture
 def x64():
-  with jax.enable_x64(True):
+  with enable_x64():
     yield
 
 
@@ -173,7 +174,7 @@ def test_rounding_in_float32(case, rule):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(*x.shape[:4], 32)).astype(np.float32)
     kernel = rng.normal(size=(*win.size, 32, 4)).astype(np.float32)
-  with jax.enable_x64(True):
+  with enable_x64():
     exact = (jnp.asarray(a, jnp.float64) for a in (x, kernel, dy))
     want = [np.asarray(a) for a in value_and_gradients(native, win, *exact)]
   got = value_and_gradients(lowering, win, x, kernel, dy)
@@ -191,7 +192,7 @@ def test_rounding_in_float32(case, rule):
 def test_bfloat16_rounds_once(case):
   """As close to the exact result as bfloat16's 8 bits let it be."""
   lowering, *half = draw(case, dtype=jnp.bfloat16)
-  with jax.enable_x64(True):
+  with enable_x64():
     wide = [half[0], *(jnp.asarray(a, jnp.float64) for a in half[1:])]
     want = [np.asarray(a) for a in value_and_gradients(native, *wide)]
   for a, b in zip(value_and_gradients(lowering, *half), want, strict=True):

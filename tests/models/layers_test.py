@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from scipy import ndimage, signal
+from tiny_models import enable_x64
 
 from cadjax.core import lookup
 from cadjax.models import layers
@@ -46,7 +47,7 @@ def test_conv_is_scipys_correlation(space, strides, size, dilation):
 
 
 def test_folded_stem_is_the_stem():
-  with jax.enable_x64(True):
+  with enable_x64():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 8, 10, 12, 1))
     kernel = rng.normal(size=(7, 7, 7, 1, 3))
@@ -302,7 +303,7 @@ def test_batch_norm_and_its_gradient_are_flaxs(train, devices):
     dtype=jnp.float64,
     **axis,
   )
-  with jax.enable_x64(True):
+  with enable_x64():
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(2, 4, 6, 5, 3)) * 3 + 1
     params = {"scale": rng.normal(size=3), "bias": rng.normal(size=3)}

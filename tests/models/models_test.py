@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from tiny_models import enable_x64
 
 from cadjax import models
 from cadjax.core import lookup
@@ -149,7 +150,7 @@ def test_options_do_not_change_the_parameter_tree():
 def test_three_kinds_of_convolution_agree(gradients):
   """In float64, on maps large enough for Winograd."""
   results = {}
-  with jax.enable_x64(True):
+  with enable_x64():
     x = jnp.asarray(image(batch=1, space=(64, 64, 64)), jnp.float64)
     variables = without(init(small(), x))
     for conv in ("auto", "exact", "lax"):

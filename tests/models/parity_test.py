@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import enable_x64
 
 from cadjax import models
 from cadjax.models import resnet
@@ -149,7 +150,7 @@ def test_the_unet_is_the_same_in_torch(unet_torch, ndim, options, train):
   shake_norms(net)
   rng = np.random.default_rng(0)
   x = rng.random((2, *(16, 24, 32)[:ndim], 1))
-  with jax.enable_x64(True):
+  with enable_x64():
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     params, stats = (

@@ -1,6 +1,5 @@
 """The training loop with a segmenter: validation, resume, refusals."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,11 +11,11 @@ from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import tasks
 from cadjax.classification.classifier import load_classifier
-from cadjax.core import files, lookup
+from cadjax.core import lookup
 from cadjax.data import classes, input_pipeline
 from cadjax.segmentation import task
 from cadjax.segmentation.segmenter import load_segmenter
-from cadjax.training import steps, workdir
+from cadjax.training import steps
 from data_prep import build
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig
 from data_prep.errors import UserError
@@ -184,21 +183,6 @@ def test_volumes_of_several_shapes_train_and_validate(
   assert len({dataset.read(row)["image"].shape for row in rows}) > 1
   state = tasks.train_and_evaluate(config, tmp_path / "run")
   assert int(state.step) == 2
-
-
-def test_a_workdir_from_before_segmenters_goes_on(tiny_workdir, tiny_config):
-  """The config.json of such a run has no task."""
-  path = tiny_workdir / "config.json"
-  text = path.read_text()
-  stored = json.loads(text)
-  del stored["task"]
-  files.write_json(path, stored)
-  try:
-    dataset = input_pipeline.open_dataset(tiny_config.data)
-    workdir.prepare(tiny_workdir, tiny_config, dataset)
-    assert tasks.load_model(tiny_workdir).task == "classify"
-  finally:
-    path.write_text(text)
 
 
 def test_a_model_of_another_task_is_told(tiny_workdir, tiny_segmenter):

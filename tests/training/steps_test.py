@@ -168,7 +168,7 @@ def masked_batch(depth=4, n=2):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_segmenters_target_is_its_mask_in_the_classes_of_its_task(ndim):
   prepare = steps.make_prepare(
-    ndim=ndim, window_hu=(0.0, 1.0), augment=None, task="aorta_coronaries"
+    ndim=ndim, window_hu=(0.0, 1.0), augment=None, class_set="aorta_coronaries"
   )
   batch = masked_batch()
   image, (mask, known), valid = prepare(jax.random.key(0), batch)
@@ -194,7 +194,7 @@ def test_image_and_mask_are_augmented_alike(ndim):
     return flip(image), flip(mask)
 
   prepare = steps.make_prepare(
-    ndim=ndim, window_hu=(0.0, 4.0), augment=turn, task="four"
+    ndim=ndim, window_hu=(0.0, 4.0), augment=turn, class_set="four"
   )
   batch = masked_batch(n=2)
   batch["image"] = batch["mask"][..., None].astype(jnp.int16)
