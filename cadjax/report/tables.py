@@ -1,4 +1,4 @@
-"""The tables of `evaluate_explain` as text and as one picture."""
+"""The tables of `evaluation.explanations` as text and as one picture."""
 
 import math
 from collections.abc import Mapping, Sequence
