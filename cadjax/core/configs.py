@@ -86,10 +86,15 @@ class _Parser(flags.ArgumentParser):
   def parse(self, path: str) -> ml_collections.ConfigDict:
     # What follows a colon is handed to get_config.
     name, colon, argument = path.partition(":")
-    config = self._files.parse(f"{find(CONFIG, name)}{colon}{argument}")
+    file = find(CONFIG, name)
     try:
+      config = self._files.parse(f"{file}{colon}{argument}")
       # A file that could not be loaded raises at first use.
       config.keys()
+    except SyntaxError as error:
+      raise lookup.ConfigError(
+        f"--config={name}: is not a Python file ({error}); try --config=demo"
+      ) from error
     except OSError as error:
       raise lookup.ConfigError(str(error)) from error
     except AttributeError as error:
