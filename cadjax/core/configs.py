@@ -93,7 +93,7 @@ class _Parser(flags.ArgumentParser):
       config.keys()
     except SyntaxError as error:
       raise lookup.ConfigError(
-        f"--config={name}: is not a Python file ({error}); try --config=demo"
+        f"is not a Python file ({error}); try --config=demo"
       ) from error
     except OSError as error:
       raise lookup.ConfigError(str(error)) from error

@@ -3,6 +3,7 @@ by the configs_test.py above."""
 
 import importlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -179,3 +180,18 @@ def test_a_config_gets_what_follows_the_colon(tmp_path, config_flag):
   )
   assert config_flag.parser.parse(f"{path}:a:b").arg == "a:b"
   assert re.search("^resnet", config_flag.parser.parse("demo:x").model.name)
+
+
+def test_a_file_that_is_not_python_is_one_line(tmp_path):
+  path, workdir = tmp_path / "passwd", tmp_path / "run"
+  path.write_text("root:x:0:0\n")
+  done = subprocess.run(
+    [sys.executable, "-m", "cadjax.main", f"--config={path}"]
+    + [f"--workdir={workdir}"],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert f"error: flag --config={path}: is not a Python file" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not workdir.exists()
