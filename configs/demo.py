@@ -7,7 +7,7 @@ Command (`make demo` runs it with its data):
   cadjax train --config=demo --workdir=demo/classifier
 
 The phantoms of severity `overt` carry more and denser plaque than patients
-do: this shows that the chain works and is no evidence about patients.
+do: this shows that the chain works and is not evidence about patients.
 """
 
 import ml_collections

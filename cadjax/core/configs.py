@@ -203,7 +203,7 @@ def _comments(path: pathlib.Path) -> dict[str, str]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline)
     if token.type == tokenize.COMMENT
   }
-  # By line: what stands beside code, and what has the line to itself.
+  # By line: comments beside code, and comments on lines of their own.
   beside, alone = {}, {}
   for (row, column), text in comment_at.items():
     own_line = not lines[row - 1][:column].strip()

@@ -136,7 +136,7 @@ def table_marks(name: str) -> tuple[str, str]:
 
 
 def split_at_table(readme: pathlib.Path, name: str) -> tuple[str, str]:
-  """Returns what stands before and after the table of that name.
+  """Returns the text before and after the table of that name.
 
   Raises:
     UserError: there is no such file, or the marks are missing.

@@ -183,7 +183,7 @@ class Evaluation:
       notes.append(
         f"{len(both)} of {len(here)} patients have the id of one that the model"
         f" was trained or chosen on, such as {both[0]}: if they are the same,"
-        " this is no external validation"
+        " this is not an external validation"
       )
     return notes
 
