@@ -126,7 +126,9 @@ def points(args: flags.FlagValues) -> dict[str, rows.Settings]:
     elif text.isdecimal() and int(text):
       value = int(text)
     else:
-      raise UserError(f"--values: {text!r} is not a number, as {args.sweep} takes")
+      raise UserError(
+        f"--values: {text!r} is not a number, as {args.sweep} takes"
+      )
     found[text] = dataclasses.replace(settings, **{args.sweep: value})
   return found
 

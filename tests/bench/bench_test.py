@@ -132,7 +132,10 @@ def test_the_program_writes_table_json_and_roofline(tmp_path):
   [
     (["--config=no.py"], "flag --config=no.py: no.py: no such file"),
     (["--what=trian"], "unknown --what 'trian'; did you mean 'train'? known: "),
-    (["--sweep=batch", "--values=1,x"], "--values: 'x' is no number of batch"),
+    (
+      ["--sweep=batch", "--values=1,x"],
+      "--values: 'x' is not a number, as batch takes",
+    ),
   ],
 )
 def test_a_wrong_flag_is_one_line(flags, message, tmp_path):
