@@ -53,7 +53,10 @@ def export_case(
   truth = {
     "label": case.label,
     "cad_rads": drawn.cad_rads,
-    "lesions": drawn.lesions,
+    "lesions": [
+      lesion | {"line_mm": drawn.lesion_line(lesion).round(2).tolist()}
+      for lesion in drawn.lesions
+    ],
   }
   lesions = out / f"{case.case_id}_lesions.json"
   lesions.write_text(json.dumps(truth, indent=2) + "\n")

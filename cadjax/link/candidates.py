@@ -26,6 +26,7 @@ class Candidate:
     sources: what found it.
     heat: value that made it a peak, over the map's maximum; NaN if none.
     voxels: [K, 3] of its plaque; None without.
+    narrowings: where the lumen is narrowest, indices likewise.
   """
 
   position_mm: np.ndarray
@@ -35,6 +36,7 @@ class Candidate:
   sources: tuple[str, ...] = ()
   heat: float = float("nan")
   voxels: np.ndarray | None = None
+  narrowings: tuple[int, ...] = ()
 
   def line(self, tree: VesselTree) -> np.ndarray:
     """[K, 3] mm of the vessel along it, or its position alone."""

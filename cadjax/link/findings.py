@@ -28,10 +28,14 @@ RANKED_BY = {
   "map": "heat, relative to the map's maximum",
   "vessel_map": "mean heat within reach, relative to the largest anywhere",
   "plaque": "plaque volume in mm3",
-  "combined": (
-    "weighted sum of log plaque volume, stenosis and log lift of the heat"
-  ),
+  "combined": "grade of the stenosis, then plaque volume, then heat's lift",
 }
+# Shares of the diameter at which a grade begins: those of CAD-RADS 2.0 (Cury
+# et al., J. Cardiovasc. Comput. Tomogr. 16 (2022) 536-557), 2 to 5.
+GRADES = (0.25, 0.5, 0.7, 1.0)
+# Plaque in mm3, and a lift, that take half of the room within a grade.
+_HALF_MM3 = 100.0
+_HALF_LIFT = 10.0
 # Whether the loss of diameter of a finding was measured, and why not:
 # against the lumen; against a mask that merges plaque and lumen, so that a
 # widened vessel may hide it; plaque fills the whole calibre; nothing to
@@ -59,9 +63,6 @@ class FindingOptions:
     least_voxels: reference radius, in voxels, from which on the loss of
       diameter is measured.
     most: no more findings than this.
-    plaque_weight: of log(1 + mm3 / 10) in the combined score.
-    stenosis_weight: of the stenosis, 0 to 1.
-    evidence_weight: of log2(1 + lift).
   """
 
   near_mm: float = 6.0
@@ -73,9 +74,6 @@ class FindingOptions:
   least_stenosis: float = 0.3
   least_voxels: float = 2.0
   most: int = 20
-  plaque_weight: float = 1.0
-  stenosis_weight: float = 1.0
-  evidence_weight: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +100,10 @@ class Finding:
     stenosis: share of the diameter lost, 0 to 1; None where not measured.
     stenosis_state: one of `STENOSIS_STATES`.
     stenosis_note: why not, or on what it rests, in words.
-    score: the rank; higher is more abnormal.
+    score: the rank; higher is more abnormal. See `score`.
     ranked_by: what the score is.
+    line_mm: [K, 3] LPS, the centreline over the extent; the position alone of
+      a peak of the map and off the vessels. Not in `to_dict`.
   """
 
   position_mm: tuple[float, float, float]
@@ -125,10 +125,13 @@ class Finding:
   stenosis_note: str
   score: float
   ranked_by: str
+  line_mm: np.ndarray = dataclasses.field(repr=False, compare=False)
 
   def to_dict(self) -> dict[str, Any]:
     """Returns a JSON-able row, but for NaN."""
-    return dataclasses.asdict(self)
+    row = dataclasses.asdict(self)
+    del row["line_mm"]
+    return row
 
 
 def find_abnormalities(
@@ -203,12 +206,15 @@ def _places(tree, calibres, heat, plaques, mode, options) -> list[Candidate]:
       calibres, options.least_stenosis, options.apart_mm
     ):
       line = tree.branches[one.branch].points_mm
-      _join(
-        tree, places, options,
-        Candidate(
-          line[one.place], one.branch, one.first, one.last, ("narrowing",)
-        ),
-      )  # fmt: skip
+      narrowing = Candidate(
+        line[one.place],
+        one.branch,
+        one.first,
+        one.last,
+        ("narrowing",),
+        narrowings=(one.place,),
+      )
+      _join(tree, places, options, narrowing)
   if mode in ("vessel_map", "combined") and heat is not None:
     for peak in candidates.vessel_peaks(
       heat,
@@ -222,18 +228,31 @@ def _places(tree, calibres, heat, plaques, mode, options) -> list[Candidate]:
 
 
 def _join(tree, places, options, new: Candidate) -> None:
-  """Adds a candidate to the nearest within reach, or as one of its own."""
+  """Adds a candidate to the nearest within reach, or as one of its own.
+
+  A narrowing joins what lies on its own vessel alone, and widens its extent:
+  beyond a fork its stenosis would be measured on the wrong one.
+  """
+  near = [
+    place
+    for place in places
+    if not new.narrowings or place.branch == new.branch
+  ]
   away = [
     np.linalg.norm(place.line(tree) - new.position_mm, axis=1).min()
-    for place in places
+    for place in near
   ]
-  if not places or min(away) > options.around_mm:
+  if not near or min(away) > options.around_mm:
     places.append(new)
     return
-  place = places[int(np.argmin(away))]
+  place = near[int(np.argmin(away))]
   place.sources = (*place.sources, *new.sources)
   if np.isfinite(new.heat):
     place.heat = float(np.nanmax([place.heat, new.heat]))
+  if new.narrowings:
+    place.first = min(place.first, new.first)
+    place.last = max(place.last, new.last)
+    place.narrowings = (*place.narrowings, *new.narrowings)
 
 
 class _Measure:
@@ -248,7 +267,7 @@ class _Measure:
       self.covered = int(np.isfinite(heat).sum())
 
   def __call__(self, place: Candidate) -> Finding:
-    tree, options = self.tree, self.options
+    tree = self.tree
     if place.branch < 0 and place.voxels is None:
       place = self._on_vessel(place)
     index = np.rint(tree.to_index(place.position_mm)).astype(int)
@@ -286,10 +305,14 @@ class _Measure:
       stenosis_note=note,
       score=np.nan,
       ranked_by=RANKED_BY[self.mode],
+      # A peak near a vessel stays where it is.
+      line_mm=(
+        place.line(tree)
+        if place.last > place.first
+        else np.asarray(place.position_mm, float)[None]
+      ),
     )
-    return dataclasses.replace(
-      finding, score=score(finding, self.mode, options)
-    )
+    return dataclasses.replace(finding, score=score(finding, self.mode))
 
   def _on_vessel(self, place: Candidate) -> Candidate:
     """Tells on which vessel a peak of the map lies, if on any."""
@@ -335,24 +358,29 @@ class _Measure:
     if place.branch < 0:
       return None, "unmeasured", "not on a vessel"
     one = self.calibres[place.branch]
-    reach = int(round(self.options.around_mm / STEP_MM))
-    low = max(place.first - reach, 0)
     if not np.isfinite(one.reference_mm).any():
       note = "the vessel is too short for a reference calibre"
       return None, "unmeasured", note
-    if not one.resolved[(place.first + place.last) // 2]:
-      least = self.options.least_voxels
-      note = f"the reference radius is below {least:g} voxels"
-      return None, "unmeasured", note
-    inner = one.inner(_EDGE_MM)[low : place.last + reach + 1]
-    at = low + np.flatnonzero(inner)
-    if not len(at):
-      note = "too near to an end of the vessel or to a gap in the mask"
-      return None, "unmeasured", note
-    worst = at[one.stenosis[at].argmax()]
-    if one.filled[worst]:
-      what = "plaque" if kind == "unstable" else "calcium"
-      return None, "filled", f"{what} fills the calibre"
+    # A peak of the map has no extent: what it rests on may lie around it.
+    peak = place.first == place.last
+    reach = int(round(self.options.around_mm / STEP_MM)) if peak else 0
+    low = max(place.first - reach, 0)
+    extent = slice(low, place.last + reach + 1)
+    filler = "plaque" if kind == "unstable" else "calcium"
+    if place.narrowings:
+      worst = max(place.narrowings, key=lambda k: one.stenosis[k])
+    else:
+      at = low + np.flatnonzero(one.inner(_EDGE_MM)[extent])
+      if not len(at):
+        note = "too near to an end of the vessel or to a gap in the mask"
+        return None, "unmeasured", note
+      worst = at[one.stenosis[at].argmax()]
+      if not one.resolved[worst]:
+        least = self.options.least_voxels
+        note = f"the reference radius is below {least:g} voxels"
+        return None, "unmeasured", note
+      if one.filled[worst]:
+        return None, "filled", f"{filler} fills the calibre"
     lost = float(np.clip(one.stenosis[worst], 0, 1))
     if not self.plaques:
       note = (
@@ -360,21 +388,39 @@ class _Measure:
       )
       return lost, "merged", f"from {note}"
     note = "from the mask's lumen against a taper fitted to the branch"
+    if one.filled[extent].any():
+      note += f"; {filler} fills the calibre beside it, where more may be lost"
     return lost, "measured", note
 
 
-def score(finding: Finding, mode: str, options: FindingOptions) -> float:
-  """Returns what a mode ranks a finding by; see `RANKED_BY`."""
+def score(finding: Finding, mode: str) -> float:
+  """Returns what a mode ranks a finding by; see `RANKED_BY`.
+
+  "combined" ranks as a reader grades a patient, by the worst narrowing: the
+  grade of the stenosis first, 2 to 5 from 25, 50, 70 and 100 % on (`GRADES`);
+  1 for plaque with less, or where the loss is not measurable; 0 for neither.
+  Within a grade, findings with plaque come first, the largest volume before
+  the others; then those without, by the lift of the heat map. The score is
+  the grade plus a share below 1 for the order within it.
+
+  Args:
+    finding: its stenosis, plaque_mm3, lift and heat are used.
+    mode: one of `MODES`.
+  """
   if mode in ("map", "vessel_map"):
     return finding.heat
   if mode == "plaque":
     return finding.plaque_mm3
+  grade = int(np.searchsorted(GRADES, finding.stenosis or 0.0, side="right"))
+  volume = finding.plaque_mm3
+  if grade:
+    grade += 1
+  elif volume:
+    grade = 1
+  if volume:
+    return grade + 0.5 + 0.5 * volume / (volume + _HALF_MM3)
   lift = 0.0 if np.isnan(finding.lift) else finding.lift
-  return float(
-    options.plaque_weight * np.log1p(finding.plaque_mm3 / 10)
-    + options.stenosis_weight * (finding.stenosis or 0.0)
-    + options.evidence_weight * np.log2(1 + lift)
-  )
+  return grade + 0.5 * lift / (lift + _HALF_LIFT)
 
 
 def _mean(values: np.ndarray) -> float:

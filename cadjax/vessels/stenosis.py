@@ -138,31 +138,44 @@ def find_narrowings(
 
   Not within 5 mm of where the radius begins or ends, so a narrowing of an
   ostium is not among them, none longer than 30 mm at half its depth, and
-  none that plaque fills.
+  none that plaque fills. What is not among them hides none of its neighbours.
 
   Args:
     measured: of `calibres`.
     least: share of the diameter that must be lost.
     apart_mm: of two nearer ones the deeper stays.
   """
-  found = []
-  for number, one in enumerate(measured):
-    depth = np.nan_to_num(one.stenosis, nan=0.0)
-    inner = one.inner(_END_MM)
-    peaks, _ = signal.find_peaks(
-      np.concatenate([[0.0], depth, [0.0]]),
-      height=least,
-      distance=max(int(apart_mm / STEP_MM), 1),
-    )
-    for peak in peaks[inner[peaks - 1]] - 1:
-      half = np.flatnonzero(depth < depth[peak] / 2)
-      first = half[half < peak].max(initial=-1) + 1
-      last = half[half > peak].min(initial=len(depth)) - 1
-      measurable = one.resolved[peak] and not one.filled[peak]
-      if measurable and (last - first) * STEP_MM <= _LONGEST_MM:
-        found.append(
-          Narrowing(
-            number, int(peak), int(first), int(last), float(depth[peak])
-          )
-        )
-  return found
+  return [
+    narrowing
+    for number, one in enumerate(measured)
+    for narrowing in _of_branch(number, one, least, apart_mm)
+  ]
+
+
+def _of_branch(
+  number: int, one: Calibre, least: float, apart_mm: float
+) -> list[Narrowing]:
+  depth = np.nan_to_num(one.stenosis, nan=0.0)
+  known = one.resolved & ~one.filled
+  usable = known & one.inner(_END_MM)
+  # Maxima of the lumen as it is: beside calcium the lumen narrows towards
+  # what cannot be measured, and the last place before it is no narrowing.
+  peaks, _ = signal.find_peaks(np.pad(depth, 1), height=least)
+  found = {}
+  for peak in peaks - 1:
+    if not usable[peak]:
+      continue
+    edge = np.flatnonzero((depth < depth[peak] / 2) | ~known)
+    first = int(edge[edge < peak].max(initial=-1)) + 1
+    last = int(edge[edge > peak].min(initial=len(depth))) - 1
+    if (last - first) * STEP_MM <= _LONGEST_MM:
+      found[int(peak)] = Narrowing(
+        number, int(peak), first, last, float(depth[peak])
+      )
+  alone = np.zeros(len(depth) + 2)
+  for peak, narrowing in found.items():
+    alone[peak + 1] = narrowing.stenosis
+  stays, _ = signal.find_peaks(
+    alone, height=least, distance=max(int(apart_mm / STEP_MM), 1)
+  )
+  return [found[int(peak)] for peak in stays - 1]

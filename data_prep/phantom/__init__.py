@@ -1,6 +1,7 @@
 """Synthetic CT coronary angiograms with their ground truth."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,17 @@ class Phantom:
   label: int
   cad_rads: int
   params: dict[str, Any]
+
+  def lesion_line(self, lesion: Mapping[str, Any]) -> np.ndarray:
+    """Returns the centreline along a lesion, [K, 3] LPS mm.
+
+    Args:
+      lesion: a row of `lesions`.
+    """
+    line = self.centerlines[lesion["segment"]][:, :3]
+    way = coronaries.STEP_MM * np.arange(len(line))
+    away = np.abs(way - lesion["from_origin_mm"])
+    return line[away <= lesion["length_mm"] / 2]
 
 
 def make_phantom(

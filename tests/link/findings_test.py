@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import json
 
 import numpy as np
@@ -7,9 +6,9 @@ import pytest
 from tiny_tree import FORK, LINES, VOXEL, ball, blobs, on, scene
 
 from cadjax.core import files, lookup
-from cadjax.evaluation.links import match_lesions
 from cadjax.link import findings
 from cadjax.link.findings import FindingOptions, find_abnormalities
+from cadjax.metrics import detection
 from cadjax.vessels.find import find_vessels
 from data_prep.geometry import GridSpec
 from data_prep.phantom import make_phantom
@@ -103,7 +102,7 @@ def test_each_mode_has_its_sources_and_its_ranking():
     assert {one.ranked_by for one in found} == {findings.RANKED_BY[mode]}
     scores = [one.score for one in found]
     assert scores == sorted(scores, reverse=True)
-    assert scores == [findings.score(one, mode, options) for one in found]
+    assert scores == [findings.score(one, mode) for one in found]
   first = FindingOptions(near_mm=3.0, most=1)
   (only,) = find("combined", first, **given)
   assert files.strict(only.to_dict()) == files.strict(both[0].to_dict())
@@ -144,18 +143,47 @@ def test_what_plaque_fills_is_not_measured(kind, said):
   assert one.sources == ("plaque",)
 
 
-def test_weights_make_the_combined_score():
-  given = {"heat": blobs((PLACE, 1.0)), "plaques": {"stable": stable()}}
-  (one,) = find(**given)
-  parts = {
-    "plaque_weight": np.log1p(one.plaque_mm3 / 10),
-    "stenosis_weight": one.stenosis,
-    "evidence_weight": np.log2(1 + one.lift),
-  }
-  zero = dict.fromkeys(parts, 0.0)
-  for weight, part in parts.items():
-    options = FindingOptions(**(zero | {weight: 2.0}))
-    assert findings.score(one, "combined", options) == pytest.approx(2 * part)
+def test_findings_are_ranked_as_a_reader_grades():
+  (one, *_) = find(plaques={"stable": stable()})
+
+  def ranked(stenosis=None, mm3=0.0, lift=np.nan):
+    finding = dataclasses.replace(
+      one, stenosis=stenosis, plaque_mm3=mm3, lift=lift
+    )
+    return findings.score(finding, "combined")
+
+  order = [
+    ranked(1.0),
+    ranked(0.75, 300.0),
+    ranked(0.95),  # Without plaque, above the largest with less narrowing.
+    ranked(0.69, 3.0),
+    ranked(0.5, 0.0, 40.0),
+    ranked(0.49, 500.0),
+    ranked(0.25, 2.0),
+    ranked(0.24, 20.0, 1.0),
+    ranked(None, 10.0, 90.0),
+    ranked(0.1, 2.0),
+    ranked(0.2, 0.0, 50.0),
+    ranked(None, 0.0, 30.0),
+    ranked(),
+  ]
+  assert order == sorted(order, reverse=True)
+  assert len(set(order)) == len(order)
+  assert [int(score) for score in order] == [
+    5,
+    4,
+    4,
+    3,
+    3,
+    2,
+    2,
+    1,
+    1,
+    1,
+    0,
+    0,
+    0,
+  ]
 
 
 def test_nothing_in_nothing_out():
@@ -183,50 +211,65 @@ def test_bad_calls_are_refused():
     find("plaque")
 
 
-def at(*places):
-  """Returns findings that are nothing but places."""
-  (one,) = find("plaque", plaques={"stable": stable()})
-  return [dataclasses.replace(one, position_mm=tuple(p)) for p in places]
+def lumen_of(tree, mask, lost, center_mm, reach_mm):
+  """Narrows one line's lumen by a share of the diameter, within a reach."""
+  at = tree.to_mm(np.argwhere(mask))
+  axis = LINES[1][1] - LINES[1][0]
+  axis = axis / np.linalg.norm(axis)
+  along = (at - center_mm) @ axis
+  off = np.linalg.norm(at - center_mm - along[:, None] * axis, axis=1)
+  cut = (np.abs(along) < reach_mm) & (off > 1.7 * (1 - lost)) & (off < 3)
+  plaque = np.zeros_like(mask)
+  plaque[tuple(np.argwhere(mask)[cut].T)] = True
+  return plaque
 
 
-def test_matching_is_the_best_of_all_assignments():
-  rng = np.random.default_rng(0)
-  for _ in range(30):
-    here = rng.uniform(0, 12, (rng.integers(0, 5), 3))
-    there = rng.uniform(0, 12, (rng.integers(0, 5), 3))
-    matches = match_lesions(at(*here), list(there), 5.0)
-    apart = np.linalg.norm(here[:, None] - there[None], axis=2)
-    best = (0, 0.0)
-    size = min(len(here), len(there))
-    for rows in itertools.permutations(range(len(here)), size):
-      for columns in itertools.combinations(range(len(there)), size):
-        near = [d for d in apart[list(rows), list(columns)] if d <= 5]
-        best = max(best, (len(near), -sum(near)))
-    assert len(matches.hits) == best[0]
-    assert sum(d for *_, d in matches.hits) == pytest.approx(-best[1])
-    hit = {k for _, k, _ in matches.hits}
-    assert hit | set(matches.misses) == set(range(len(there)))
-    assert len(hit) == len(matches.hits)
-    groups = [j for j, *_ in matches.hits]
-    groups += [*matches.false_positives, *matches.duplicates]
-    assert sorted(groups) == list(range(len(here)))
-    for j in matches.false_positives:
-      assert len(there) == 0 or apart[j].min() > 5
-    for j in matches.duplicates:
-      assert apart[j].min() <= 5
+def test_a_narrowing_beside_calcium_is_found_and_measured():
+  """What fills the calibre hides none of its neighbours."""
+  tree, mask = scene()
+  narrow = lumen_of(tree, mask, 0.6, on(LINES[1], 0.35), 2.0)
+  calcium = ball(on(LINES[1], 0.67), 2.6)
+  away = np.linalg.norm(on(LINES[1], 0.67) - on(LINES[1], 0.35))
+  assert away < FindingOptions().apart_mm
+  found = find(plaques={"stable": calcium, "unstable": narrow})
+  (one,) = [f for f in found if "narrowing" in f.sources]
+  gap = np.linalg.norm(np.array(one.position_mm) - on(LINES[1], 0.35))
+  assert gap < 4
+  assert one.stenosis == pytest.approx(0.6, abs=0.15)
+  assert one.stenosis_state == "measured"
+  assert found[0] is one
 
 
-def test_a_lesion_may_be_points_along_it():
-  line = np.array([[x, 0, 0] for x in range(-10, 11)])
-  found = at((12, 3, 0), (-9, 0, 1), (0, 9, 0))
-  whole = match_lesions(found, [line])
-  assert [(j, k) for j, k, _ in whole.hits] == [(1, 0)]
-  assert whole.duplicates == (0,)
-  assert whole.false_positives == (2,)
-  center = match_lesions(found, [np.zeros(3)])
-  assert center.hits == ()
-  assert center.misses == (0,)
-  assert center.false_positives == (0, 1, 2)
+def test_a_stenosis_is_measured_within_the_extent_of_its_finding():
+  """A narrowing beyond a plaque's end is not the plaque's."""
+  tree, mask = scene()
+  narrow = lumen_of(tree, mask, 0.6, on(LINES[1], 0.3), 1.5)
+  speck = ball(on(LINES[1], 0.62), 1.2) & ~ball(on(LINES[1], 0.62), 0.5)
+  found = find(
+    "plaque",
+    options=FindingOptions(least_plaque_mm3=0.1),
+    plaques={"stable": speck, "unstable": narrow},
+  )
+  by_kind = {one.plaque: one for one in found}
+  assert by_kind["unstable"].stenosis > 0.45
+  assert by_kind["stable"].stenosis < 0.35
+
+
+def test_the_line_of_a_finding_is_its_extent():
+  tree, _ = scene()
+  heat = blobs((PLACE, 1.0), (OTHER, 0.8))
+  found = find(heat=heat, plaques={"stable": stable()})
+  lines = {one.sources: one.line_mm for one in found}
+  (peak,) = [one for one in found if one.sources == ("heat",)]
+  np.testing.assert_allclose(peak.line_mm, [peak.position_mm])
+  (plaque,) = [one for one in found if "plaque" in one.sources]
+  low, high = plaque.extent_mm
+  assert len(plaque.line_mm) == round((high - low) / 0.5) + 1
+  assert np.linalg.norm(plaque.line_mm - PLACE, axis=1).min() < 1
+  assert len(lines) == 2
+  # A peak near a vessel is judged where it is, not where the vessel is.
+  (beside, *_) = find("map", heat=blobs((PLACE + [0, 4.0, 0], 1.0)))
+  np.testing.assert_allclose(beside.line_mm, [beside.position_mm])
 
 
 def test_the_plaques_of_phantoms_are_found_where_they_are():
@@ -243,12 +286,14 @@ def test_the_plaques_of_phantoms_are_found_where_they_are():
       hu=phantom.volume.hu,
       mode="plaque",
     )
-    lesions = [np.array(row["position_mm"]) for row in phantom.lesions]
-    matches = match_lesions(found, lesions)
+    lesions = [phantom.lesion_line(row) for row in phantom.lesions]
+    matches = detection.match(
+      detection.distances([one.line_mm for one in found], lesions, 5.0)
+    )
     hits += len(matches.hits)
     misses += len(matches.misses)
     false_positives += len(matches.false_positives)
-    for j, k, _ in matches.hits:
+    for j, k in matches.hits:
       volume = phantom.lesions[k]["volume_mm3"]
       assert found[j].plaque_mm3 == pytest.approx(volume, rel=0.5, abs=10)
   assert hits >= 15

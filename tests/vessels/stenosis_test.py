@@ -74,6 +74,46 @@ def test_what_is_no_narrowing():
   assert len(find(close, apart=4.0)) == 2
 
 
+def test_what_cannot_be_measured_hides_no_narrowing():
+  """At 30 mm 60 % are lost, and 6 mm further calcium fills the lumen."""
+  radius = narrowed(TAPER, 30, 8, 0.6)
+  filled = np.abs(WAY - 36) < 1.5
+  radius = np.where(filled, 0.0, radius)
+  reference = stenosis.reference_radius(WAY, radius)
+  everywhere = np.ones(len(WAY), bool)
+  one = stenosis.Calibre(radius, reference, everywhere, filled)
+  (found,) = stenosis.find_narrowings([one], 0.3, 10.0)
+  assert found.place * STEP_MM == pytest.approx(30, abs=1)
+  assert found.stenosis == pytest.approx(0.6, abs=0.05)
+  # Its extent ends where the lumen is unknown.
+  assert not filled[found.first : found.last + 1].any()
+  # The same where the grid is too coarse for the deeper neighbour, and where
+  # that one is too near to the end of the vessel.
+  deep = narrowed(narrowed(TAPER, 30, 6, 0.5), 37, 6, 0.8)
+  coarse = np.abs(WAY - 37) > 3.5
+  one = stenosis.Calibre(
+    deep, stenosis.reference_radius(WAY, deep), coarse, ~everywhere
+  )
+  (found,) = stenosis.find_narrowings([one], 0.3, 10.0)
+  assert found.place * STEP_MM == pytest.approx(30, abs=1)
+  ends = narrowed(narrowed(TAPER, 10, 6, 0.5), 3, 6, 0.8)
+  (found,) = stenosis.find_narrowings([profile(ends)], 0.3, 10.0)
+  assert found.place * STEP_MM == pytest.approx(10, abs=1)
+
+
+def test_the_flank_of_calcium_is_no_narrowing():
+  radius = narrowed(TAPER, 30, 14, 1.0)
+  filled = radius < 0.4
+  one = stenosis.Calibre(
+    radius,
+    stenosis.reference_radius(WAY, radius),
+    np.ones(len(WAY), bool),
+    filled,
+  )
+  assert one.stenosis[~filled].max() > 0.6
+  assert stenosis.find_narrowings([one], 0.3, 10.0) == []
+
+
 @pytest.mark.parametrize("lost", [0.0, 0.3, 0.5, 0.7])
 def test_the_stenosis_of_a_tube(lost):
   """A lumen that narrows inside a vessel that does not."""
