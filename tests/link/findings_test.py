@@ -227,17 +227,18 @@ def lumen_of(tree, mask, lost, center_mm, reach_mm):
 def test_a_narrowing_beside_calcium_is_found_and_measured():
   """What fills the calibre hides none of its neighbours."""
   tree, mask = scene()
-  narrow = lumen_of(tree, mask, 0.6, on(LINES[1], 0.35), 2.0)
-  calcium = ball(on(LINES[1], 0.67), 2.6)
-  away = np.linalg.norm(on(LINES[1], 0.67) - on(LINES[1], 0.35))
-  assert away < FindingOptions().apart_mm
-  found = find(plaques={"stable": calcium, "unstable": narrow})
+  place, beside = on(LINES[1], 0.3), on(LINES[1], 0.68)
+  assert np.linalg.norm(place - beside) < FindingOptions().apart_mm
+  narrow = lumen_of(tree, mask, 0.7, place, 1.5)
+  found = find(plaques={"stable": ball(beside, 4.0), "unstable": narrow})
   (one,) = [f for f in found if "narrowing" in f.sources]
-  gap = np.linalg.norm(np.array(one.position_mm) - on(LINES[1], 0.35))
-  assert gap < 4
+  assert np.linalg.norm(np.array(one.position_mm) - place) < 2
   assert one.stenosis == pytest.approx(0.6, abs=0.15)
   assert one.stenosis_state == "measured"
   assert found[0] is one
+  (filled,) = [f for f in found if f.plaque == "stable"]
+  assert filled.stenosis_state == "filled"
+  assert filled.plaque_mm3 > one.plaque_mm3
 
 
 def test_a_stenosis_is_measured_within_the_extent_of_its_finding():
