@@ -227,7 +227,7 @@ def lumen_of(tree, mask, lost, center_mm, reach_mm):
 def test_a_narrowing_beside_calcium_is_found_and_measured():
   """What fills the calibre hides none of its neighbours."""
   tree, mask = scene()
-  place, beside = on(LINES[1], 0.3), on(LINES[1], 0.68)
+  place, beside = on(LINES[1], 0.3), on(LINES[1], 0.65)
   assert np.linalg.norm(place - beside) < FindingOptions().apart_mm
   narrow = lumen_of(tree, mask, 0.7, place, 1.5)
   found = find(plaques={"stable": ball(beside, 4.0), "unstable": narrow})
