@@ -3,11 +3,12 @@
   cadjax export --cases=80 --severity=overt --spacing_mm=1 --out=scans
   cadjax link --classifier=W1 --segmenter=W2 --scans=scans --out=link
 
-The layer of the heat map and the combined decision are chosen on one half of
-the scans. The other half is evaluated: the share of lesions
-that are hit within 5 mm and the findings that hit nothing, for the
+The layer of the heat map, the threshold of the findings and the combined
+decision are chosen on one half of the scans. The other half is evaluated: FROC
+curves (sensitivity to lesions at 1/4 to 8 false positives a scan) of the
 classifier's map alone, its map on the segmented vessels, the plaque
-segmentation, and all together; and the decision of each beside that of both.
+segmentation, and all together, beside places drawn at random on the vessels;
+and the decision of each beside that of both. froc.png shows the curves;
 link.json, which is written to --out, goes into `cadjax predict --decision`.
 """
 
@@ -29,7 +30,7 @@ def define_flags() -> None:
     ("out", "Folder for the results."),
   ):
     flags.DEFINE_string(name, None, text, required=True)
-  flags.DEFINE_integer("most", MOST, "Findings of a scan, of each mode.")
+  flags.DEFINE_integer("most", MOST, "Findings kept of a scan, of each mode.")
   flags.DEFINE_integer("seed", 0, "Of the halves and of the bootstrap.")
 
 

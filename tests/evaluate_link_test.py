@@ -12,15 +12,18 @@ from cadjax.core import files
 from cadjax.data import classes
 from cadjax.evaluation import links
 from cadjax.link import join
+from cadjax.metrics import detection
+from cadjax.report import curves
 from data_prep import export, geometry, phantom, sources
 from data_prep.errors import UserError
 
 # Modes and the layers that each is scored on.
 SCORED = [
+  ("chance", None),
   *(
     (mode, layer)
-    for mode in ("map", "vessel_map", "combined")
     for layer in ("coarse", "fine")
+    for mode in ("map", "vessel_map", "combined")
   ),
   ("plaque", None),
 ]
@@ -34,47 +37,42 @@ def row(name: str, half: str, label: int, **values) -> links.ScanRow:
   )
 
 
-def localised(scan: links.ScanRow, **counts) -> list[links.LocalisationRow]:
-  """Rows of a scan; `counts` are {MODE_LAYER: (hits, false positives)}."""
-  ids = ("case_id", "patient_id", "half", "label", "lesions")
-  rows = []
-  for mode, layer in SCORED:
-    hits, false = counts.get(f"{mode}_{layer}", (0, 0))
-    rows.append(
-      links.LocalisationRow(
-        **{key: getattr(scan, key) for key in ids},
-        mode=mode,
-        layer=layer,
-        hits=hits,
-        false_positives=false,
-      )
-    )
-  return rows
+def finding(scan, mode, layer, score, outcome, lesions=()):
+  return links.FindingRow(
+    case_id=scan.case_id,
+    patient_id=scan.patient_id,
+    half=scan.half,
+    mode=mode,
+    layer=layer,
+    position_mm=[0.0, 0.0, 0.0],
+    score=score,
+    outcome=outcome,
+    lesions=list(lesions),
+    mm=[1.0] * len(lesions),
+  )
 
 
-def lesion(scan: links.ScanRow, **hits) -> list[links.LesionRow]:
-  """Rows of the one lesion of a scan; `hits` are {MODE_LAYER: 0 or 1}."""
-  return [
-    links.LesionRow(
-      case_id=scan.case_id,
-      patient_id=scan.patient_id,
-      half=scan.half,
-      lesion=0,
-      segment="LAD",
-      stenosis=0.6,
-      plaque="stable",
-      volume_mm3=20.0,
-      mode=mode,
-      layer=layer,
-      hit=hits.get(f"{mode}_{layer}", 0),
-    )
-    for mode, layer in SCORED
-  ]
+def lesion(scan: links.ScanRow) -> links.LesionRow:
+  return links.LesionRow(
+    case_id=scan.case_id,
+    patient_id=scan.patient_id,
+    half=scan.half,
+    lesion=0,
+    segment="LAD",
+    stenosis=0.6,
+    plaque="calcified",
+    volume_mm3=20.0,
+  )
 
 
 def many(rng, count: int):
-  """Rows whose label the plaque predicts and the classifier does not."""
-  scans, localisation, lesions = [], [], []
+  """Rows whose label the plaque predicts and the classifier does not.
+
+  The fine map hits every other lesion, the coarse one none; the plaque has
+  one false positive in each normal scan, and "combined" all hits.
+  """
+  scans, lesions = [], []
+  found = {key: [] for key in SCORED}
   for i in range(count):
     half, label = ("fit", "test")[i % 2], int(i % 4 > 1)
     scan = row(
@@ -85,97 +83,100 @@ def many(rng, count: int):
       log_plaque=3.0 * label + rng.normal(),
     )
     scans.append(scan)
-    localisation += localised(
-      scan, map_fine=(label, 0), map_coarse=(0, 2), plaque_None=(0, 1 - label)
-    )
+    hit = finding(scan, "map", "fine", 0.8, detection.HIT, [0])
+    wrong = finding(scan, "map", "coarse", 0.9, detection.FALSE)
+    found["map", "coarse"] += [wrong, wrong]
     if label:
-      lesions += lesion(
-        scan, map_fine=i // 4 % 2, combined_fine=1, combined_coarse=1
+      lesions.append(lesion(scan))
+      if i // 4 % 2:
+        found["map", "fine"].append(hit)
+      for layer in ("coarse", "fine"):
+        found["combined", layer].append(
+          dataclasses.replace(hit, mode="combined", layer=layer)
+        )
+    else:
+      found["plaque", None].append(
+        dataclasses.replace(wrong, mode="plaque", layer=None)
       )
-  return scans, localisation, lesions
+  return scans, found, lesions
 
 
 def written(*rows):
   """What link.json holds of the rows, and what `evaluate_link` adds."""
   result = links.summarise(*rows)
-  about = {"disclaimer": "Research only.", "findings_per_scan": 5}
-  return files.strict(result | about)
+  return files.strict(result | {"disclaimer": "Research only."})
 
 
 def test_the_layer_is_chosen_on_the_other_half():
-  scans, localisation, lesions = many(np.random.default_rng(0), 60)
-  localisation = [
-    # What would mislead is in the test half, which is not looked at.
-    dataclasses.replace(one, hits=50)
-    if (one.half, one.mode, one.layer) == ("test", "map", "coarse")
+  scans, found, lesions = many(np.random.default_rng(0), 60)
+  # What would mislead is in the test half, which is not looked at.
+  found["map", "coarse"] = [
+    dataclasses.replace(one, outcome=detection.HIT, lesions=[0], mm=[1.0])
+    if one.half == "test" and one.case_id in {x.case_id for x in lesions}
     else one
-    for one in localisation
+    for one in found["map", "coarse"]
   ]
-  result = links.summarise(scans, localisation, lesions)
+  result = links.summarise(scans, found, lesions)
   assert result["localisation"]["map"]["layer"] == "fine"
   assert result["localisation"]["plaque"]["layer"] is None
 
 
 def test_of_equally_good_layers_the_first_is_chosen():
-  scans, _, _ = many(np.random.default_rng(0), 60)
-  rows = [one for scan in scans for one in localised(scan)]
-  best = links.best_layers(rows)
+  scans, found, _ = many(np.random.default_rng(0), 60)
+  best = links.best_layers(scans, {key: [] for key in found})
   assert best == dict.fromkeys(("map", "vessel_map", "combined"), "coarse") | {
-    "plaque": None
+    "chance": None,
+    "plaque": None,
   }
   # In the order of the table.
   assert list(best) == list(links.MODES)
 
 
-def test_a_false_positive_costs_a_layer_what_a_hit_gains_it():
-  scans, _, _ = many(np.random.default_rng(0), 8)
-  counts = {"map_coarse": (3, 3), "map_fine": (1, 0)}
-  rows = [one for scan in scans for one in localised(scan, **counts)]
-  assert links.best_layers(rows)["map"] == "fine"
-
-
 def test_the_table_counts_the_test_half_alone():
-  scans, localisation, lesions = many(np.random.default_rng(0), 60)
-  result = links.summarise(scans, localisation, lesions)
-  hits = [
-    one.hit
-    for one in lesions
-    if (one.half, one.mode, one.layer) == ("test", "map", "fine")
-  ]
-  found = result["localisation"]
-  assert result["n_lesions"] == len(hits) == 15
+  scans, found, lesions = many(np.random.default_rng(0), 60)
+  result = links.summarise(scans, found, lesions)
+  table = result["localisation"]
+  assert result["n_lesions"] == 15
   assert result["n_scans"] == {"fit": 30, "test": 30}
-  assert found["map"]["hit"].value == pytest.approx(np.mean(hits))
-  assert found["map"]["hits"] == sum(hits)
-  more = found["map"]["combined_minus_this"]
-  assert more.value == pytest.approx(1 - np.mean(hits))
+  hit = [one for one in found["map", "fine"] if one.half == "test"]
+  share = len(hit) / 15
+  assert table["map"]["hit"].value == pytest.approx(share)
+  assert table["map"]["hits"] == len(hit)
+  assert table["map"]["froc"]["mean"].value == pytest.approx(share)
+  more = table["map"]["combined_minus_this"]
+  assert more.difference == pytest.approx(1 - share)
   assert more.low > 0
-  normal = [one for one in scans if one.half == "test" and not one.label]
-  assert found["plaque"]["false_positives_normal"].value == 1
-  assert found["plaque"]["false_positives_normal"].n == len(normal)
+  assert table["plaque"]["false_positives_normal"].value == 1
+  assert table["plaque"]["false_positives_normal"].n == 15
+  assert table["vessel_map"]["threshold"] == np.inf
+  assert table["vessel_map"]["hit"].value == 0
 
 
-def test_numbers_are_those_of_the_rows_with_composite_keys():
-  """They were computed before rows had a mode and a layer each."""
-  scans, localisation, lesions = many(np.random.default_rng(0), 60)
-  found = written(scans, localisation, lesions)
-  by_map, plaque = (found["localisation"][x] for x in ("map", "plaque"))
-  both = found["decision"]["both"]
-  for entry, expected in (
-    (by_map["hit"], (0.4666666666666667, 0.2, 0.7333333333333333)),
-    (by_map["combined_minus_this"], (0.5333333333333333, 4 / 15, 0.8)),
-    (plaque["false_positives"], (0.5, 1 / 3, 2 / 3)),
-    (both["brier"], (0.036242393585878545, 0.017712540681, 0.05835345399)),
-    (both["roc_auc"], (1.0, 0.8647582056201167, 1.0)),
-  ):
-    values = [entry[key] for key in ("value", "low", "high")]
-    assert values == pytest.approx(expected, rel=1e-9)
-  assert both["coefficients"]["log_plaque"] == pytest.approx(
-    1.19578677, rel=1e-6
+def test_what_a_cap_costs_is_printed():
+  scans, found, lesions = many(np.random.default_rng(0), 60)
+  scans = [dataclasses.replace(one, lesions=3 * one.lesions) for one in scans]
+  lesions = [
+    dataclasses.replace(one, lesion=k) for one in lesions for k in range(3)
+  ]
+  result = files.strict(
+    links.summarise(scans, found, lesions, most=2)
+    | {"disclaimer": "Research only."}
   )
-  over = both["over_classifier"]["roc_auc"]
-  assert list(over) == ["difference", "low", "high"]
-  assert over["difference"] == pytest.approx(0.5111111111111111)
+  assert result["best_sensitivity"] == pytest.approx(2 / 3)
+  assert "a sensitivity of 0.667 at best" in links.table(result)
+
+
+def test_a_false_positive_above_the_threshold_is_counted():
+  """The threshold is that of one false positive a scan in the fit half."""
+  scans, found, lesions = many(np.random.default_rng(0), 8)
+  found["plaque", None] = [
+    finding(scan, "plaque", None, score, detection.FALSE)
+    for scan in scans
+    for score in (3.0, 2.0, 1.0)
+  ]
+  table = links.summarise(scans, found, lesions)["localisation"]["plaque"]
+  assert table["threshold"] == 3.0
+  assert table["false_positives"].value == 1
 
 
 def test_the_decision_uses_what_predicts():
@@ -188,17 +189,19 @@ def test_the_decision_uses_what_predicts():
   assert weights["log_plaque"] > 5 * abs(weights["log_odds"])
   text = links.table(written(*rows))
   assert "(d) all together" in text
+  assert f"{'(d) all together, coarse':54s}   1.00" in text
   assert text.endswith("Research only.")
 
 
 def test_a_segmenter_without_plaque_is_measured_without_that_mode():
-  scans, localisation, lesions = many(np.random.default_rng(1), 60)
+  scans, found, lesions = many(np.random.default_rng(1), 60)
+  del found["plaque", None]
   result = written(
     [dataclasses.replace(one, log_plaque=None) for one in scans],
-    [one for one in localisation if one.mode != "plaque"],
-    [one for one in lesions if one.mode != "plaque"],
+    found,
+    lesions,
   )
-  assert set(result["localisation"]) == {"map", "vessel_map", "combined"}
+  assert "plaque" not in result["localisation"]
   assert set(result["decision"]["both"]["coefficients"]) == {
     "log_odds",
     "stenosis",
@@ -208,11 +211,11 @@ def test_a_segmenter_without_plaque_is_measured_without_that_mode():
 
 @pytest.mark.parametrize("plaque", [1.5, None])
 def test_rows_are_read_as_they_were_written(tmp_path, plaque):
-  scans, localisation, lesions = many(np.random.default_rng(1), 8)
+  scans, found, lesions = many(np.random.default_rng(1), 8)
   scans = [dataclasses.replace(one, log_plaque=plaque) for one in scans]
   for name, rows in (
     (links.SCANS, scans),
-    (links.LOCALISATION, localisation),
+    (links.FINDINGS, found["map", "fine"]),
     (links.LESIONS, lesions),
   ):
     files.write_rows(tmp_path, name, rows)
@@ -222,6 +225,16 @@ def test_rows_are_read_as_they_were_written(tmp_path, plaque):
       assert len(list(csv.DictReader(f))) == len(rows)
   with pytest.raises(UserError, match="run it again"):
     files.read_rows_as(tmp_path / "scans.jsonl", links.LesionRow)
+
+
+def test_the_curves_are_a_picture(tmp_path):
+  rows = many(np.random.default_rng(0), 60)
+  figure = links.froc_figure(*rows[:2], written(*rows))
+  curves.save(figure, tmp_path / "froc.png")
+  texts = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert len(texts) == len(links.MODES)
+  assert texts[-1].startswith("(d) all together, coarse\nmean 1.00")
+  assert (tmp_path / "froc.png").stat().st_size > 10_000
 
 
 def test_halves_hold_half_of_each_class():
@@ -276,21 +289,39 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   )
   monkeypatch.setattr(links.scans_lib, "read_scan", lambda path: path)
   monkeypatch.setattr(links, "link_scan", lambda pair, scan: result)
-  scored, localisation, lesions = links.score_case(None, case, half="fit")
-  by_mode = {one.mode: one for one in localisation}
-  assert set(by_mode) == set(links.MODES)
-  assert {one.half for one in (scored, *localisation, *lesions)} == {"fit"}
-  assert len(lesions) == len(drawn.lesions) * len(links.MODES)
-  assert scored.lesions == len(drawn.lesions)
-  assert (by_mode["map"].layer, by_mode["plaque"].layer) == ("a", None)
-  assert by_mode["map"].hits == 1
-  assert by_mode["map"].false_positives == 0
-  for mode, one in by_mode.items():
-    assert one.hits == sum(x.hit for x in lesions if x.mode == mode)
-  assert next(x for x in lesions if x.mode == "map").lesion == 0
-  assert next(x for x in lesions if x.mode == "map").hit == 1
-  assert by_mode["plaque"].hits >= min(scored.lesions, 5) - 1
+  rng = np.random.default_rng(0)
+  scored, found, lesions = links.score_case(None, case, half="fit", rng=rng)
+  assert {mode for mode, _ in found} == set(links.MODES)
+  rows = [one for some in found.values() for one in some]
+  assert {one.half for one in (scored, *rows, *lesions)} == {"fit"}
+  assert len(lesions) == scored.lesions == len(drawn.lesions)
+  (peak,) = found["map", "a"]
+  assert peak.outcome == detection.HIT
+  assert 0 in peak.lesions
+  # Of its own maximum all, and of the classifier's probability.
+  assert peak.score == pytest.approx(0.8)
+  hits = {
+    mode: [one.outcome for one in some].count(detection.HIT)
+    for (mode, _), some in found.items()
+  }
+  # The true mask finds all but lesions that one voxel cannot hold.
+  assert hits["plaque"] >= scored.lesions - 1
+  assert hits["combined"] >= hits["plaque"]
+  for some in found.values():
+    scores = [one.score for one in some]
+    assert scores == sorted(scores, reverse=True)
+  assert 1 < len(found["chance", None]) <= links.MOST
   assert scored.log_odds == pytest.approx(np.log(0.7 / 0.3))
+  # To call every coronary voxel plaque finds the vessels that lesions fill alone.
+  everything = np.where(drawn.mask > 1, 3, drawn.mask).astype(np.uint8)
+  result.linked = dataclasses.replace(
+    linked,
+    structures=join.find_structures(drawn.volume, everything, structures.names),
+  )
+  _, found, _ = links.score_case(None, case, half="fit", rng=rng)
+  outcomes = [one.outcome for one in found["plaque", None]]
+  assert 2 * outcomes.count(detection.HIT) <= scored.lesions
+  assert detection.FALSE in outcomes
   # Without plaque among the classes.
   coarse = classes.get_class_set("aorta_coronaries")
   result.linked = dataclasses.replace(
@@ -299,11 +330,10 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
       drawn.volume, coarse.table[drawn.mask], coarse.names
     ),
   )
-  scored, localisation, _ = links.score_case(None, case, half="fit", most=1)
+  scored, found, _ = links.score_case(None, case, half="fit", rng=rng, most=1)
   assert scored.log_plaque is None
-  by_mode = {one.mode: one for one in localisation}
-  assert "plaque" not in by_mode
-  assert by_mode["combined"].hits + by_mode["combined"].false_positives <= 1
+  assert ("plaque", None) not in found
+  assert all(len(some) <= 1 for some in found.values())
 
 
 def test_scans_that_cannot_be_used_are_refused(scans, tmp_path):

@@ -1,7 +1,8 @@
 """Measures the link on scans whose lesions are known.
 
-The layer of the heat map and the combined decision are chosen on one half of
-the scans. The other half is evaluated.
+The layer of the heat map, the threshold of the findings and the combined
+decision are chosen on one half of the scans. The other half is evaluated. What
+counts as a hit says `metrics.detection`; a lesion is its centreline.
 """
 
 import collections
@@ -11,101 +12,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial import cKDTree
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from cadjax.core import files
 from cadjax.data import scans as scans_lib
 from cadjax.link import decision, findings, join
-from cadjax.link.findings import Finding
 from cadjax.link.scan import Pair, link_scan, load_pair
-from cadjax.metrics import intervals
-from cadjax.metrics.intervals import Interval, MeanInterval
-from cadjax.report import pages
+from cadjax.metrics import detection, intervals
+from cadjax.metrics.detection import Froc, ScanFindings
+from cadjax.metrics.intervals import Difference, Interval, MeanInterval
+from cadjax.report import curves, pages
 from cadjax.training import workdir
+from cadjax.vessels.tree import VesselTree
 from data_prep import sources
 from data_prep.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Matches:
-  """Findings against the lesions that are there.
-
-  Attributes:
-    hits: (finding, lesion, mm apart) of every lesion that was hit.
-    misses: lesions that no finding hit.
-    false_positives: findings with no lesion within the tolerance.
-    duplicates: findings near a lesion that another finding hit.
-  """
-
-  hits: tuple[tuple[int, int, float], ...]
-  misses: tuple[int, ...]
-  false_positives: tuple[int, ...]
-  duplicates: tuple[int, ...]
-
-
-def match_lesions(
-  findings: Sequence[Finding],
-  lesions_mm: Sequence[np.ndarray],
-  tolerance_mm: float = 5.0,
-) -> Matches:
-  """Matches findings with lesions.
-
-  A finding is its position, one point: an extent would let a finding as long
-  as a vessel hit all of its lesions. A lesion is one point, its centre, or
-  points along it; a finding hits it within the tolerance of the nearest. One
-  finding hits at most one lesion and one lesion is hit by at most one
-  finding, chosen for as many hits as possible and then for the least
-  distance. What is left near a lesion that is hit already is a duplicate, not
-  a false positive, as is usual in scoring detection.
-
-  Args:
-    findings: of one scan.
-    lesions_mm: [3] or [K, 3] LPS mm each.
-    tolerance_mm: 5 by default.
-
-  Returns:
-    Numbers of findings and lesions, in their order here.
-  """
-  apart = np.full((len(findings), len(lesions_mm)), np.inf)
-  for k, lesion in enumerate(lesions_mm):
-    points = cKDTree(np.asarray(lesion, float).reshape(-1, 3))
-    for j, finding in enumerate(findings):
-      apart[j, k] = points.query(finding.position_mm)[0]
-  near = apart <= tolerance_mm
-  # A hit is worth more than any distance that it may add up to.
-  worth = np.where(near, 1e6 - apart, 0.0)
-  rows, columns = linear_sum_assignment(worth, maximize=True)
-  hits = tuple(
-    (int(j), int(k), float(apart[j, k]))
-    for j, k in zip(rows, columns, strict=True)
-    if near[j, k]
-  )
-  used, hit = {j for j, _, _ in hits}, {k for _, k, _ in hits}
-  rest = [j for j in range(len(findings)) if j not in used]
-  return Matches(
-    hits=hits,
-    misses=tuple(k for k in range(len(lesions_mm)) if k not in hit),
-    false_positives=tuple(j for j in rest if not near[j].any()),
-    duplicates=tuple(j for j in rest if near[j].any()),
-  )
-
-
 # In the order of the table.
 MODES = {
+  "chance": "(0) places on the segmented vessels, drawn at random",
   "map": "(a) the classifier's map alone",
   "vessel_map": "(b) the map on the segmented vessels",
   "plaque": "(c) the plaque segmentation",
   "combined": "(d) all together",
 }
+# They use no map, so that there is no layer to choose.
+_WITHOUT_MAP = ("chance", "plaque")
+# Their scores are relative to the maximum of the scan's own map.
+_BY_MAP = ("map", "vessel_map")
 TOLERANCE_MM = 5.0
-# As many findings of each mode, so that none wins by their number.
-MOST = 5
+MOST = findings.FindingOptions.most
+# False positives a scan, on the half that chooses, at the threshold of the
+# findings that are counted one by one.
+OPERATING_RATE = 1.0
 LEAST_SCANS = 8
-LESION_COLUMNS = ("position_mm", "segment", "stenosis", "plaque", "volume_mm3")
+HALVES = ("fit", "test")
+LESION_COLUMNS = (
+  "position_mm", "line_mm", "segment", "stenosis", "plaque", "volume_mm3",
+)  # fmt: skip
 # Names of the rows that are written.
-SCANS, LOCALISATION, LESIONS = "scans", "localisation", "lesions"
+SCANS, FINDINGS, LESIONS = "scans", "findings", "lesions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,61 +82,63 @@ class ScanRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalisationRow:
-  """The findings in one scan by one mode, on the map of one layer.
+class FindingRow:
+  """One finding of one mode, on the map of one layer.
 
   Attributes:
     case_id: of the scan.
     patient_id: of its patient.
-    label: 1 for CAD, else 0.
     half: "fit" or "test".
     mode: of `MODES`.
-    layer: of the heat map; None for "plaque", which uses no map.
-    lesions: how many the scan has.
-    hits: lesions that a finding hit.
-    false_positives: findings with no lesion near.
+    layer: of the heat map; None for modes that use no map.
+    position_mm: LPS (x, y, z).
+    score: comparable between scans; higher is more abnormal. What the mode
+      ranks by, times the classifier's probability where that is a heat map,
+      which is scaled to its own maximum.
+    outcome: of `detection.outcomes`.
+    lesions: numbers of the scan's lesions that it is on.
+    mm: from each of them.
   """
 
   case_id: str
   patient_id: str
-  label: int
   half: str
   mode: str
   layer: str | None
-  lesions: int
-  hits: int
-  false_positives: int
+  position_mm: list[float]
+  score: float
+  outcome: str
+  lesions: list[int]
+  mm: list[float]
+
+
+# The findings of all scans by mode and layer; also where there is none.
+Found = Mapping[tuple[str, str | None], Sequence[FindingRow]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LesionRow:
-  """Whether one mode, on the map of one layer, hit one lesion.
+  """One lesion.
 
   Attributes:
     case_id: of the scan.
     patient_id: of its patient.
+    half: "fit" or "test".
     lesion: its number in the scan, from 0.
     segment: of the coronary tree, as data_prep.export names it.
     stenosis: share of the diameter that it takes.
     plaque: its kind.
     volume_mm3: of the plaque.
-    half: "fit" or "test".
-    mode: of `MODES`.
-    layer: of the heat map; None for "plaque", which uses no map.
-    hit: 1 or 0.
   """
 
   case_id: str
   patient_id: str
+  half: str
   lesion: int
   segment: str
   stenosis: float
   plaque: str
   volume_mm3: float
-  half: str
-  mode: str
-  layer: str | None
-  hit: int
 
 
 def evaluate_link(
@@ -209,9 +157,12 @@ def evaluate_link(
     segmenter: workdir of a segmenter; without plaque among its classes the
       mode "plaque" is left out.
     scans: folder of `data_prep.export`: manifest.csv, scans and lesions.
-    out: gets scans.jsonl, localisation.jsonl, lesions.jsonl and link.json.
-    most: findings of a scan, the first ones of each mode.
-    seed: of the split in halves and of the bootstrap.
+    out: gets scans.jsonl, findings.jsonl, lesions.jsonl, froc.png and
+      link.json.
+    most: findings of a scan, the first ones of each mode; what it costs is
+      reported as the best sensitivity that it allows.
+    seed: of the split in halves, of the places drawn at random and of the
+      bootstrap.
 
   Raises:
     UserError: workdirs or scans that cannot be used.
@@ -222,23 +173,38 @@ def evaluate_link(
   pair = load_pair(classifier, segmenter)
   cases = read_scans(scans)
   halves = split(cases, seed)
+  for half in HALVES:
+    some = [case for case in cases if halves[case.case_id] == half]
+    if not any(read_lesions(case) for case in some):
+      raise UserError(
+        f"{scans}: no scan of the half {half!r} has a lesion; more scans with"
+        " CAD, or another --seed, are needed"
+      )
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"--out={out}: cannot be made ({error})") from error
-  rows, localisation, lesions = [], [], []
-  for case in tqdm(cases, unit="scan", disable=None):
-    row, some, hits = score_case(
-      pair, case, half=halves[case.case_id], most=most
+  rows, lesions = [], []
+  found: dict[tuple[str, str | None], list[FindingRow]] = {}
+  for number, case in enumerate(tqdm(cases, unit="scan", disable=None)):
+    row, some, there = score_case(
+      pair,
+      case,
+      half=halves[case.case_id],
+      most=most,
+      rng=np.random.default_rng((seed, number)),
     )
     rows.append(row)
-    localisation += some
-    lesions += hits
+    for key, each in some.items():
+      found.setdefault(key, []).extend(each)
+    lesions += there
   # What was computed is on disk before anything is averaged.
   files.write_rows(folder, SCANS, rows)
-  files.write_rows(folder, LOCALISATION, localisation)
+  files.write_rows(
+    folder, FINDINGS, [x for some in found.values() for x in some]
+  )
   files.write_rows(folder, LESIONS, lesions)
-  result = summarise(rows, localisation, lesions, seed=seed) | {
+  result = summarise(rows, found, lesions, most=most, seed=seed) | {
     "disclaimer": pages.DISCLAIMER,
     "classifier": str(classifier),
     "segmenter": str(segmenter),
@@ -247,10 +213,9 @@ def evaluate_link(
       "segmenter": decision.identify(pair.segmenter),
     },
     "scans": str(scans),
-    "tolerance_mm": TOLERANCE_MM,
-    "findings_per_scan": most,
     "versions": workdir.software().to_dict(),
   }
+  curves.save(froc_figure(rows, found, result), folder / "froc.png")
   result = files.strict(result)
   files.write_json(folder / "link.json", result)
   return result
@@ -301,11 +266,15 @@ def read_lesions(case: sources.Case) -> list[dict[str, Any]]:
     for lesion in lesions:
       if not all(name in lesion for name in LESION_COLUMNS):
         raise ValueError("a lesion without all of " + ", ".join(LESION_COLUMNS))
-      if np.array(lesion["position_mm"], float).shape != (3,):
-        raise ValueError("position_mm is not three numbers")
+      line = np.array(lesion["line_mm"], float)
+      if line.ndim != 2 or line.shape[1] != 3 or not np.isfinite(line).all():
+        raise ValueError("line_mm is not a list of three finite numbers each")
+      if not len(line):
+        raise ValueError("line_mm is empty")
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f"{path} is not what data_prep.export writes ({error!r})"
+      f"{path} is not what data_prep.export writes ({error}); run it again"
+      " if the file is of cadjax 0.2.0 or older, which wrote no line_mm"
     ) from error
   return lesions
 
@@ -327,80 +296,118 @@ def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:
 
 
 def score_case(
-  pair: Pair, case: sources.Case, *, half: str, most: int = MOST
-) -> tuple[ScanRow, list[LocalisationRow], list[LesionRow]]:
+  pair: Pair,
+  case: sources.Case,
+  *,
+  half: str,
+  rng: np.random.Generator,
+  most: int = MOST,
+) -> tuple[ScanRow, Found, list[LesionRow]]:
   """Scores one scan.
 
   Args:
     pair: the models.
     case: of `read_scans`.
     half: "fit" or "test".
+    rng: of the places drawn at random.
     most: findings of each mode.
 
   Returns:
-    its row; one row for each mode and layer; one row for each lesion, mode
-    and layer.
+    its row; its findings; one row for each lesion.
   """
   truth = read_lesions(case)
-  places = [lesion["position_mm"] for lesion in truth]
+  lines = [np.array(lesion["line_mm"], float) for lesion in truth]
   result = link_scan(pair, scans_lib.read_scan(case.image))
   linked, prediction = result.linked, result.classified.prediction
   structures = linked.structures
   ids = {"case_id": case.case_id, "patient_id": case.patient_id, "half": half}
-  known = {"label": int(case.label), "lesions": len(places)}
   row = ScanRow(
     **ids,
-    **known,
+    label=int(case.label),
+    lesions=len(truth),
     probability=prediction.probability,
     **decision.features(structures, prediction.uncalibrated_probability),
   )
-  localisation, lesions = [], []
+  by_mode: dict[tuple[str, str | None], list[FindingRow]] = {}
   for mode, layer in _modes_and_layers(linked):
-    found = findings.find_abnormalities(
-      structures.tree,
-      structures.mask(*join.CORONARIES),
-      heat=linked.heats[layer] if layer else None,
-      plaques=structures.plaques,
-      mode=mode,
-      options=findings.FindingOptions(most=most),
-    )
-    matches = match_lesions(found, places, TOLERANCE_MM)
-    localisation.append(
-      LocalisationRow(
+    if mode == "chance":
+      points, scores = _places_at_random(structures.tree, rng, most)
+    else:
+      found = findings.find_abnormalities(
+        structures.tree,
+        structures.mask(*join.CORONARIES),
+        heat=linked.heats[layer] if layer else None,
+        plaques=structures.plaques,
+        mode=mode,
+        options=findings.FindingOptions(most=most),
+      )
+      points = [finding.line_mm for finding in found]
+      weight = prediction.probability if mode in _BY_MAP else 1.0
+      scores = [weight * finding.score for finding in found]
+    apart = detection.distances(points, lines, TOLERANCE_MM)
+    near = np.isfinite(apart)
+    by_mode[mode, layer] = [
+      FindingRow(
         **ids,
-        **known,
         mode=mode,
         layer=layer,
-        hits=len(matches.hits),
-        false_positives=len(matches.false_positives),
+        position_mm=[float(x) for x in some[len(some) // 2]],
+        score=float(value),
+        outcome=outcome,
+        lesions=np.flatnonzero(on).tolist(),
+        mm=away[on].tolist(),
       )
-    )
-    hit = {lesion for _, lesion, _ in matches.hits}
-    lesions += [
-      LesionRow(
-        **ids,
-        **{name: lesion[name] for name in LESION_COLUMNS[1:]},
-        lesion=number,
-        mode=mode,
-        layer=layer,
-        hit=int(number in hit),
+      for some, value, outcome, on, away in zip(
+        points, scores, detection.outcomes(near), near, apart, strict=True
       )
-      for number, lesion in enumerate(truth)
     ]
-  return row, localisation, lesions
+  lesions = [
+    LesionRow(
+      **ids,
+      **{name: lesion[name] for name in LESION_COLUMNS[2:]},
+      lesion=number,
+    )
+    for number, lesion in enumerate(truth)
+  ]
+  return row, by_mode, lesions
 
 
 def _modes_and_layers(linked: join.Linked) -> list[tuple[str, str | None]]:
-  """Returns the modes and layers to score; "plaque" uses no layer."""
-  pairs = [
+  """Returns the modes and layers to score."""
+  pairs: list[tuple[str, str | None]] = [("chance", None)]
+  pairs += [
     (mode, layer)
     for layer in linked.heats
     for mode in MODES
-    if mode != "plaque"
+    if mode not in _WITHOUT_MAP
   ]
   if linked.structures.plaques is not None:
     pairs.append(("plaque", None))
   return pairs
+
+
+def _places_at_random(
+  tree: VesselTree, rng: np.random.Generator, most: int
+) -> tuple[list[np.ndarray], list[float]]:
+  """Draws places on the centrelines with random scores, as any mode's apart.
+
+  What a system that knows the vessels and nothing else would score.
+  """
+  lines = [
+    branch.points_mm[branch.free - branch.start :] for branch in tree.branches
+  ]
+  if not lines:
+    return [], []
+  points = rng.permutation(np.concatenate(lines))
+  apart = findings.FindingOptions.apart_mm
+  kept: list[np.ndarray] = []
+  for point in points:
+    if len(kept) == most:
+      break
+    if all(np.linalg.norm(point - other) >= apart for other in kept):
+      kept.append(point)
+  scores = np.sort(rng.random(len(kept)))[::-1]
+  return [point[None] for point in kept], scores.tolist()
 
 
 DECISIONS = {
@@ -458,42 +465,59 @@ def decide(scans: Sequence[ScanRow], *, seed: int = 0) -> dict[str, Any]:
 
 def summarise(
   scans: Sequence[ScanRow],
-  localisation: Sequence[LocalisationRow],
+  found: Found,
   lesions: Sequence[LesionRow],
   *,
+  most: int = MOST,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """Chooses the layer on one half and measures everything on the other.
+  """Chooses on one half and measures everything on the other.
 
   Args:
     scans: of both halves, as `score_case` gives them.
-    localisation: likewise.
+    found: likewise.
     lesions: likewise.
+    most: findings kept of a scan.
     seed: of the bootstrap.
 
   Returns:
-    what link.json holds of the numbers.
+    what link.json holds of the numbers. By mode, "localisation" has the layer;
+    its FROC curve ("froc"); and at the `threshold` that has `OPERATING_RATE`
+    false positives a scan on the fit half, `hit` (share of lesions),
+    `false_positives` and `false_positives_normal` (a scan) of the test half.
+    `combined_minus_this` is the paired difference of the mean sensitivity of
+    the FROC curve.
   """
-  test = [row for row in scans if row.half == "test"]
-  best = best_layers([row for row in localisation if row.half == "fit"])
-  chosen = {mode: _hits(lesions, mode, layer) for mode, layer in best.items()}
+  fit, test = ([row for row in scans if row.half == h] for h in HALVES)
+  best = best_layers(scans, found)
+  chosen = {
+    mode: by_scan(test, found[mode, layer]) for mode, layer in best.items()
+  }
   table = {}
   for mode, layer in best.items():
-    table[mode] = (
-      {"layer": layer}
-      | _lesions_hit(chosen[mode], seed)
-      | _false_positives(
-        [row for row in localisation if _is_test(row, mode, layer)], seed
-      )
-    )
-    more = zip(chosen["combined"], chosen[mode], strict=True)
-    table[mode]["combined_minus_this"] = _mean(
-      chosen[mode], [one.hit - other.hit for one, other in more], seed
-    )
+    rows = found[mode, layer]
+    threshold = detection.threshold_at(by_scan(fit, rows), OPERATING_RATE)
+    curve = detection.froc(chosen[mode], most=most, seed=seed)
+    table[mode] = {
+      "layer": layer,
+      "froc": _froc_entry(curve),
+      "threshold": threshold,
+      **_at_threshold(test, rows, lesions, threshold, seed),
+      "combined_minus_this": detection.froc_difference(
+        chosen["combined"], chosen[mode], seed=seed
+      ),
+    }
   return {
-    "n_scans": {"fit": len(scans) - len(test), "test": len(test)},
-    "n_lesions": len(chosen["combined"]),
+    "n_scans": {"fit": len(fit), "test": len(test)},
+    "n_lesions": sum(row.lesions for row in test),
     "n_cad": sum(row.label for row in test),
+    "tolerance_mm": TOLERANCE_MM,
+    "least_share": detection.LEAST_SHARE,
+    "findings_per_scan": most,
+    "best_sensitivity": detection.best_sensitivity(
+      [row.lesions for row in test], most
+    ),
+    "operating_rate": OPERATING_RATE,
     "localisation": table,
     "decision": decide(scans, seed=seed),
     "notes": [
@@ -504,42 +528,101 @@ def summarise(
   }
 
 
-def best_layers(rows: Sequence[LocalisationRow]) -> dict[str, str | None]:
-  """Returns the layer of the most hits less false positives, by mode.
+def by_scan(
+  scans: Sequence[ScanRow], found: Sequence[FindingRow]
+) -> list[ScanFindings]:
+  """Returns what was found in each scan, also where that is nothing.
 
   Args:
-    rows: of the scans that the choice is made on; of equally good layers,
-      the first one wins.
+    scans: whose findings are wanted.
+    found: of one mode and layer; those of other scans are left out.
   """
-  worth: dict[str, dict[str | None, int]] = {}
-  for row in rows:
-    layers = worth.setdefault(row.mode, {})
-    gain = row.hits - row.false_positives
-    layers[row.layer] = layers.get(row.layer, 0) + gain
+  rows: dict[str, list[FindingRow]] = {scan.case_id: [] for scan in scans}
+  for row in found:
+    if row.case_id in rows:
+      rows[row.case_id].append(row)
+  return [
+    ScanFindings(
+      patient_id=scan.patient_id,
+      lesions=scan.lesions,
+      scores=np.array([row.score for row in rows[scan.case_id]]),
+      outcomes=[row.outcome for row in rows[scan.case_id]],
+    )
+    for scan in scans
+  ]
+
+
+def best_layers(
+  scans: Sequence[ScanRow], found: Found
+) -> dict[str, str | None]:
+  """Returns the layer of the largest mean FROC sensitivity, by mode.
+
+  Args:
+    scans: of both halves; the choice is made on "fit".
+    found: likewise. Of equally good layers, the first one wins.
+  """
+  fit = [row for row in scans if row.half == "fit"]
+  best: dict[str, tuple[float, str | None]] = {}
+  for (mode, layer), rows in found.items():
+    worth = detection.froc(by_scan(fit, rows), draws=2).mean.value
+    if mode not in best or worth > best[mode][0]:
+      best[mode] = worth, layer
+  return {mode: best[mode][1] for mode in MODES if mode in best}
+
+
+def at_threshold(
+  scans: Sequence[ScanRow], found: Sequence[FindingRow], threshold: float
+) -> list[detection.Matches]:
+  """Matches the findings that reach a threshold, scan by scan.
+
+  Args:
+    scans: in whose order the matches are.
+    found: of one mode and layer.
+    threshold: of the score.
+  """
+  matches = []
+  for scan in scans:
+    rows = [
+      row
+      for row in found
+      if row.case_id == scan.case_id and row.score >= threshold
+    ]
+    apart = np.full((len(rows), scan.lesions), np.inf)
+    for j, row in enumerate(rows):
+      apart[j, list(row.lesions)] = row.mm
+    matches.append(detection.match(apart))
+  return matches
+
+
+def _at_threshold(
+  scans: Sequence[ScanRow],
+  found: Sequence[FindingRow],
+  lesions: Sequence[LesionRow],
+  threshold: float,
+  seed: int,
+) -> dict[str, Any]:
+  matches = at_threshold(scans, found, threshold)
+  hit = {
+    (scan.case_id, lesion)
+    for scan, one in zip(scans, matches, strict=True)
+    for _, lesion in one.hits
+  }
+  there = [row for row in lesions if row.half == "test"]
+  hits = [float((row.case_id, row.lesion) in hit) for row in there]
+  false = [len(one.false_positives) for one in matches]
+  normal = [k for k, scan in enumerate(scans) if scan.label == 0]
   return {
-    mode: max(worth[mode], key=worth[mode].get)
-    for mode in MODES
-    if mode in worth
+    "hit": _mean(there, hits, seed),
+    "hits": int(sum(hits)),
+    "false_positives": _mean(scans, false, seed),
+    "false_positives_normal": _mean(
+      [scans[k] for k in normal], [false[k] for k in normal], seed
+    ),
   }
 
 
-def _is_test(
-  row: LocalisationRow | LesionRow, mode: str, layer: str | None
-) -> bool:
-  return (row.half, row.mode, row.layer) == ("test", mode, layer)
-
-
-def _hits(
-  lesions: Sequence[LesionRow], mode: str, layer: str | None
-) -> list[LesionRow]:
-  """Returns the rows of the test half's lesions, always in the same order."""
-  return [row for row in lesions if _is_test(row, mode, layer)]
-
-
 def _mean(
-  rows: Sequence[LocalisationRow | LesionRow],
-  values: Sequence[float],
-  seed: int,
+  rows: Sequence[ScanRow | LesionRow], values: Sequence[float], seed: int
 ) -> MeanInterval:
   return intervals.mean_interval(
     np.array(values, float),
@@ -548,23 +631,39 @@ def _mean(
   )
 
 
-def _lesions_hit(lesions: Sequence[LesionRow], seed: int) -> dict[str, Any]:
-  hits = [row.hit for row in lesions]
-  return {"hit": _mean(lesions, hits, seed), "hits": sum(hits)}
-
-
-def _false_positives(
-  rows: Sequence[LocalisationRow], seed: int
-) -> dict[str, MeanInterval]:
-  """Returns those of all scans and those of normal ones."""
-  groups = {
-    "false_positives": rows,
-    "false_positives_normal": [row for row in rows if row.label == 0],
-  }
+def _froc_entry(curve: Froc) -> dict[str, Any]:
   return {
-    name: _mean(some, [row.false_positives for row in some], seed)
-    for name, some in groups.items()
+    "rates": list(curve.at),
+    "sensitivity": list(curve.at.values()),
+    "mean": curve.mean,
   }
+
+
+def froc_figure(
+  scans: Sequence[ScanRow],
+  found: Found,
+  result: Mapping[str, Any],
+) -> Figure:
+  """Draws the FROC curves of the test half.
+
+  Args:
+    scans: of both halves.
+    found: likewise.
+    result: of `summarise` and the disclaimer.
+  """
+  test = [row for row in scans if row.half == "test"]
+  lines = {}
+  for mode, one in result["localisation"].items():
+    rows = by_scan(test, found[mode, one["layer"]])
+    lines[_title(mode, one)] = detection.froc(
+      rows, most=result["findings_per_scan"]
+    )
+  return curves.froc_figure(
+    lines,
+    title=f"{result['n_lesions']} lesions of {result['n_cad']} patients,"
+    f" {len(test)} scans",
+    footer=result["disclaimer"],
+  )
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -573,22 +672,38 @@ def table(result: Mapping[str, Any]) -> str:
   Args:
     result: the contents of link.json.
   """
+  rates = result["localisation"]["combined"]["froc"]["rates"]
   lines = [
     f"{result['n_lesions']} lesions of {result['n_cad']} patients,"
-    f" {result['n_scans']['test']} scans; at most"
-    f" {result['findings_per_scan']} findings a scan, a hit within"
-    f" {TOLERANCE_MM:g} mm",
-    f"{'':46s}{'lesions hit, by patient':30s}{'false positives a scan':28s}",
+    f" {result['n_scans']['test']} scans. A hit: half of a finding within"
+    f" {result['tolerance_mm']:g} mm of the lesion's centreline, one to one.",
+    f"At most {result['findings_per_scan']} findings a scan, which allow a"
+    f" sensitivity of {result['best_sensitivity']:.3f} at best.",
+    "",
+    f"{'sensitivity at false positives a scan':54s}"
+    + "".join(f"{rate:>7g}" for rate in rates)
+    + "   mean, 95 % interval",
   ]
   for mode, one in result["localisation"].items():
-    title = MODES[mode]
-    layer = f", {one['layer']}" if one["layer"] else ""
+    found = one["froc"]
     lines.append(
-      f"{title + layer:46s}{_cell(one['hit']):30s}"
-      f"{_cell(one['false_positives']):28s}"
+      f"{_title(mode, one):54s}"
+      + "".join(f"{each['value']:7.2f}" for each in found["sensitivity"])
+      + f"   {_cell(found['mean'])}"
     )
   more = result["localisation"]["map"]["combined_minus_this"]
-  lines.append(f"(d) less (a): {_cell(more, sign=True)}")
+  text = Difference.from_dict(more).text(2)
+  lines += [
+    f"mean sensitivity, (d) less (a): {text}",
+    "",
+    f"{'at the threshold for ' + format(result['operating_rate'], 'g'):54s}"
+    f"{'lesions hit, by patient':30s}false positives a scan",
+  ]
+  lines += [
+    f"{_title(mode, one):54s}{_cell(one['hit']):30s}"
+    f"{_cell(one['false_positives'])}"
+    for mode, one in result["localisation"].items()
+  ]
   lines.append("")
   for name, one in result["decision"].items():
     lines.append(
@@ -599,5 +714,9 @@ def table(result: Mapping[str, Any]) -> str:
   return "\n".join([*lines, *notes, result["disclaimer"]])
 
 
-def _cell(entry: Mapping[str, Any], *, sign: bool = False) -> str:
-  return Interval.from_dict(entry).text(2, sign=sign)
+def _title(mode: str, one: Mapping[str, Any]) -> str:
+  return MODES[mode] + (f", {one['layer']}" if one["layer"] else "")
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+  return Interval.from_dict(entry).text(2)

@@ -256,8 +256,9 @@ def linked(trial: Trial) -> Entries:
 
   Needs the roles classifier and segmenter; the arm's data are the scans. Of
   the half of them that `evaluate_link` tests, an entry for each of its modes
-  (lesions_hit: share of a patient's lesions; false_positives: of a scan), and
-  the calls of each of its decisions in by_NAME.
+  (lesions_hit: share of a patient's lesions; false_positives: of a scan; both
+  at the threshold chosen on the other half), and the calls of each of its
+  decisions in by_NAME.
   """
   folder = trial.path / "link"
   result = links.evaluate_link(
@@ -266,23 +267,31 @@ def linked(trial: Trial) -> Entries:
     str(trial.data[trial.own]),
     str(folder),
   )
-  scans, rows = (
-    [row for row in files.read_rows_as(path, kind) if row.half == "test"]
-    for path, kind in (
-      (folder / f"{links.SCANS}.jsonl", links.ScanRow),
-      (folder / f"{links.LOCALISATION}.jsonl", links.LocalisationRow),
+  scans = [
+    row
+    for row in files.read_rows_as(
+      folder / f"{links.SCANS}.jsonl", links.ScanRow
     )
+    if row.half == "test"
+  ]
+  found = files.read_rows_as(
+    folder / f"{links.FINDINGS}.jsonl", links.FindingRow
   )
   entries: Entries = {}
   for mode, one in result["localisation"].items():
+    threshold = np.inf if one["threshold"] is None else one["threshold"]
+    some = [
+      row for row in found if (row.mode, row.layer) == (mode, one["layer"])
+    ]
     entries[mode] = [
       {
         "patient_id": row.patient_id,
-        "lesions_hit": row.hits / row.lesions if row.lesions else None,
-        "false_positives": row.false_positives,
+        "lesions_hit": len(match.hits) / row.lesions if row.lesions else None,
+        "false_positives": len(match.false_positives),
       }
-      for row in rows
-      if (row.mode, row.layer) == (mode, one["layer"])
+      for row, match in zip(
+        scans, links.at_threshold(scans, some, threshold), strict=True
+      )
     ]
   for name, one in result["decision"].items():
     fitted = decision.Decision(

@@ -1,4 +1,4 @@
-"""Figures of a classifier's results: ROC, PR, calibration and confusion.
+"""Figures of results: ROC, PR, calibration, confusion and FROC.
 
 Each function returns a matplotlib Figure, made without pyplot so that nothing
 global is touched; `save` writes it as a whole or not at all.
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cadjax.metrics import binary, calibration, intervals
+from cadjax.metrics import binary, calibration, detection, intervals
 
 # Okabe and Ito's colours, distinguishable by colour-blind readers, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -223,6 +223,70 @@ def confusion_figure(
   axes.set_title(title, fontsize=10)
   axes.tick_params(length=0)
   axes.spines[:].set_visible(False)
+  _small_print(figure, footer)
+  return figure
+
+
+def froc_figure(
+  lines: Mapping[str, detection.Froc], *, title: str = "", footer: str = ""
+) -> Figure:
+  """Draws FROC curves, false positives a scan on a logarithmic axis.
+
+  Args:
+    lines: by name; the last one gets the 95 % intervals over patients.
+    title: of the axes.
+    footer: small print.
+  """
+  figure = Figure(figsize=(6.4, 5.2), dpi=150, layout="constrained")
+  axes = figure.subplots()
+  lowest, highest = detection.RATES[0] / 2, 2 * detection.RATES[-1]
+  styles = [("--", GREY), *(("-", color) for color in reversed(COLORS))]
+  for i, (name, one) in enumerate(lines.items()):
+    style, color = styles[i % len(styles)]
+    axes.step(
+      np.append(np.clip(one.false_positives, lowest, None), highest),
+      np.append(one.sensitivity, one.sensitivity[-1]),
+      where="post",
+      color=color,
+      ls=style,
+      lw=1.8,
+      label=f"{name}\nmean {one.mean.text(2)}",
+    )
+  last = next(reversed(lines.values()))
+  at = np.array([[x.value, x.low, x.high] for x in last.at.values()])
+  known = np.isfinite(at).all(1)
+  value, low, high = at[known].T
+  axes.errorbar(
+    np.array(detection.RATES)[known],
+    value,
+    yerr=np.maximum([value - low, high - value], 0),
+    fmt="o",
+    ms=4,
+    capsize=3,
+    lw=1.2,
+    color=color,
+  )
+  if last.best < 1:
+    axes.axhline(last.best, color=GREY, lw=1, ls=":")
+    axes.annotate(
+      f"best possible with this many findings, {last.best:.2f}",
+      (lowest, last.best),
+      xytext=(4, 3),
+      textcoords="offset points",
+      fontsize=7,
+      color=GREY,
+    )
+  axes.set_xscale("log", base=2)
+  axes.set_xticks(detection.RATES, [f"{x:g}" for x in detection.RATES])
+  axes.minorticks_off()
+  axes.set(xlim=(lowest, highest), ylim=(-0.01, 1.01))
+  axes.set_xlabel("False positives a scan, on average")
+  axes.set_ylabel("Sensitivity: share of the lesions hit")
+  axes.set_title(title, fontsize=10)
+  axes.grid(color="#e5e5e5", lw=0.6)
+  # Below, where it hides no curve.
+  figure.legend(loc="outside lower center", fontsize=7, ncols=2, frameon=False)
+  _plain(axes)
   _small_print(figure, footer)
   return figure
 
