@@ -312,7 +312,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
     assert scores == sorted(scores, reverse=True)
   assert 1 < len(found["chance", None]) <= links.MOST
   assert scored.log_odds == pytest.approx(np.log(0.7 / 0.3))
-  # To call every coronary voxel plaque finds the vessels that lesions fill alone.
+  # Plaque everywhere hits only short vessels that one lesion fills.
   everything = np.where(drawn.mask > 1, 3, drawn.mask).astype(np.uint8)
   result.linked = dataclasses.replace(
     linked,

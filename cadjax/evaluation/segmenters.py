@@ -30,7 +30,7 @@ from data_prep.volume import Grid, Volume
 
 # Lesion-wise detection asks where plaque is, not of which kind.
 PLAQUES = ("stable_plaque", "unstable_plaque")
-LESIONS = ("lesions", "detected", "recall", "false_positives")
+LESIONS = ("lesions", "detected", "recall", "recall_best", "false_positives")
 WORST = 4
 TRUE_COLOR, FOUND_COLOR = "#5fd35f", "#ff5da2"
 

@@ -284,8 +284,8 @@ def froc_figure(
   axes.set_ylabel("Sensitivity: share of the lesions hit")
   axes.set_title(title, fontsize=10)
   axes.grid(color="#e5e5e5", lw=0.6)
-  # Below, where it hides no curve.
-  figure.legend(loc="outside lower center", fontsize=7, ncols=2, frameon=False)
+  # Outside, where it hides no curve.
+  figure.legend(loc="outside upper center", fontsize=7, ncols=2, frameon=False)
   _plain(axes)
   _small_print(figure, footer)
   return figure

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import scipy.ndimage
+import scipy.sparse.csgraph
 import scipy.spatial
 import skimage.morphology
 
+from cadjax.metrics import detection
 from cadjax.segmentation.components import CONNECTED_26, betti0
 
 METRICS = (
@@ -186,11 +188,12 @@ def lesion_detection(
 ) -> dict[str, float]:
   """Counts the lesions that a predicted mask finds and its false positives.
 
-  A predicted component is 26-connected. A lesion is detected if a predicted
-  component comes within `tolerance_mm` of it, from voxel centre to voxel
-  centre (an overlap is a distance of 0). A predicted component is a false
-  positive if it comes within the tolerance of no lesion. One component may
-  detect several lesions, and several may detect one: none is then false.
+  By the rule of `detection`: a finding is a 26-connected component of the
+  predicted mask, and at least half of its voxels must lie within
+  `tolerance_mm` of a lesion's, from voxel centre to voxel centre (an overlap
+  is a distance of 0). One component detects at most one lesion, so that
+  labelling everything detects nothing, and of several components on one
+  lesion none is false.
 
   Args:
     predicted: mask [D, H, W].
@@ -198,45 +201,52 @@ def lesion_detection(
     spacing_mm: of a voxel along D, H and W.
     centers: voxel coordinates [n, 3] of n lesions, of `lesion_centers`. They
       split the truth into n lesions: each voxel belongs to the centre whose
-      distance minus half its length is least. A lesion too small to have a
-      voxel is the point at its centre. Without centers each 26-connected
-      component of the truth is one lesion.
+      distance minus half its length is least. Lesions that touch are then one
+      again, which no mask can tell apart. A lesion too small to have a voxel
+      is the point at its centre. Without centers each 26-connected component
+      of the truth is one lesion.
     lengths_mm: [n], 0 if left out.
     tolerance_mm: at least 0.
     min_volume_mm3: predicted components below this volume are ignored.
 
   Returns:
     lesions (their number), detected, recall = detected / lesions (NaN if there
-    is none) and false_positives of this scan.
+    is none), recall_best, which the true mask itself reaches on this grid,
+    and false_positives of this scan.
 
   Raises:
     ValueError: as `case_metrics`.
   """
   predicted, truth, spacing = _checked(predicted, truth, spacing_mm)
-  parts, count = scipy.ndimage.label(predicted, CONNECTED_26)
-  sizes = np.bincount(parts.ravel(), minlength=count + 1)
-  large = sizes * np.prod(spacing) >= min_volume_mm3
-  parts *= large[parts]
-  kept = np.flatnonzero(large[1:]) + 1
-  found = np.argwhere(parts) * spacing
-  part_of = parts[parts > 0]
-  points, lesion_of, lesions = _lesion_points(
-    truth, spacing, centers, lengths_mm
-  )
+  points, lesion_of, count = _lesion_points(truth, spacing, centers, lengths_mm)
+  lesions = _groups(points, lesion_of, count)
+  sizes = np.bincount(lesion_of[: int(truth.sum())], minlength=count)
 
-  detected, false_positives = 0, kept.size
-  if len(found) and len(points):
-    distance, _ = scipy.spatial.cKDTree(found).query(points)
-    detected = np.unique(lesion_of[distance <= tolerance_mm]).size
-    distance, _ = scipy.spatial.cKDTree(points).query(found)
-    true = np.unique(part_of[distance <= tolerance_mm])
-    false_positives = kept.size - true.size
+  parts, number = scipy.ndimage.label(predicted, CONNECTED_26)
+  where = np.argwhere(parts)
+  found = [
+    part
+    for part in _groups(where * spacing, parts[parts > 0] - 1, number)
+    if len(part) * np.prod(spacing) >= min_volume_mm3
+  ]
+  matches = detection.match(detection.distances(found, lesions, tolerance_mm))
+  detected = float(len(matches.hits))
   return {
-    "lesions": float(lesions),
-    "detected": float(detected),
-    "recall": _ratio(float(detected), float(lesions)),
-    "false_positives": float(false_positives),
+    "lesions": float(count),
+    "detected": detected,
+    "recall": _ratio(detected, float(count)),
+    "recall_best": _ratio(float((sizes > 0).sum()), float(count)),
+    "false_positives": float(len(matches.false_positives)),
   }
+
+
+def _groups(
+  points: np.ndarray, group: np.ndarray, count: int
+) -> list[np.ndarray]:
+  """Returns the points of each of `count` groups."""
+  order = np.argsort(group, kind="stable")
+  ends = np.cumsum(np.bincount(group, minlength=count))
+  return np.split(points[order], ends[:-1]) if count else []
 
 
 def _lesion_points(
@@ -245,22 +255,35 @@ def _lesion_points(
   centers: np.ndarray | None,
   lengths_mm: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-  """Returns points in mm [m, 3], the lesion of each [m], lesions' number."""
-  points = np.argwhere(truth) * spacing
+  """Returns points in mm [m, 3], the lesion of each [m], lesions' number.
+
+  The points of voxels come first, in the order of the mask.
+  """
+  index = np.argwhere(truth)
+  points = index * spacing
+  parts, number = scipy.ndimage.label(truth, CONNECTED_26)
+  part_of = parts[truth] - 1
   if centers is None:
-    labels, count = scipy.ndimage.label(truth, CONNECTED_26)
-    return points, labels[truth], count
+    return points, part_of, number
   centers = np.asarray(centers, np.float64).reshape(-1, 3) * spacing
   if not len(centers):
     return np.zeros((0, 3)), np.zeros(0, int), 0
   half = np.zeros(len(centers)) if lengths_mm is None else lengths_mm / 2
   away = scipy.spatial.distance.cdist(points, centers) - half
-  lesion_of = away.argmin(1)
+  lesion_of = away.argmin(1) if len(points) else np.zeros(0, int)
   missing = np.setdiff1d(np.arange(len(centers)), lesion_of)
+  # Lesions with voxels of one component are one; a lesion of several spots
+  # joins theirs.
+  graph = scipy.sparse.coo_array(
+    (np.ones(len(points)), (lesion_of, len(centers) + part_of)),
+    shape=(len(centers) + number,) * 2,
+  )
+  _, joined = scipy.sparse.csgraph.connected_components(graph, directed=False)
+  names, joined = np.unique(joined[: len(centers)], return_inverse=True)
   return (
     np.concatenate([points, centers[missing]]),
-    np.concatenate([lesion_of, missing]),
-    len(centers),
+    joined[np.concatenate([lesion_of, missing])],
+    len(names),
   )
 
 

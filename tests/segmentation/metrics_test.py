@@ -191,6 +191,7 @@ def test_lesions_without_a_table_are_components():
     "lesions": 3,
     "detected": 1,
     "recall": 1 / 3,
+    "recall_best": 1,
     "false_positives": 1,
   }
   ours = metrics.lesion_detection(predicted, truth, spacing, tolerance_mm=4.0)
@@ -200,40 +201,67 @@ def test_lesions_without_a_table_are_components():
   assert ours["detected"] == 1
 
 
-def test_a_lesion_table_splits_merges_and_keeps_what_has_no_voxel():
+def test_a_lesion_table_splits_and_keeps_what_has_no_voxel():
   truth, spacing = lesion_case()
-  truth[16, 10, 5] = True  # The rod and the dot touch: one component.
   centers = np.array([[9.5, 10, 5], [17, 10, 5], [10, 2, 15], [1, 1, 1.0]])
   lengths = np.array([12, 1.0, 1.0, 1.0])
+  options = {"centers": centers, "lengths_mm": lengths, "tolerance_mm": 0.0}
   predicted = np.zeros_like(truth)
   predicted[15, 10, 5] = True  # The rod's end, nearer to the dot's centre.
-  options = {"centers": centers, "tolerance_mm": 0.0}
-  ours = metrics.lesion_detection(
-    predicted, truth, spacing, lengths_mm=lengths, **options
-  )
+  ours = metrics.lesion_detection(predicted, truth, spacing, **options)
   assert (ours["lesions"], ours["detected"]) == (4, 1)
   assert ours["false_positives"] == 0
   # The end belongs to the rod: hitting the dot too makes two.
   predicted[17, 10, 5] = True
-  ours = metrics.lesion_detection(
-    predicted, truth, spacing, lengths_mm=lengths, **options
-  )
-  assert ours["detected"] == 2
-  # Without lengths the end falls to the dot.
   ours = metrics.lesion_detection(predicted, truth, spacing, **options)
-  assert ours["detected"] == 1
-  # The lesion without a voxel is found at its centre.
+  assert ours["detected"] == 2
+  # The lesion without a voxel is found at its centre, by no perfect mask.
+  assert ours["recall_best"] == 0.75
+  perfect = metrics.lesion_detection(truth, truth, spacing, **options)
+  assert perfect["recall"] == perfect["recall_best"]
   predicted[1, 1, 1] = True
-  ours = metrics.lesion_detection(
-    predicted, truth, spacing, lengths_mm=lengths, **options
-  )
+  ours = metrics.lesion_detection(predicted, truth, spacing, **options)
   assert ours["detected"] == 3
+
+
+def test_lesions_that_touch_are_one():
+  """No mask can tell them apart, so a perfect one must not lose for it."""
+  truth, spacing = lesion_case()
+  truth[16, 10, 5] = True  # The rod and the dot touch: one component.
+  centers = np.array([[9.5, 10, 5], [17, 10, 5], [10, 2, 15]])
+  options = {"centers": centers, "lengths_mm": np.array([12, 1.0, 1.0])}
+  ours = metrics.lesion_detection(truth, truth, spacing, **options)
+  assert (ours["lesions"], ours["recall"]) == (2, 1)
+  assert ours["false_positives"] == 0
+  # Spots of one lesion are one without touching.
+  spots = truth.copy()
+  spots[8:10, 10, 5] = False
+  ours = metrics.lesion_detection(spots, spots, spacing, **options)
+  assert (ours["lesions"], ours["recall"]) == (2, 1)
+  assert ours["false_positives"] == 0
+
+
+def test_labelling_everything_detects_nothing():
+  truth, spacing = lesion_case()
+  vessel = np.zeros_like(truth)
+  vessel[:, 8:13, 3:8] = True
+  vessel[10, :, 15] = True
+  ours = metrics.lesion_detection(vessel, truth, spacing)
+  assert ours["recall"] == 0
+  assert ours["false_positives"] == 2
+  # A component that is half on a lesion detects it, though it joins two.
+  joined = np.zeros_like(truth)
+  joined[4:18, 10, 5] = True
+  ours = metrics.lesion_detection(joined, truth, spacing, tolerance_mm=0.0)
+  assert ours["detected"] == 1
+  assert ours["false_positives"] == 0
 
 
 def test_a_voxel_belongs_to_the_lesion_whose_end_is_nearest():
   # Ends at 5 and 7 mm: half way between them, at 6 mm, is the border.
   centers, lengths = np.array([[0, 0, 0], [10, 0, 0.0]]), np.array([10, 6])
   truth = box((11, 3, 3), (0, 11), (0, 1), (0, 1))
+  truth[6] = False  # What touches is one lesion.
   for place, both in ((5, False), (7, True)):
     predicted = np.zeros_like(truth)
     predicted[0, 0, 0] = predicted[place, 0, 0] = True
