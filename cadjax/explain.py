@@ -98,7 +98,10 @@ def define_flags() -> None:
     "Class: of a classifier cad (the default), normal or predicted.",
   )
   flags.DEFINE_enum(
-    "score", "logit", list(cam.SCORES), "The logit, or minus the others' mean."
+    "score",
+    cam.SCORE,
+    list(cam.SCORES),
+    "What is explained: the log odds of the class, or its logit alone.",
   )
   flags.DEFINE_string("region", targets.PREDICTED, "Of a segmenter: see above.")
   flags.DEFINE_multi_string(

@@ -303,7 +303,7 @@ def test_predicted_is_the_label_of_predict(classifier, tmp_path):
   assert document["prediction"] == as_json(own)
   number = targets.CLASSES.index(own.label)
   assert document["target"]["value"] == pytest.approx(
-    own.logits[number], rel=1e-4
+    own.logits[number] - own.logits[1 - number], rel=1e-4
   )
   assert [m["layer"] for m in document["maps"]] == [
     "stem", "stage1", "stage2", "stage3", "stage4",
@@ -470,7 +470,7 @@ def test_a_segmenters_maps_have_the_cells_of_the_volume(
   path = write_scan(tmp_path / "scan.nii.gz", "plain")
   options = ExplainOptions(methods=("layercam",))
   result, _ = run(
-    trained, path, tmp_path / "out", target="2", options=options,
+    trained, path, tmp_path / "out", target="1", options=options,
     region=f"voxel_mm:{ras_to_text(LESION_MM)}",
   )  # fmt: skip
   cells = {heat.layer: heat.cells.shape for heat in result.maps}
@@ -499,7 +499,7 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
   region = f"voxel_mm:{ras_to_text(LESION_MM)}"
   whole, patched = (
     run(
-      trained, path, tmp_path / str(patch), target="2", region=region,
+      trained, path, tmp_path / str(patch), target="1", region=region,
       options=ExplainOptions(methods=("gradcam", "layercam"), patch=patch),
     )
     for patch in (None, (32, 32, 32))
@@ -518,7 +518,7 @@ def test_a_patch_gives_what_the_whole_gives(classifier, monkeypatch, tmp_path):
   with trained.config.unlocked():
     trained.config.data.patch_size = (32, 32, 32)
   automatic, _ = run(
-    trained, path, tmp_path / "x", target="2", region=region,
+    trained, path, tmp_path / "x", target="1", region=region,
     options=ExplainOptions(methods=("layercam",)),
   )  # fmt: skip
   np.testing.assert_array_equal(

@@ -173,12 +173,17 @@ def _logit(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def _margin(logits: jax.Array, target: jax.Array) -> jax.Array:
-  chosen = _logit(logits, target)
-  others = (logits.sum(-1) - chosen) / (logits.shape[-1] - 1)
-  return chosen - others
+  index = target.reshape(-1, *(1,) * (logits.ndim - 1))
+  chosen = jnp.arange(logits.shape[-1]) == index
+  others = jnp.where(chosen, -jnp.inf, logits)
+  return _logit(logits, target) - jax.nn.logsumexp(others, -1)
 
 
-SCORES = {"logit": _logit, "margin": _margin}
+SCORES = {"margin": _margin, "logit": _logit}
+# What a softmax adds to all logits alike changes no probability, so training
+# never shapes it: it stays as it was initialised, and the maps of one logit
+# contain it.
+SCORE = "margin"
 
 
 def scores(
@@ -192,7 +197,9 @@ def scores(
   Never of a softmax: its gradient vanishes where the model is sure.
 
   Args:
-    name: "logit", that of the class, or "margin", minus the others' mean.
+    name: "margin", the log odds of the class: its logit less the log-sum-exp
+      of the others, so log p / (1 - p) of the softmax; or "logit", that of
+      the class alone.
     logits: [B, K] of a classifier or [B, *space, K] of a segmenter.
     target: the class, one for all or [B].
     region: of a segmenter, [B, *space]: the score is the sum over voxels,
@@ -224,7 +231,7 @@ def in_float32(model: nn.Module) -> nn.Module:
 
 
 def make_gradients(
-  model: nn.Module, *, layers: Sequence[str] | None = None, score: str = "logit"
+  model: nn.Module, *, layers: Sequence[str] | None = None, score: str = SCORE
 ) -> Callable[..., tuple[jax.Array, dict, dict]]:
   """Makes a function that gives feature maps and the gradients at them.
 
@@ -275,7 +282,7 @@ def make_explain(
   *,
   methods: Sequence[str] = ("gradcam",),
   layers: Sequence[str] | None = None,
-  score: str = "logit",
+  score: str = SCORE,
   window: int = XRES_WINDOW,
   slices: int | None = None,
 ) -> Callable[..., tuple[jax.Array, Maps]]:
@@ -351,7 +358,7 @@ def make_logits(
 
 
 def make_score(
-  model: nn.Module, *, score: str = "logit", slices: int | None = None
+  model: nn.Module, *, score: str = SCORE, slices: int | None = None
 ) -> Callable[..., jax.Array]:
   """Makes `fn(variables, image, target, region=None) -> [B]`, the score alone.
 

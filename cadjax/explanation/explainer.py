@@ -47,7 +47,7 @@ class ExplainOptions:
 
   methods: tuple[str, ...] = ("gradcam",)
   layers: tuple[str, ...] | None = None
-  score: str = "logit"
+  score: str = cam.SCORE
   xres_window: int = cam.XRES_WINDOW
   patch: tuple[int, int, int] | None = None
   occlusion_step: tuple[int, int, int] | None = None

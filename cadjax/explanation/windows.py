@@ -53,7 +53,7 @@ class WindowExplainer:
     overlap: float = 0.5,
     methods: Sequence[str] = ("gradcam",),
     layers: Sequence[str] | None = None,
-    score: str = "logit",
+    score: str = cam.SCORE,
     window: int = cam.XRES_WINDOW,
   ):
     lookup.check_known(methods, METHODS, "patch-wise explanation method")

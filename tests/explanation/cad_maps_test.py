@@ -6,6 +6,7 @@ import pytest
 
 from cadjax.classification.classifier import load_classifier
 from cadjax.explanation import cad_maps, cam, checks
+from cadjax.training import steps
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,31 @@ def test_other_variables_make_other_maps(maker, image):
     np.testing.assert_allclose(
       again["gradcam"][layer], other["gradcam"][layer], atol=1e-6
     )
+
+
+def test_maps_do_not_see_what_all_logits_share(maker, image):
+  """It changes no probability, and training leaves it as it was drawn."""
+  rng = np.random.default_rng(0)
+  head = maker.variables["params"]["head"]
+  common = 10 * rng.normal(size=(head["kernel"].shape[0], 1))
+  moved = jax.tree.map(lambda x: x, maker.variables)
+  moved["params"] = dict(moved["params"])
+  moved["params"]["head"] = head | {"kernel": head["kernel"] + common}
+  own, other = maker.cells(image), maker.cells(image, moved)
+  for method, by_layer in own.items():
+    for layer, cells in by_layer.items():
+      np.testing.assert_allclose(
+        other[method][layer], cells, rtol=1e-2, atol=1e-3 * cells.max() + 1e-7
+      )
+  explain = jax.jit(cam.make_explain(maker.model, score="logit"))
+  x = steps.window(image[None, ..., None], (-100.0, 800.0))
+  a, b = (
+    explain(variables, x, 1)[1]["gradcam"]
+    for variables in (maker.variables, moved)
+  )
+  assert any(
+    not np.allclose(a[layer], b[layer], rtol=0.1) for layer in maker.strides
+  )
 
 
 def test_log_odds_are_the_margin_of_the_logits(maker, image):

@@ -48,7 +48,9 @@ def test_maps_are_monais(monai_nets, visualize, ndim):  # noqa: F811
     variables = {
       name: to_flax(tensors, like[name]) for name in ("params", "batch_stats")
     }
-    explain = jax.jit(cam.make_explain(model, methods=("gradcam",)))
+    explain = jax.jit(
+      cam.make_explain(model, methods=("gradcam",), score="logit")
+    )
     _, maps = explain(variables, jnp.asarray(x), 1)
     maps = jax.device_get(maps["gradcam"])
   compared = 0

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.special
 from flax import linen as nn
 from tiny_models import Fcn, draw_variables, enable_x64
 
@@ -222,7 +223,7 @@ def test_at_the_last_stage_gradcam_is_hirescam_is_cam(ndim):
   model = resnet(ndim=ndim)
   variables = draw_variables(model, ndim, seed=1)
   x = image(ndim, space=(64, 48, 40)[:ndim])
-  explain = compiled(model, methods=("gradcam", "hirescam"))
+  explain = compiled(model, methods=("gradcam", "hirescam"), score="logit")
   own, features = model.apply(variables, x, train=False)
   last = features["stage4"]
   assert min(last.shape[1:-1]) > 1
@@ -311,11 +312,18 @@ def test_remat_and_the_mode_of_convolution_are_kept():
   assert (kept.remat, kept.conv, kept.dtype) == (True, "exact", jnp.float32)
 
 
-def test_the_margin_of_two_classes_is_the_difference():
+def test_the_margin_is_the_log_odds_of_the_softmax():
   logits = jnp.asarray([[1.0, 4.0], [2.0, -1.0]])
   np.testing.assert_allclose(cam.scores("margin", logits, 1), [3, -3])
   three = jnp.asarray([[1.0, 2.0, 6.0]])
-  np.testing.assert_allclose(cam.scores("margin", three, 2), [4.5])
+  for number, p in enumerate(scipy.special.softmax(three[0])):
+    np.testing.assert_allclose(
+      cam.scores("margin", three, number)[0], np.log(p / (1 - p)), rtol=1e-5
+    )
+  # Also where the softmax itself would be 0 or 1.
+  sure = jnp.asarray([[-500.0, 0.0, 500.0]])
+  np.testing.assert_allclose(cam.scores("margin", sure, 2), [500.0])
+  np.testing.assert_allclose(cam.scores("margin", sure, 0), [-1000.0])
   np.testing.assert_allclose(cam.scores("logit", three, jnp.asarray([1])), [2])
 
 
@@ -371,7 +379,7 @@ def test_logits_and_score_of_a_2d_model_take_slices_in_turn():
   for slices in (None, 3):
     found = jax.jit(cam.make_logits(model, slices=slices))(variables, volume)
     np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
-    score = jax.jit(cam.make_score(model, slices=slices))
+    score = jax.jit(cam.make_score(model, score="logit", slices=slices))
     np.testing.assert_allclose(
       score(variables, volume, target, region), by_hand(volume), rtol=1e-5
     )
@@ -406,7 +414,7 @@ def test_gradients_equal_finite_differences(kind):
     def score(perturbations):
       given = {**variables, "perturbations": perturbations}
       logits, _ = model.apply(given, x, train=False)
-      return cam.scores("logit", logits, 1, region)[0]
+      return cam.scores("margin", logits, 1, region)[0]
 
     zeros = jax.tree.map(jnp.zeros_like, features)
     for layer, gradient in gradients.items():
@@ -472,7 +480,8 @@ def test_a_planted_model_lights_up_its_box():
   model = planted(box)
   x = jnp.ones((1, 24, 32, 28, 1))
   methods = ("hirescam", "layercam", "xrescam")
-  _, maps = compiled(model, methods=methods, window=1)({}, x, 1)
+  options = {"methods": methods, "score": "logit"}
+  _, maps = compiled(model, window=1, **options)({}, x, 1)
   expected = np.zeros((6, 8, 7))
   expected[box] = 1
   for method in methods:
@@ -483,7 +492,7 @@ def test_a_planted_model_lights_up_its_box():
   np.testing.assert_array_equal(at_one.min(0), (8, 20, 4))
   np.testing.assert_array_equal(at_one.max(0), (12, 24, 8))
   # Normal looks everywhere.
-  _, normal = compiled(model, methods=methods)({}, x, 0)
+  _, normal = compiled(model, **options)({}, x, 0)
   np.testing.assert_allclose(normal["hirescam"]["conv"], 1)
 
 
