@@ -8,7 +8,7 @@ have any measured number, and give its mean over patients.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,11 @@ class Line:
 
   Attributes:
     rows: of each cell, by fold and seed.
+    trained: patients that each cell was trained on; 0 or none if unknown.
   """
 
   rows: Mapping[Key, Sequence[Row]]
+  trained: Mapping[Key, int] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def is_call(self) -> bool:
@@ -107,27 +109,25 @@ def _spread(line: Line, metric: str) -> dict[str, float | int]:
 
 
 def difference(
-  a: Line,
-  b: Line,
-  metric: str,
-  *,
-  sizes: Mapping[Key, tuple[int, int]],
-  draws: int = 2000,
+  a: Line, b: Line, metric: str, *, draws: int = 2000
 ) -> dict[str, Any]:
   """Returns line a less line b, on the same patients.
 
   With two folds or more, the interval is that of Nadeau and Bengio (Machine
-  Learning 52 (2003) 239-281), a t interval over the cells whose variance is
-  corrected for training sets that overlap. Of several seeds without folds, it
-  is a t interval over the trainings to whose variance that of the patients is
-  added, by the paired bootstrap. Of one training it is that bootstrap, and
-  says nothing of another training.
+  Learning 52 (2003) 239-281), a t interval over the folds whose variance is
+  corrected for training sets that overlap. Seeds of a fold share its patients
+  and are averaged first: taken as repetitions, they would shrink the variance
+  without telling anything of other patients. The share of test patients is
+  that of those that the metric is known of, to the smaller training set of
+  the two lines. Of several seeds without folds, it is a t interval over the
+  trainings to whose variance that of the patients is added, by the paired
+  bootstrap. Of one training it is that bootstrap, and says nothing of another
+  training.
 
   Args:
     a: the one.
     b: the other.
     metric: of both.
-    sizes: training and test patients of each cell.
     draws: of the bootstrap.
 
   Returns:
@@ -157,9 +157,14 @@ def difference(
     "bootstrap_high": high,
   }
   if _has_folds(measured):
-    shares = [sizes[key][1] / max(1, sizes[key][0]) for key in measured]
-    result |= corrected_t(deltas, float(np.mean(shares)))
-    result["method"] = f"Nadeau-Bengio over {len(deltas)} cells"
+    shares = [
+      _share(a, b, key, {str(row["patient_id"]) for row in pairs[key][0]})
+      for key in measured
+    ]
+    by_fold = _fold_means(list(measured), deltas)
+    result |= corrected_t(by_fold, float(np.mean(shares)))
+    result["difference"] = _mean(by_fold)
+    result["method"] = f"Nadeau-Bengio over {len(by_fold)} folds"
   elif len(deltas) > 1:
     result |= over_trainings(deltas, float(np.nanvar(np.mean(drawn, axis=0))))
     result["method"] = f"t over {len(deltas)} trainings and the patients"
@@ -175,16 +180,29 @@ def corrected_t(deltas: np.ndarray, share: float) -> dict[str, float]:
   """Returns the corrected resampled t interval and test of a mean of 0.
 
   Args:
-    deltas: [J], of the cells.
-    share: test patients for each training patient.
+    deltas: [J], of the folds, one each.
+    share: test patients for each training patient; NaN if unknown.
 
   Returns:
-    low, high and p_value; NaN where the cells do not allow one.
+    low, high and p_value; NaN where the folds do not allow one.
   """
   deltas = np.asarray(deltas, np.float64)
   if deltas.size < 2:
     return _student(deltas, 0.0)
   return _student(deltas, (1 / deltas.size + share) * deltas.var(ddof=1))
+
+
+def _share(a: Line, b: Line, key: Key, tested: Collection[str]) -> float:
+  """Patients measured for each training patient; NaN if that is unknown."""
+  trained = [line.trained.get(key, 0) for line in (a, b)]
+  fewest = min(filter(None, trained), default=0)
+  return len(tested) / fewest if fewest else math.nan
+
+
+def _fold_means(keys: Sequence[Key], deltas: np.ndarray) -> np.ndarray:
+  """Averages [cells] over the seeds of each fold, [folds]."""
+  folds = np.array([fold for fold, _ in keys])
+  return np.array([deltas[folds == fold].mean() for fold in np.unique(folds)])
 
 
 def over_trainings(

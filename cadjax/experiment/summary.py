@@ -8,37 +8,44 @@ from typing import Any
 from cadjax.core import files
 from cadjax.experiment import compare
 from cadjax.experiment.compare import Key, Line
-from cadjax.experiment.plan import Plan
+from cadjax.experiment.plan import Cell, Plan
 from cadjax.experiment.store import Store
 from cadjax.metrics import intervals
 from cadjax.report import pages
 
 
-def collect(plan: Plan, cells: Store) -> tuple[dict[str, Line], dict[str, Any]]:
-  """Reads the cells that are done.
-
-  Returns:
-    the lines by name, and the (training, test) patients of each fold and
-    seed, of the largest training set among the arms.
-  """
+def collect(plan: Plan, cells: Store) -> dict[str, Line]:
+  """Reads the cells that are done; returns the lines by name."""
   rows: dict[str, dict[Key, list]] = {}
-  sizes: dict[Key, tuple[int, int]] = {}
+  trained: dict[str, dict[Key, int]] = {}
   for cell in plan.cells():
     if cells.state(cell.name) != "done":
       continue
-    value = cells.read(cell.name)
     key = (cell.fold, cell.seed)
-    size = tuple(value["sizes"])
-    sizes[key] = max(sizes.get(key, (0, 0)), size)
-    for entry, some in value["entries"].items():
+    for entry, some in cells.read(cell.name)["entries"].items():
       name = f"{cell.arm}/{entry}" if entry else cell.arm
       rows.setdefault(name, {})[key] = some
-  return {name: Line(some) for name, some in rows.items()}, sizes
+      trained.setdefault(name, {})[key] = _trained_on(plan, cells, cell)
+  return {name: Line(some, trained[name]) for name, some in rows.items()}
+
+
+def _trained_on(plan: Plan, cells: Store, cell: Cell) -> int:
+  """Returns the training patients of a cell; 0 where nothing was trained.
+
+  A cell that only measures has the fewest of those that it needs.
+  """
+  if plan.arms[cell.arm].config is not None:
+    return cells.read(cell.name)["sizes"][0]
+  needed = (
+    plan.needed(cell, arm) for arm in plan.arms[cell.arm].needs.values()
+  )
+  known = [_trained_on(plan, cells, one) for one in needed]
+  return min(filter(None, known), default=0)
 
 
 def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   """Returns what results.json holds; no times, so that runs agree."""
-  lines, sizes = collect(plan, cells)
+  lines = collect(plan, cells)
   shown = list(dict.fromkeys([plan.metric, *plan.metrics]))
   table = []
   for name, line in lines.items():
@@ -55,7 +62,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   for a, b, metric in plan.pairs():
     if not all(x in lines and lines[x].has(metric) for x in (a, b)):
       continue
-    found = compare.difference(lines[a], lines[b], metric, sizes=sizes)
+    found = compare.difference(lines[a], lines[b], metric)
     comparisons.append({"a": a, "b": b} | found)
   # What could not be compared stays one of the tests.
   missing = len(plan.pairs()) - len(comparisons)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -380,6 +381,55 @@ def test_a_bad_cell_is_told_of_and_the_others_go_on(tmp_path, monkeypatch):
   written = page.write(tmp_path / "out", made, store)
   assert written["cells"]["failed"] == 2
   assert "no luck" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_lines_know_the_patients_that_their_cells_were_trained_on(tmp_path):
+  """One that only measures has those of what it needs."""
+  some = ml_collections.ConfigDict()
+  arms = {
+    "a": {"title": "A", "config": some},
+    "b": {"title": "B", "config": some},
+    "both": {"title": "C", "needs": {"x": "a", "y": "b"}},
+    "none": {"title": "D"},
+  }
+  made = plan.make_plan(fields(arms=arms, folds=(0, 1), comparisons=()))
+  store = Store(tmp_path)
+  trained = {"a": 60, "b": 40, "both": 0, "none": 0}
+  for cell in made.cells():
+    rows = [{"patient_id": "p", "dice": 0.5}]
+    store.folder(cell.name).mkdir(parents=True)
+    store.finish(
+      cell.name, {"entries": {"": rows}, "sizes": [trained[cell.arm], 20]}
+    )
+  found = summary.collect(made, store)
+  for arm, count in (trained | {"both": 40}).items():
+    assert found[arm].trained == {(0, 0): count, (1, 0): count}, arm
+
+
+def test_cases_without_a_label_train_no_classifier(
+  tiny_config, tiny_data, tmp_path, monkeypatch
+):
+  copy = tmp_path / "data"
+  shutil.copytree(tiny_data, copy)
+  header, *rows = (copy / "cases.csv").read_text().splitlines()
+  at = header.split(",").index("label")
+  rows = [row.split(",") for row in rows]
+  first = next(row for row in rows if "train" in row)
+  first[at] = ""
+  lines = [header, *map(",".join, rows)]
+  (copy / "cases.csv").write_text("\n".join(lines) + "\n")
+  arms = {"a": {"title": "A", "config": tiny_config}}
+  made = plan.make_plan(fields(arms=arms, comparisons=(), metric="dice"))
+  given = {"": [{"patient_id": "p", "dice": 0.5}]}
+  monkeypatch.setattr(
+    runner, "MEASURES", measures.MEASURES | {"patients": lambda _: given}
+  )
+  monkeypatch.setattr(runner.Experiment, "_dataset", lambda *_: copy)
+  monkeypatch.setattr(runner.tasks, "train_and_evaluate", lambda *_: None)
+  monkeypatch.setattr(runner.workdir, "is_finished", lambda _: True)
+  store = Store(tmp_path / "cells")
+  runner.Experiment(made, store, Store(tmp_path / "built")).run()
+  assert store.read("a/seed0")["sizes"] == [15, 8]
 
 
 @pytest.mark.parametrize(
