@@ -13,6 +13,16 @@ from cadjax.experiment.store import Store
 from cadjax.metrics import intervals
 from cadjax.report import pages
 
+# The version of the rules that figures are scored by: results.json has it as
+# "rules", and 1 where it has none. For metrics whose names begin so, the first
+# version that scores them as now; figures of earlier ones lead to no answer.
+# 2: the calibration error, which was above 0 for calibrated probabilities and
+# whose interval left out the truth, gave way to calibration slope and
+# intercept.
+RULES_VERSION = 2
+RULES = {"ece": 2}
+OUTDATED = "scored by the old rule"
+
 
 def collect(plan: Plan, cells: Store) -> dict[str, Line]:
   """Reads the cells that are done; returns the lines by name."""
@@ -72,9 +82,9 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   for one, p in zip(comparisons, adjusted, strict=False):
     one["p_holm"] = p
     one["decided"] = compare.decided(one)
-  titles = {row["line"]: row["title"] for row in table}
   states = {cell.name: cells.state(cell.name) for cell in plan.cells()}
   result = {
+    "rules": RULES_VERSION,
     "plan": plan.name,
     "scale": plan.scale,
     "question": plan.question,
@@ -88,10 +98,6 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     ),
     "lines": table,
     "comparisons": comparisons,
-    "answers": (
-      [_answer(one, titles) for one in comparisons]
-      or [_spread(row, plan.metric) for row in best_first(table, plan.metric)]
-    ),
     "not_compared": [
       f"{a} with {b} ({metric})"
       for a, b, metric in plan.pairs()
@@ -108,7 +114,27 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
       for state in ("done", "failed", "running", "waiting")
     },
   }
-  return files.strict(result)
+  return files.strict(result | {"answers": answers(result)})
+
+
+def answers(result: Mapping[str, Any]) -> list[str]:
+  """Returns the comparisons in words, or the lines if nothing is compared.
+
+  Args:
+    result: results.json; what an old rule scored gives no answer.
+  """
+  titles = {row["line"]: row["title"] for row in result["lines"]}
+  comparisons, metric = result["comparisons"], result["metric"]
+  if comparisons:
+    return [
+      _unanswered(one, titles)
+      if outdated(result, one["metric"])
+      else _answer(one, titles)
+      for one in comparisons
+    ]
+  if outdated(result, metric):
+    return [f"{metric_name(metric)}: {OUTDATED}"]
+  return [_spread(row, metric) for row in best_first(result["lines"], metric)]
 
 
 def cost(plan: Plan, cells: Store) -> dict[str, Any]:
@@ -134,6 +160,17 @@ def cost(plan: Plan, cells: Store) -> dict[str, Any]:
   }
 
 
+def outdated(result: Mapping[str, Any], metric: str) -> bool:
+  """Tells whether results.json has a metric as it is not measured any more.
+
+  Args:
+    result: of `summarise`, perhaps of an older version.
+    metric: of a line or a comparison.
+  """
+  since = next((n for name, n in RULES.items() if metric.startswith(name)), 1)
+  return result.get("rules", 1) < since
+
+
 def is_spread(metric: str) -> bool:
   """Tells whether the answer is how far the values of a metric spread."""
   return metric.startswith(compare.REPORTED)
@@ -147,6 +184,8 @@ def metric_name(metric: str) -> str:
     "roc_auc": "ROC AUC",
     "pr_auc": "PR AUC",
     "ece": "calibration error (ECE)",
+    "calibration_slope": "calibration slope (1 is perfect)",
+    "calibration_intercept": "calibration intercept (0 is perfect)",
     "brier": "Brier score",
     "f1": "F1",
     "mcc": "MCC",
@@ -203,6 +242,12 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   if one["n_patients"] < compare.LEAST_PATIENTS:
     verdict = f"too few patients to show a difference in {name}"
   return f"{a} against {b}: {verdict} ({about})"
+
+
+def _unanswered(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+  """A comparison that an old rule scored; its figures decide nothing."""
+  a, b = titles.get(one["a"], one["a"]), titles.get(one["b"], one["b"])
+  return f"{a} against {b}: {metric_name(one['metric'])} {OUTDATED}, no answer"
 
 
 def _of_first(one: Mapping[str, Any]) -> str:

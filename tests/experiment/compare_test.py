@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from cadjax.experiment import compare
 from cadjax.experiment.compare import Line
-from cadjax.metrics import intervals
+from cadjax.metrics import intervals, recalibration
 
 
 def calls(rng, patients, shift, noise=1.0, threshold=0.5):
@@ -116,23 +117,59 @@ def test_under_no_difference_few_trainings_reject_rarely(trainings, patients):
   assert np.mean(np.array(p) < 0.05) < 0.07
 
 
-def test_calibration_lies_in_its_own_interval():
-  """Of a perfectly calibrated model the bootstrap's ECE is all above it."""
-  rng = np.random.default_rng(9)
-  probs = rng.random(80)
-  rows = [
+def calibrated(rng, n, fold=0):
+  probs = scipy.special.expit(rng.normal(0, 2, n))
+  return [
     {
-      "patient_id": f"p{i}",
+      "patient_id": f"{fold}_{i}",
       "label": int(rng.random() < p),
       "probability": float(p),
       "threshold": 0.5,
     }
     for i, p in enumerate(probs)
   ]
-  found = compare.estimate(Line({(0, 0): rows}), "ece")
-  assert 0 <= found["low"] < found["value"] < found["high"]
-  found = compare.difference(*(2 * [Line({(0, 0): rows})]), "ece")
-  assert "mcnemar" not in found
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("metric", sorted(recalibration.PERFECT))
+def test_perfect_calibration_lies_in_its_interval(metric, folds):
+  """150 studies of 63 patients a fold; of one or three."""
+  rng = np.random.default_rng(9)
+  hits = 0
+  for _ in range(150):
+    rows = {(f, 0): calibrated(rng, 63, f) for f in range(folds)}
+    found = compare.estimate(Line(rows), metric, draws=2)
+    assert found["low"] < found["value"] < found["high"]
+    hits += found["low"] <= recalibration.PERFECT[metric] <= found["high"]
+  assert 0.91 <= hits / 150 <= 0.985
+
+
+def test_calibration_has_no_mcnemar_and_counts_that_trainings_differ():
+  rng = np.random.default_rng(9)
+  rows = calibrated(rng, 80)
+  metric = "calibration_intercept"
+  one = Line({(None, 0): rows, (None, 1): rows})
+  assert "mcnemar" not in compare.difference(one, one, metric)
+  bold = [row | {"probability": row["probability"] ** 4} for row in rows]
+  alone, same, other = (
+    compare.estimate(Line(dict(enumerate_seeds(some))), metric)
+    for some in ([rows], [rows, rows], [rows, bold])
+  )
+  # The same training twice tells nothing new.
+  for key in ("value", "low", "high"):
+    assert same[key] == pytest.approx(alone[key])
+  assert other["high"] - other["low"] > 1.5 * (alone["high"] - alone["low"])
+  # Cells whose slope is not finite leave the mean.
+  perfect = [row | {"probability": 0.1 + 0.8 * row["label"]} for row in rows]
+  found = compare.estimate(
+    Line(dict(enumerate_seeds([rows, perfect]))), "calibration_slope"
+  )
+  assert found["low"] < found["value"] < found["high"]
+  assert math.isnan(found["cells"][1]["value"])
+
+
+def enumerate_seeds(cells):
+  return (((None, seed), rows) for seed, rows in enumerate(cells))
 
 
 def test_a_line_less_itself_is_nothing():

@@ -510,6 +510,74 @@ def test_the_readme_gets_its_table(whole, tmp_path):
   assert "less 2D, mean of the slices: ROC AUC" in text
 
 
+def old_results(folder):
+  """Of a plan and its results as they were when the ECE was measured."""
+  entry = {"value": 0.1, "low": 0.05, "high": 0.15, "n_patients": 63}
+  entry |= {"cells": [{"fold": 0, "seed": 0, "value": 0.1}]}
+  one = {"a": "3d", "b": "2d", "metric": "ece", "n_patients": 63}
+  one |= {"difference": -0.2, "low": -0.3, "high": -0.1, "p_value": 0.001}
+  one |= {"p_holm": 0.002, "decided": True, "method": "t", "n_cells": 1}
+  auc = one | {"metric": "roc_auc", "difference": 0.2, "low": 0.1, "high": 0.3}
+  lines = [
+    {"line": x, "title": x.upper(), "metrics": {"roc_auc": entry, "ece": entry}}
+    for x in ("3d", "2d")
+  ]
+  result = {
+    "plan": "dimension",
+    "scale": "tiny",
+    "question": "Which?",
+    "claim": "",
+    "limits": "",
+    "metric": "roc_auc",
+    "data": {},
+    "overrides": [],
+    "disclaimer": "Phantom results.",
+    "lines": lines,
+    "comparisons": [one, auc],
+    "answers": ["3D: lower calibration error than 2D"],
+    "not_compared": [],
+    "failed": {},
+    "cells": {"done": 1, "failed": 0, "running": 0, "waiting": 0},
+  }
+  cost = {"cells": 1, "cell_seconds": 1, "peak_bytes": 1, "code": []}
+  cost |= {"devices": ["cpu"], "arms": {}}
+  folder.mkdir(parents=True)
+  for name, value in (("results.json", result), ("cost.json", cost)):
+    (folder / name).write_text(json.dumps(value))
+  (folder / "index.html").write_text("old page: lower calibration error")
+  return result
+
+
+def test_what_an_old_rule_scored_is_marked_and_answers_nothing(tmp_path):
+  folder = tmp_path / "results" / "dimension"
+  result = old_results(folder)
+  assert summary.outdated(result, "ece")
+  assert not summary.outdated(result, "roc_auc")
+  assert not summary.outdated(result | {"rules": 2}, "ece")
+  readme = tmp_path / "README.md"
+  readme.write_text("\n".join(files.table_marks("experiments")) + "\n")
+  page.update_readme(readme, tmp_path / "results")
+  row = readme.read_text()
+  assert "3D less 2D: calibration error (ECE) scored by the old rule<br>" in row
+  assert "-0.2" not in row
+  assert "ROC AUC +0.200 [+0.100, +0.300]" in row
+  html = (folder / "index.html").read_text()
+  assert "lower calibration error" not in html
+  assert html.count("scored by the old rule") == 3  # Answer, column, row.
+  assert "higher ROC AUC than 2D" in html
+  written = json.loads((folder / "results.json").read_text())
+  assert written["answers"][0].endswith("scored by the old rule, no answer")
+  assert written["lines"] == result["lines"]
+
+
+def test_the_page_of_a_plan_of_ones_own_stays(tmp_path):
+  folder = tmp_path / "mine"
+  result = old_results(folder)
+  (folder / "results.json").write_text(json.dumps(result | {"plan": "mine"}))
+  page.render_again(folder)
+  assert (folder / "index.html").read_text().startswith("old page")
+
+
 def test_without_results_the_readme_stays(tmp_path):
   readme = tmp_path / "README.md"
   readme.write_text("old")
