@@ -17,6 +17,8 @@ from cadjax.metrics.intervals import Difference, Interval
 from cadjax.report import curves
 from data_prep.errors import UserError
 
+# Of the column of metrics.
+WIDTH = max(map(len, binary.METRICS)) + 2
 CASE_KEYS = ("case_id", "patient_id", "label", "log_odds")
 
 
@@ -229,15 +231,20 @@ def table(result: Mapping[str, Any]) -> str:
     columns["difference to --against"] = _texts(
       Difference, result["against"]["difference"]
     )
-  lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
+  lines = ["".join([" " * WIDTH, *(f"{name:<31}" for name in columns)])]
   for name in binary.METRICS:
     cells = [f"{column[name]:<31}" for column in columns.values()]
-    lines.append("".join([f"{name:<19}", *cells]))
+    lines.append("".join([f"{name:<{WIDTH}}", *cells]))
   lines = [line.rstrip() for line in lines]
   draws = result["bootstrap"]["draws"]
   lines.append(
-    "95 % intervals: Wilson for k/n by patient, else a stratified bootstrap"
-    f" over patients ({draws} draws)"
+    "95 % intervals: Wilson for k/n by patient, profile likelihood for"
+    " calibration, else a stratified bootstrap over patients"
+    f" ({draws} draws)"
+  )
+  lines.append(
+    "perfect calibration: slope 1, intercept 0, Brier"
+    f" {result['perfectly_calibrated']['brier']:.3f}"
   )
   lines.append(
     f"threshold {result['threshold']:.4f}: {result['threshold_origin']}"

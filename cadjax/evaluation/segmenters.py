@@ -330,7 +330,7 @@ def table(result: Mapping[str, Any]) -> str:
   draws = result["bootstrap"]["draws"]
   lines.append(
     "means over patients (n), 95 % intervals by a bootstrap over patients"
-    f" ({draws} draws), Student's t below 6 of them"
+    f" ({draws} draws), Student's t below {intervals.FEW_PATIENTS} of them"
   )
   return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 

@@ -38,6 +38,8 @@ def forest(
   )
   axes = figure.subplots(2 if differences else 1, 1, squeeze=False)[:, 0]
   name = summary.metric_name(metric)
+  if summary.outdated(result, metric):
+    name += f" ({summary.OUTDATED})"
   _rows(
     axes[0],
     [row["title"] for row in lines],

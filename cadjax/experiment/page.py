@@ -3,12 +3,13 @@
 import base64
 import pathlib
 import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadjax.core import files
+from cadjax.core import configs, files
 from cadjax.experiment import figure, summary
-from cadjax.experiment.plan import Plan
+from cadjax.experiment.plan import Plan, load_plan
 from cadjax.experiment.store import Store
 from cadjax.report import curves, pages
 from data_prep.errors import UserError
@@ -65,8 +66,38 @@ def render(
       name=summary.metric_name,
       interval=summary.interval,
       p=summary.p_text,
+      answers=summary.answers(result),
+      outdated=lambda metric: summary.outdated(result, metric),
+      old_rule=summary.OUTDATED,
     )
   )
+
+
+def render_again(folder: pathlib.Path) -> None:
+  """Writes the page anew from results.json, cost.json and the plan.
+
+  For results whose cells are elsewhere: the figures stay, what they answer
+  and how they are marked is that of this version. The page of a plan that
+  does not come with cadjax stays as it is.
+
+  Args:
+    folder: of results.json.
+  """
+  result = files.read_json(folder / "results.json")
+  if result["plan"] not in configs.names(configs.PLAN):
+    return
+  result["answers"] = summary.answers(result)
+  plan = load_plan(result["plan"], result["scale"])
+  with tempfile.TemporaryDirectory() as temporary:
+    path = pathlib.Path(temporary) / "forest.png"
+    curves.save(figure.forest(result, plan.lines), path)
+    picture = path.read_bytes()
+  measured = {name for row in result["lines"] for name in row["metrics"]}
+  shown = [name for name in plan.metrics if name in measured]
+  shown += sorted(measured - {*plan.metrics, plan.metric})
+  html = render(result, files.read_json(folder / "cost.json"), picture, shown)
+  files.write_json(folder / "results.json", result)
+  files.write_text(folder / "index.html", html)
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -116,7 +147,7 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
   titles = {row["line"]: row["title"] for row in result["lines"]}
   found = result["comparisons"]
   if not found:
-    return list(result["answers"]) or ["not answered"]
+    return summary.answers(result) or ["not answered"]
   metric = result["metric"]
   lines = [row for row in result["lines"] if metric in row["metrics"]]
   short = []
@@ -125,12 +156,17 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
       f"{row['title']} {summary.interval(row['metrics'][metric])}"
       for row in lines
     )
-    short.append(f"{summary.metric_name(metric)}: {values}")
+    old = f" ({summary.OUTDATED})" if summary.outdated(result, metric) else ""
+    short.append(f"{summary.metric_name(metric)}{old}: {values}")
   short += [
     f"{titles.get(one['a'], one['a'])} less {titles.get(one['b'], one['b'])}:"
     f" {summary.metric_name(one['metric'])}"
-    f" {summary.interval(one, 'difference')},"
-    f" {one['n_patients']} patients, {summary.p_text(one['p_holm'])}"
+    + (
+      f" {summary.OUTDATED}"
+      if summary.outdated(result, one["metric"])
+      else f" {summary.interval(one, 'difference')},"
+      f" {one['n_patients']} patients, {summary.p_text(one['p_holm'])}"
+    )
     for one in found[:MOST_ANSWERS]
   ]
   more = len(found) - MOST_ANSWERS
@@ -140,7 +176,8 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
 def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   """Writes the table of all results under `root` into a README.
 
-  Between the marks of "experiments"; returns how many experiments there are.
+  Between the marks of "experiments", and the page of each anew; returns how
+  many experiments there are.
 
   Raises:
     UserError: of `files.replace_table`, or there are no results.
@@ -150,6 +187,8 @@ def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
     raise UserError(
       f"--workdir={root}: there is no */results.json; the README stays as it is"
     )
+  for file in found:
+    render_again(file.parent)
   files.replace_table(
     readme, "experiments", markdown(readme.resolve().parent, found)
   )

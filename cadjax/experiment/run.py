@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from cadjax import tasks
 from cadjax.core import lookup
-from cadjax.data import input_pipeline
 from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
@@ -166,7 +165,8 @@ class Experiment:
       tasks.train_and_evaluate(config, folder)
       if not workdir.is_finished(folder):
         raise Stopped
-      opened = input_pipeline.open_dataset(config.data, labelled=False)
+      # As the training opened it: a classifier leaves out unlabelled cases.
+      opened = tasks.find(config).open_dataset(config)
       sizes = tuple(
         len({row["patient_id"] for row in opened.rows[split]})
         for split in ("train", "test")

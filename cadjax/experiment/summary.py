@@ -8,37 +8,54 @@ from typing import Any
 from cadjax.core import files
 from cadjax.experiment import compare
 from cadjax.experiment.compare import Key, Line
-from cadjax.experiment.plan import Plan
+from cadjax.experiment.plan import Cell, Plan
 from cadjax.experiment.store import Store
 from cadjax.metrics import intervals
 from cadjax.report import pages
 
+# The version of the rules that figures are scored by: results.json has it as
+# "rules", and 1 where it has none. For metrics whose names begin so, the first
+# version that scores them as now; figures of earlier ones lead to no answer.
+# 2: the calibration error, which was above 0 for calibrated probabilities and
+# whose interval left out the truth, gave way to calibration slope and
+# intercept.
+RULES_VERSION = 2
+RULES = {"ece": 2}
+OUTDATED = "scored by the old rule"
 
-def collect(plan: Plan, cells: Store) -> tuple[dict[str, Line], dict[str, Any]]:
-  """Reads the cells that are done.
 
-  Returns:
-    the lines by name, and the (training, test) patients of each fold and
-    seed, of the largest training set among the arms.
-  """
+def collect(plan: Plan, cells: Store) -> dict[str, Line]:
+  """Reads the cells that are done; returns the lines by name."""
   rows: dict[str, dict[Key, list]] = {}
-  sizes: dict[Key, tuple[int, int]] = {}
+  trained: dict[str, dict[Key, int]] = {}
   for cell in plan.cells():
     if cells.state(cell.name) != "done":
       continue
-    value = cells.read(cell.name)
     key = (cell.fold, cell.seed)
-    size = tuple(value["sizes"])
-    sizes[key] = max(sizes.get(key, (0, 0)), size)
-    for entry, some in value["entries"].items():
+    for entry, some in cells.read(cell.name)["entries"].items():
       name = f"{cell.arm}/{entry}" if entry else cell.arm
       rows.setdefault(name, {})[key] = some
-  return {name: Line(some) for name, some in rows.items()}, sizes
+      trained.setdefault(name, {})[key] = _trained_on(plan, cells, cell)
+  return {name: Line(some, trained[name]) for name, some in rows.items()}
+
+
+def _trained_on(plan: Plan, cells: Store, cell: Cell) -> int:
+  """Returns the training patients of a cell; 0 where nothing was trained.
+
+  A cell that only measures has the fewest of those that it needs.
+  """
+  if plan.arms[cell.arm].config is not None:
+    return cells.read(cell.name)["sizes"][0]
+  needed = (
+    plan.needed(cell, arm) for arm in plan.arms[cell.arm].needs.values()
+  )
+  known = [_trained_on(plan, cells, one) for one in needed]
+  return min(filter(None, known), default=0)
 
 
 def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   """Returns what results.json holds; no times, so that runs agree."""
-  lines, sizes = collect(plan, cells)
+  lines = collect(plan, cells)
   shown = list(dict.fromkeys([plan.metric, *plan.metrics]))
   table = []
   for name, line in lines.items():
@@ -55,7 +72,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   for a, b, metric in plan.pairs():
     if not all(x in lines and lines[x].has(metric) for x in (a, b)):
       continue
-    found = compare.difference(lines[a], lines[b], metric, sizes=sizes)
+    found = compare.difference(lines[a], lines[b], metric)
     comparisons.append({"a": a, "b": b} | found)
   # What could not be compared stays one of the tests.
   missing = len(plan.pairs()) - len(comparisons)
@@ -65,9 +82,9 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   for one, p in zip(comparisons, adjusted, strict=False):
     one["p_holm"] = p
     one["decided"] = compare.decided(one)
-  titles = {row["line"]: row["title"] for row in table}
   states = {cell.name: cells.state(cell.name) for cell in plan.cells()}
   result = {
+    "rules": RULES_VERSION,
     "plan": plan.name,
     "scale": plan.scale,
     "question": plan.question,
@@ -81,10 +98,6 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     ),
     "lines": table,
     "comparisons": comparisons,
-    "answers": (
-      [_answer(one, titles) for one in comparisons]
-      or [_spread(row, plan.metric) for row in best_first(table, plan.metric)]
-    ),
     "not_compared": [
       f"{a} with {b} ({metric})"
       for a, b, metric in plan.pairs()
@@ -101,7 +114,27 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
       for state in ("done", "failed", "running", "waiting")
     },
   }
-  return files.strict(result)
+  return files.strict(result | {"answers": answers(result)})
+
+
+def answers(result: Mapping[str, Any]) -> list[str]:
+  """Returns the comparisons in words, or the lines if nothing is compared.
+
+  Args:
+    result: results.json; what an old rule scored gives no answer.
+  """
+  titles = {row["line"]: row["title"] for row in result["lines"]}
+  comparisons, metric = result["comparisons"], result["metric"]
+  if comparisons:
+    return [
+      _unanswered(one, titles)
+      if outdated(result, one["metric"])
+      else _answer(one, titles)
+      for one in comparisons
+    ]
+  if outdated(result, metric):
+    return [f"{metric_name(metric)}: {OUTDATED}"]
+  return [_spread(row, metric) for row in best_first(result["lines"], metric)]
 
 
 def cost(plan: Plan, cells: Store) -> dict[str, Any]:
@@ -127,6 +160,17 @@ def cost(plan: Plan, cells: Store) -> dict[str, Any]:
   }
 
 
+def outdated(result: Mapping[str, Any], metric: str) -> bool:
+  """Tells whether results.json has a metric as it is not measured any more.
+
+  Args:
+    result: of `summarise`, perhaps of an older version.
+    metric: of a line or a comparison.
+  """
+  since = next((n for name, n in RULES.items() if metric.startswith(name)), 1)
+  return result.get("rules", 1) < since
+
+
 def is_spread(metric: str) -> bool:
   """Tells whether the answer is how far the values of a metric spread."""
   return metric.startswith(compare.REPORTED)
@@ -140,6 +184,8 @@ def metric_name(metric: str) -> str:
     "roc_auc": "ROC AUC",
     "pr_auc": "PR AUC",
     "ece": "calibration error (ECE)",
+    "calibration_slope": "calibration slope (1 is perfect)",
+    "calibration_intercept": "calibration intercept (0 is perfect)",
     "brier": "Brier score",
     "f1": "F1",
     "mcc": "MCC",
@@ -196,6 +242,12 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   if one["n_patients"] < compare.LEAST_PATIENTS:
     verdict = f"too few patients to show a difference in {name}"
   return f"{a} against {b}: {verdict} ({about})"
+
+
+def _unanswered(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+  """A comparison that an old rule scored; its figures decide nothing."""
+  a, b = titles.get(one["a"], one["a"]), titles.get(one["b"], one["b"])
+  return f"{a} against {b}: {metric_name(one['metric'])} {OUTDATED}, no answer"
 
 
 def _of_first(one: Mapping[str, Any]) -> str:

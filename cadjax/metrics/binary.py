@@ -5,7 +5,12 @@ data do not define (the ROC AUC of one class, the precision of no positive
 call) is NaN, never 0.
 """
 
+import math
+from collections.abc import Collection
+
 import numpy as np
+
+from cadjax.metrics import recalibration
 
 METRICS = (
   "accuracy",
@@ -18,9 +23,8 @@ METRICS = (
   "pr_auc",
   "mcc",
   "brier",
-  "ece",
+  *recalibration.PERFECT,
 )
-ECE_BINS = 10
 
 
 def binary_metrics(
@@ -33,9 +37,10 @@ def binary_metrics(
   """Returns every metric of `METRICS`; NaN where undefined.
 
   A case is called CAD where its probability is at or above the threshold.
-  `pr_auc` is the average precision, `ece` the expected calibration error of
-  the probability of CAD over ten equal bins. With one class only in the
-  labels, ranking, balanced accuracy and MCC are NaN.
+  `pr_auc` is the average precision; calibration slope and intercept are those
+  of `recalibration`, 1 and 0 for perfectly calibrated probabilities. With one
+  class only in the labels, ranking, balanced accuracy, MCC and these two are
+  NaN, and the slope is, too, where the classes are separated without error.
 
   Args:
     labels: [n], 0 or 1.
@@ -57,10 +62,12 @@ def weighted_metrics(
   probs: np.ndarray,
   threshold: float,
   weights: np.ndarray,
+  names: Collection[str] = METRICS,
 ) -> dict[str, np.ndarray]:
   """Returns {metric: [B]} for B rows of case weights [B, n].
 
-  Labels and probabilities are [n], as in `binary_metrics`.
+  Labels and probabilities are [n], as in `binary_metrics`; `names` are the
+  metrics wanted, of which calibration takes the most time.
   """
   labels, probs = checked(labels, probs)
   weights = np.asarray(weights, np.float64)
@@ -71,15 +78,31 @@ def weighted_metrics(
   tn = weights @ (~sick & ~called).astype(np.float64)
   total = weights.sum(1)
   roc_auc, pr_auc = _ranking(sick, probs, weights)
-  bins = np.minimum((probs * ECE_BINS).astype(int), ECE_BINS - 1)
-  gaps = np.eye(ECE_BINS)[bins] * (probs - labels)[:, None]
   values = count_metrics(tp, fp, fn, tn) | {
     "roc_auc": roc_auc,
     "pr_auc": pr_auc,
     "brier": _ratio(weights @ (probs - labels) ** 2, total),
-    "ece": _ratio(np.abs(weights @ gaps).sum(1), total),
   }
-  return {name: values[name] for name in METRICS}
+  logits = recalibration.logit(probs)
+  for name, fit in (
+    ("calibration_slope", recalibration.slopes),
+    ("calibration_intercept", recalibration.intercepts),
+  ):
+    if name in names:
+      values[name] = fit(labels, logits, weights)
+  return {name: values[name] for name in METRICS if name in names}
+
+
+def expected_brier(probs: np.ndarray) -> float:
+  """Returns the Brier score expected of perfectly calibrated probabilities.
+
+  It is the mean of p (1 - p) (Spiegelhalter, Stat. Med. 5 (1986) 421-433).
+
+  Args:
+    probs: [n], in [0, 1]; NaN for n = 0.
+  """
+  probs = np.asarray(probs, np.float64)
+  return float((probs * (1 - probs)).mean()) if probs.size else math.nan
 
 
 def count_metrics(

@@ -12,11 +12,11 @@ import scipy.optimize
 import scipy.special
 
 from cadjax.metrics import binary, intervals
+from cadjax.metrics.recalibration import logit
 
 POOLINGS = ("mean", "vote", "max", "topk")
 TEMPERATURES = (0.05, 20.0)
-# Keeps the logit of a vote of 0 or 1 finite, and any other as it is.
-PROB_EPS = 1e-12
+RELIABILITY_BINS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,6 @@ def softmax_margin(logits: np.ndarray) -> np.ndarray:
   """Returns logit of the probability of CAD, [...], of logits [..., 2]."""
   logits = np.asarray(logits, np.float64)
   return logits[..., 1] - logits[..., 0]
-
-
-def logit(probs: np.ndarray) -> np.ndarray:
-  """Returns log(p / (1 - p)) with p kept within `PROB_EPS` of 0 and 1."""
-  probs = np.asarray(probs, np.float64)
-  return scipy.special.logit(np.clip(probs, PROB_EPS, 1 - PROB_EPS))
 
 
 def calibrate(probs: np.ndarray, temperature: float) -> np.ndarray:
@@ -205,7 +199,7 @@ def aggregate_slices(
 
 
 def reliability(
-  labels: np.ndarray, probs: np.ndarray, *, bins: int = binary.ECE_BINS
+  labels: np.ndarray, probs: np.ndarray, *, bins: int = RELIABILITY_BINS
 ) -> list[dict[str, float | int]]:
   """Returns the filled bins of a reliability diagram, in ascending order.
 

@@ -12,8 +12,11 @@ import numpy as np
 import scipy.special
 
 from cadjax.core.files import Row
-from cadjax.metrics import binary, calibration, intervals
+from cadjax.metrics import binary, calibration, intervals, recalibration
 from data_prep.errors import UserError
+
+# What temperature scaling changes.
+CALIBRATION = ("brier", *recalibration.PERFECT)
 
 
 def scan_probs(
@@ -173,7 +176,9 @@ def _patient_metrics(
     **fitted,
     "confusion": binary.confusion(labels, probs, threshold),
     "patient": intervals.with_intervals(labels, probs, threshold, **options),
-    "uncalibrated": {name: before[name] for name in ("brier", "ece")},
+    "uncalibrated": {name: before[name] for name in CALIBRATION},
+    "perfectly_calibrated": {"brier": binary.expected_brier(probs)}
+    | recalibration.PERFECT,
   }
 
 

@@ -67,6 +67,7 @@ def write(
       rows=case_lines(rows) if classifies else segmented_lines(rows),
       pages=case_pages,
       cell=_cell,
+      perfect=result.get("perfectly_calibrated", {}),
     )
   )
   files.write_text(folder / PAGE, text)
@@ -141,7 +142,11 @@ def _columns(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     columns[f"by slice ({result['slice_setting']['n_slices']})"] = result[
       "slice"
     ]
-  return columns
+  # Of older evaluations, whose interval left out the truth.
+  return {
+    heading: {name: x for name, x in entries.items() if name != "ece"}
+    for heading, entries in columns.items()
+  }
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

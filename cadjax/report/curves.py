@@ -132,8 +132,10 @@ def calibration_figure(
   label = "\n".join(
     [
       _counted(one),
-      f"ECE {one.metrics['ece'].text(2)}",
-      f"Brier {one.metrics['brier'].text(2)}",
+      f"slope {one.metrics['calibration_slope'].text(2)} (perfect: 1)",
+      f"intercept {one.metrics['calibration_intercept'].text(2)} (perfect: 0)",
+      f"Brier {one.metrics['brier'].text(2)}"
+      f" (perfect: {binary.expected_brier(one.probs):.2f})",
     ]
   )
   top.errorbar(
@@ -163,7 +165,7 @@ def calibration_figure(
   top.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, frameon=False)
   bottom.hist(
     [one.probs[one.labels == 0], one.probs[one.labels == 1]],
-    bins=np.linspace(0, 1, binary.ECE_BINS + 1),
+    bins=np.linspace(0, 1, calibration.RELIABILITY_BINS + 1),
     stacked=True,
     color=COLORS[:2],
     label=["normal", "CAD"],

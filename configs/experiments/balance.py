@@ -53,7 +53,14 @@ def get_plan(scale: str) -> dict[str, Any]:
     "folds": common.FEW_FOLDS[scale],
     "arms": arms,
     "metric": "roc_auc",
-    "metrics": ("balanced_accuracy", "recall", "specificity", "ece", "brier"),
+    "metrics": (
+      "balanced_accuracy",
+      "recall",
+      "specificity",
+      "calibration_slope",
+      "calibration_intercept",
+      "brier",
+    ),
     "lines": tuple(arms),
     "comparisons": (
       *(
@@ -70,8 +77,8 @@ def get_plan(scale: str) -> dict[str, Any]:
         for percent in ("25", "75")
         for loss in ("focal", "weighted")
       ),
-      ("focal_50/natural", "focal_25/natural", "ece"),
-      ("ce_50/natural", "ce_25/natural", "ece"),
+      ("focal_50/natural", "focal_25/natural", "calibration_intercept"),
+      ("ce_50/natural", "ce_25/natural", "calibration_intercept"),
     ),
     "limits": (
       "Threshold and temperature come from a balanced validation fold in all"

@@ -71,7 +71,11 @@ def get_plan(scale: str) -> dict[str, Any]:
       },
     },
     "metric": "roc_auc",
-    "metrics": ("balanced_accuracy", "ece"),
+    "metrics": (
+      "balanced_accuracy",
+      "calibration_slope",
+      "calibration_intercept",
+    ),
     "lines": tuple(
       f"{arm}/{entry}"
       for arm in ("plain", "augmented")

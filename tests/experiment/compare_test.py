@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from cadjax.experiment import compare
 from cadjax.experiment.compare import Line
-from cadjax.metrics import intervals
+from cadjax.metrics import intervals, recalibration
 
 
 def calls(rng, patients, shift, noise=1.0, threshold=0.5):
@@ -28,8 +29,9 @@ def calls(rng, patients, shift, noise=1.0, threshold=0.5):
   return rows
 
 
-def line(make, folds=5, seeds=1):
-  return Line({(f, s): make(f, s) for f in range(folds) for s in range(seeds)})
+def line(make, folds=5, seeds=1, trained=60):
+  keys = [(f, s) for f in range(folds) for s in range(seeds)]
+  return Line({key: make(*key) for key in keys}, dict.fromkeys(keys, trained))
 
 
 def test_corrected_t_is_the_formula_of_nadeau_and_bengio():
@@ -71,7 +73,7 @@ def test_one_cell_is_as_the_paired_bootstrap_of_evaluate():
   rng = np.random.default_rng(1)
   rows_a, rows_b = calls(rng, 60, 3.0), calls(rng, 60, 1.0)
   a, b = (Line({(None, 0): rows}) for rows in (rows_a, rows_b))
-  found = compare.difference(a, b, "roc_auc", sizes={(None, 0): (100, 60)})
+  found = compare.difference(a, b, "roc_auc")
   order = sorted(range(60), key=lambda i: rows_a[i]["patient_id"])
   labels = np.array([rows_a[i]["label"] for i in order])
   expected = intervals.paired_bootstrap(
@@ -95,8 +97,7 @@ def test_one_failed_training_is_no_difference(shifts, decided):
   seeds = range(len(shifts))
   good = Line({(None, s): calls(rng, 80, 3.0) for s in seeds})
   other = Line({(None, s): calls(rng, 80, shifts[s]) for s in seeds})
-  sizes = dict.fromkeys(good.rows, (240, 80))
-  found = compare.difference(good, other, "roc_auc", sizes=sizes)
+  found = compare.difference(good, other, "roc_auc")
   assert found["bootstrap_low"] > 0
   assert found["method"] == f"t over {len(shifts)} trainings and the patients"
   assert compare.decided(found | {"p_holm": found["p_value"]}) == decided
@@ -116,32 +117,65 @@ def test_under_no_difference_few_trainings_reject_rarely(trainings, patients):
   assert np.mean(np.array(p) < 0.05) < 0.07
 
 
-def test_calibration_lies_in_its_own_interval():
-  """Of a perfectly calibrated model the bootstrap's ECE is all above it."""
-  rng = np.random.default_rng(9)
-  probs = rng.random(80)
-  rows = [
+def calibrated(rng, n, fold=0):
+  probs = scipy.special.expit(rng.normal(0, 2, n))
+  return [
     {
-      "patient_id": f"p{i}",
+      "patient_id": f"{fold}_{i}",
       "label": int(rng.random() < p),
       "probability": float(p),
       "threshold": 0.5,
     }
     for i, p in enumerate(probs)
   ]
-  found = compare.estimate(Line({(0, 0): rows}), "ece")
-  assert 0 <= found["low"] < found["value"] < found["high"]
-  found = compare.difference(
-    *(2 * [Line({(0, 0): rows})]), "ece", sizes={(0, 0): (9, 80)}
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("metric", sorted(recalibration.PERFECT))
+def test_perfect_calibration_lies_in_its_interval(metric, folds):
+  """150 studies of 63 patients a fold; of one or three."""
+  rng = np.random.default_rng(9)
+  hits = 0
+  for _ in range(150):
+    rows = {(f, 0): calibrated(rng, 63, f) for f in range(folds)}
+    found = compare.estimate(Line(rows), metric, draws=2)
+    assert found["low"] < found["value"] < found["high"]
+    hits += found["low"] <= recalibration.PERFECT[metric] <= found["high"]
+  assert 0.91 <= hits / 150 <= 0.985
+
+
+def test_calibration_has_no_mcnemar_and_counts_that_trainings_differ():
+  rng = np.random.default_rng(9)
+  rows = calibrated(rng, 80)
+  metric = "calibration_intercept"
+  one = Line({(None, 0): rows, (None, 1): rows})
+  assert "mcnemar" not in compare.difference(one, one, metric)
+  bold = [row | {"probability": row["probability"] ** 4} for row in rows]
+  alone, same, other = (
+    compare.estimate(Line(dict(enumerate_seeds(some))), metric)
+    for some in ([rows], [rows, rows], [rows, bold])
   )
-  assert "mcnemar" not in found
+  # The same training twice tells nothing new.
+  for key in ("value", "low", "high"):
+    assert same[key] == pytest.approx(alone[key])
+  assert other["high"] - other["low"] > 1.5 * (alone["high"] - alone["low"])
+  # Cells whose slope is not finite leave the mean.
+  perfect = [row | {"probability": 0.1 + 0.8 * row["label"]} for row in rows]
+  found = compare.estimate(
+    Line(dict(enumerate_seeds([rows, perfect]))), "calibration_slope"
+  )
+  assert found["low"] < found["value"] < found["high"]
+  assert math.isnan(found["cells"][1]["value"])
+
+
+def enumerate_seeds(cells):
+  return (((None, seed), rows) for seed, rows in enumerate(cells))
 
 
 def test_a_line_less_itself_is_nothing():
   rng = np.random.default_rng(2)
   one = line(lambda f, s: calls(rng, 20, 1.0))
-  sizes = dict.fromkeys(one.rows, (60, 20))
-  found = compare.difference(one, one, "roc_auc", sizes=sizes)
+  found = compare.difference(one, one, "roc_auc")
   assert found["difference"] == 0
   assert found["mcnemar"]["p_value"] == 1
   found["p_holm"] = found["p_value"]
@@ -153,8 +187,7 @@ def test_a_plain_difference_is_decided_and_none_is_not():
     rng = np.random.default_rng(3)
     a = line(lambda f, s: calls(rng, 80, 3.0))
     b = line(lambda f, s: calls(rng, 80, shift))
-    sizes = dict.fromkeys(a.rows, (240, 80))
-    found = compare.difference(a, b, "roc_auc", sizes=sizes)
+    found = compare.difference(a, b, "roc_auc")
     return found | {"p_holm": found["p_value"]}
 
   assert compare.decided(against(0.5))
@@ -183,7 +216,7 @@ def test_values_are_means_over_patients_and_undefined_ones_leave_both():
   )
   assert compare.estimate(a, "dice")["value"] == pytest.approx(0.5)
   assert compare.estimate(a, "dice")["n_patients"] == 2
-  found = compare.difference(a, b, "dice", sizes={(None, 0): (5, 3)})
+  found = compare.difference(a, b, "dice")
   assert found["difference"] == pytest.approx(0.2)
   assert found["n_patients"] == 1
   assert "mcnemar" not in found
@@ -245,8 +278,80 @@ def test_slices_have_no_mcnemar():
   rows = calls(rng, 10, 1.0)
   several = [row | {"patient_id": f"p{i // 2}"} for i, row in enumerate(rows)]
   one = Line({(0, 0): several})
-  found = compare.difference(one, one, "roc_auc", sizes={(0, 0): (5, 5)})
+  found = compare.difference(one, one, "roc_auc")
   assert "mcnemar" not in found
+
+
+def of_folds(rng, folds, seeds, patients=4):
+  """Two lines without a difference in the long run.
+
+  Theirs is of the data set (all training sets overlap), of the fold (its
+  patients and training set), and of each training.
+  """
+  shared, of_fold = 0.5 * rng.normal(), rng.normal(size=folds)
+
+  def make(fold, _):
+    value = shared + of_fold[fold] + 0.5 * rng.normal()
+    return [{"patient_id": f"{fold}_{i}", "x": value} for i in range(patients)]
+
+  none = [
+    {"patient_id": f"{f}_{i}", "x": 0.0}
+    for f in range(folds)
+    for i in range(patients)
+  ]
+  return line(make, folds, seeds, 3 * patients), line(
+    lambda f, s: none, folds, seeds, 3 * patients
+  )
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_under_no_difference_seeds_of_a_fold_are_not_repetitions(seeds):
+  """Taken as cells, five seeds reject in 9 % of these studies."""
+  rng = np.random.default_rng(0)
+  p = [
+    compare.difference(*of_folds(rng, 5, seeds), "x", draws=2)["p_value"]
+    for _ in range(400)
+  ]
+  assert np.mean(np.array(p) < 0.05) < 0.07
+
+
+def test_seeds_of_a_fold_are_averaged_first():
+  found = compare.difference(
+    *of_folds(np.random.default_rng(1), 5, 3), "x", draws=2
+  )
+  a, b = of_folds(np.random.default_rng(1), 5, 3)
+  deltas = np.array([rows[0]["x"] for rows in a.rows.values()])
+  expected = compare.corrected_t(deltas.reshape(5, 3).mean(1), share=1 / 3)
+  assert found["difference"] == pytest.approx(deltas.mean())
+  assert {key: found[key] for key in expected} == pytest.approx(expected)
+  assert (found["n_cells"], found["method"]) == (
+    15,
+    "Nadeau-Bengio over 5 folds",
+  )
+
+
+def test_the_share_is_of_patients_that_were_measured():
+  """Half of the tested have no value; one line was trained on fewer."""
+  rng = np.random.default_rng(2)
+
+  def rows(fold, _):
+    return [
+      {"patient_id": f"{fold}_{i}", "x": rng.normal() if i % 2 else None}
+      for i in range(20)
+    ]
+
+  a, b = line(rows, trained=60), line(rows, trained=40)
+  found = compare.difference(a, b, "x")
+  deltas = [
+    np.mean([r["x"] for r in a.rows[key] if r["x"] is not None])
+    - np.mean([r["x"] for r in b.rows[key] if r["x"] is not None])
+    for key in a.rows
+  ]
+  expected = compare.corrected_t(np.array(deltas), share=10 / 40)
+  assert found["p_value"] == pytest.approx(expected["p_value"])
+  # Without any training set, there is nothing to correct by.
+  found = compare.difference(Line(a.rows), Line(b.rows), "x")
+  assert math.isnan(found["p_value"])
 
 
 def test_under_no_difference_the_corrected_test_rejects_rarely():

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -382,6 +383,55 @@ def test_a_bad_cell_is_told_of_and_the_others_go_on(tmp_path, monkeypatch):
   assert "no luck" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_lines_know_the_patients_that_their_cells_were_trained_on(tmp_path):
+  """One that only measures has those of what it needs."""
+  some = ml_collections.ConfigDict()
+  arms = {
+    "a": {"title": "A", "config": some},
+    "b": {"title": "B", "config": some},
+    "both": {"title": "C", "needs": {"x": "a", "y": "b"}},
+    "none": {"title": "D"},
+  }
+  made = plan.make_plan(fields(arms=arms, folds=(0, 1), comparisons=()))
+  store = Store(tmp_path)
+  trained = {"a": 60, "b": 40, "both": 0, "none": 0}
+  for cell in made.cells():
+    rows = [{"patient_id": "p", "dice": 0.5}]
+    store.folder(cell.name).mkdir(parents=True)
+    store.finish(
+      cell.name, {"entries": {"": rows}, "sizes": [trained[cell.arm], 20]}
+    )
+  found = summary.collect(made, store)
+  for arm, count in (trained | {"both": 40}).items():
+    assert found[arm].trained == {(0, 0): count, (1, 0): count}, arm
+
+
+def test_cases_without_a_label_train_no_classifier(
+  tiny_config, tiny_data, tmp_path, monkeypatch
+):
+  copy = tmp_path / "data"
+  shutil.copytree(tiny_data, copy)
+  header, *rows = (copy / "cases.csv").read_text().splitlines()
+  at = header.split(",").index("label")
+  rows = [row.split(",") for row in rows]
+  first = next(row for row in rows if "train" in row)
+  first[at] = ""
+  lines = [header, *map(",".join, rows)]
+  (copy / "cases.csv").write_text("\n".join(lines) + "\n")
+  arms = {"a": {"title": "A", "config": tiny_config}}
+  made = plan.make_plan(fields(arms=arms, comparisons=(), metric="dice"))
+  given = {"": [{"patient_id": "p", "dice": 0.5}]}
+  monkeypatch.setattr(
+    runner, "MEASURES", measures.MEASURES | {"patients": lambda _: given}
+  )
+  monkeypatch.setattr(runner.Experiment, "_dataset", lambda *_: copy)
+  monkeypatch.setattr(runner.tasks, "train_and_evaluate", lambda *_: None)
+  monkeypatch.setattr(runner.workdir, "is_finished", lambda _: True)
+  store = Store(tmp_path / "cells")
+  runner.Experiment(made, store, Store(tmp_path / "built")).run()
+  assert store.read("a/seed0")["sizes"] == [15, 8]
+
+
 @pytest.mark.parametrize(
   ("pair", "message"),
   [
@@ -458,6 +508,74 @@ def test_the_readme_gets_its_table(whole, tmp_path):
   assert "old" not in text
   assert "(results/dimension/index.html)" in text
   assert "less 2D, mean of the slices: ROC AUC" in text
+
+
+def old_results(folder):
+  """Of a plan and its results as they were when the ECE was measured."""
+  entry = {"value": 0.1, "low": 0.05, "high": 0.15, "n_patients": 63}
+  entry |= {"cells": [{"fold": 0, "seed": 0, "value": 0.1}]}
+  one = {"a": "3d", "b": "2d", "metric": "ece", "n_patients": 63}
+  one |= {"difference": -0.2, "low": -0.3, "high": -0.1, "p_value": 0.001}
+  one |= {"p_holm": 0.002, "decided": True, "method": "t", "n_cells": 1}
+  auc = one | {"metric": "roc_auc", "difference": 0.2, "low": 0.1, "high": 0.3}
+  lines = [
+    {"line": x, "title": x.upper(), "metrics": {"roc_auc": entry, "ece": entry}}
+    for x in ("3d", "2d")
+  ]
+  result = {
+    "plan": "dimension",
+    "scale": "tiny",
+    "question": "Which?",
+    "claim": "",
+    "limits": "",
+    "metric": "roc_auc",
+    "data": {},
+    "overrides": [],
+    "disclaimer": "Phantom results.",
+    "lines": lines,
+    "comparisons": [one, auc],
+    "answers": ["3D: lower calibration error than 2D"],
+    "not_compared": [],
+    "failed": {},
+    "cells": {"done": 1, "failed": 0, "running": 0, "waiting": 0},
+  }
+  cost = {"cells": 1, "cell_seconds": 1, "peak_bytes": 1, "code": []}
+  cost |= {"devices": ["cpu"], "arms": {}}
+  folder.mkdir(parents=True)
+  for name, value in (("results.json", result), ("cost.json", cost)):
+    (folder / name).write_text(json.dumps(value))
+  (folder / "index.html").write_text("old page: lower calibration error")
+  return result
+
+
+def test_what_an_old_rule_scored_is_marked_and_answers_nothing(tmp_path):
+  folder = tmp_path / "results" / "dimension"
+  result = old_results(folder)
+  assert summary.outdated(result, "ece")
+  assert not summary.outdated(result, "roc_auc")
+  assert not summary.outdated(result | {"rules": 2}, "ece")
+  readme = tmp_path / "README.md"
+  readme.write_text("\n".join(files.table_marks("experiments")) + "\n")
+  page.update_readme(readme, tmp_path / "results")
+  row = readme.read_text()
+  assert "3D less 2D: calibration error (ECE) scored by the old rule<br>" in row
+  assert "-0.2" not in row
+  assert "ROC AUC +0.200 [+0.100, +0.300]" in row
+  html = (folder / "index.html").read_text()
+  assert "lower calibration error" not in html
+  assert html.count("scored by the old rule") == 3  # Answer, column, row.
+  assert "higher ROC AUC than 2D" in html
+  written = json.loads((folder / "results.json").read_text())
+  assert written["answers"][0].endswith("scored by the old rule, no answer")
+  assert written["lines"] == result["lines"]
+
+
+def test_the_page_of_a_plan_of_ones_own_stays(tmp_path):
+  folder = tmp_path / "mine"
+  result = old_results(folder)
+  (folder / "results.json").write_text(json.dumps(result | {"plan": "mine"}))
+  page.render_again(folder)
+  assert (folder / "index.html").read_text().startswith("old page")
 
 
 def test_without_results_the_readme_stays(tmp_path):

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import scipy.special
+import sklearn.linear_model
 import sklearn.metrics
 
-from cadjax.metrics import binary
+from cadjax.metrics import binary, recalibration
 
 
 def sample(n=41, seed=0, digits=None):
@@ -81,14 +83,36 @@ def test_papers_confusion_table():
   assert ours["mcc"] == pytest.approx(21 / np.sqrt(3 * 7 * 7 * 11))
 
 
-def test_ece_equals_a_hand_computed_table():
-  # bin 0: 0.05, 0.05 -> mean 0.05, rate 0.5; gap 0.45, weight 2/5
-  # bin 3: 0.30       -> rate 1; gap 0.70, weight 1/5 (left edge belongs)
-  # bin 9: 0.95, 1.00 -> mean 0.975, rate 0.5; gap 0.475, weight 2/5
-  probs = [0.05, 0.05, 0.30, 0.95, 1.0]
-  labels = [0, 1, 1, 1, 0]
-  expected = 0.4 * 0.45 + 0.2 * 0.70 + 0.4 * 0.475
-  assert binary.binary_metrics(labels, probs)["ece"] == pytest.approx(expected)
+def test_calibration_slope_equals_an_unpenalised_logistic_regression():
+  rng = np.random.default_rng(3)
+  logits = rng.normal(0, 2, 80)
+  labels = (rng.random(80) < scipy.special.expit(0.3 + 0.6 * logits)).astype(
+    int
+  )
+  ours = binary.binary_metrics(labels, scipy.special.expit(logits))
+  model = sklearn.linear_model.LogisticRegression(C=np.inf, tol=1e-10)
+  fitted = model.fit(logits[:, None], labels)
+  assert ours["calibration_slope"] == pytest.approx(
+    fitted.coef_[0, 0], rel=1e-4
+  )
+  # With the slope at 1, as many patients as expected have CAD.
+  moved = scipy.special.expit(logits + ours["calibration_intercept"])
+  assert moved.sum() == pytest.approx(labels.sum())
+
+
+def test_the_brier_score_expected_of_calibrated_probabilities():
+  probs = np.random.default_rng(4).random(40_000)
+  labels = np.random.default_rng(5).random(40_000) < probs
+  brier = binary.binary_metrics(labels, probs)["brier"]
+  assert binary.expected_brier(probs) == pytest.approx(brier, abs=0.003)
+  assert np.isnan(binary.expected_brier(np.zeros(0)))
+
+
+def test_only_the_metrics_wanted_are_computed():
+  rows = binary.weighted_metrics(
+    [0, 1], [0.2, 0.6], 0.5, np.ones((3, 2)), {"mcc"}
+  )
+  assert list(rows) == ["mcc"]
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -96,7 +120,9 @@ def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
   ours = binary.binary_metrics([label] * 4, [0.1, 0.4, 0.6, 0.9])
   for name in ("roc_auc", "pr_auc", "mcc", "balanced_accuracy"):
     assert np.isnan(ours[name]), name
-  for name in ("accuracy", "brier", "ece"):
+  for name in recalibration.PERFECT:
+    assert np.isnan(ours[name]), name
+  for name in ("accuracy", "brier"):
     assert np.isfinite(ours[name]), name
   assert np.isnan(ours["recall"]) == (label == 0)
   assert np.isnan(ours["specificity"]) == (label == 1)

@@ -59,7 +59,7 @@ def test_every_figure_is_drawn_in_every_situation(tmp_path, name, data):
 
 def test_figures_name_the_number_of_patients_and_the_interval():
   data = sample()
-  keys = {"roc": "roc_auc", "pr": "pr_auc", "calibration": "ece"}
+  keys = {"roc": "roc_auc", "pr": "pr_auc", "calibration": "calibration_slope"}
   for name, key in keys.items():
     text = words(FIGURES[name](data))
     assert "20 patients, 10 with CAD" in text, name
