@@ -123,6 +123,7 @@ class Experiment:
       cell.name,
       {
         "digest": digest(self.plan, cell),
+        "rules": summary.RULES_VERSION,
         "entries": entries,
         "sizes": sizes,
         "cost": {

@@ -18,9 +18,8 @@ from cadjax.segmentation.scan import SegmentedScan, segment_scan
 from cadjax.segmentation.segmenter import Segmenter, load_segmenter
 
 CAD = 1
-# HiResCAM locates best on phantoms. The stem does better than stage1 on average
-# but far less evenly from training to training, and the layers after it do
-# worse: configs/experiments/results/layers.
+# Chosen on phantoms, when maps were of the logit of CAD, and to be chosen
+# again on maps of its log odds by the experiment `layers`.
 METHOD = "hirescam"
 LAYER = "stage1"
 

@@ -53,12 +53,15 @@ def get_plan(scale: str) -> dict[str, Any]:
       ("link/combined", "link/map"),
       ("link/combined", "link/vessel_map"),
       ("link/combined", "link/plaque"),
+      ("link/combined", "link/chance"),
       ("link/by_both", "link/by_classifier", "roc_auc"),
       ("link/by_both", "link/by_segmentation", "roc_auc"),
     ),
     "limits": (
-      "A lesion is hit within 5 mm, by one of at most 5 findings of a scan. One"
-      " training each: the intervals are over patients. Where the classifier"
-      " alone makes no error, no link can decide better."
+      "A lesion is hit by a finding of which half lies within 5 mm of its"
+      " centreline, one to one, at the threshold that has one false positive a"
+      " scan on other scans. One training each: the intervals are over"
+      " patients. Where the classifier alone makes no error, no link can decide"
+      " better."
     ),
   }
