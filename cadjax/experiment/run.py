@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from cadjax import tasks
 from cadjax.core import lookup
+from cadjax.experiment import summary
 from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
