@@ -45,8 +45,12 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
       f" {config.data.prior.use!r} needs some, or a folder of predicted ones in"
       " config.data.prior.masks"
     )
-  reader = priors.make_reader(config.data.prior.masks, config.data.prior.use)
-  return dataclasses.replace(dataset, prior=reader)
+  folder = config.data.prior.masks
+  return dataclasses.replace(
+    dataset,
+    prior=priors.make_reader(folder, config.data.prior.use),
+    prior_masks=priors.fingerprints(folder, dataset.rows) if folder else {},
+  )
 
 
 def make_loss(

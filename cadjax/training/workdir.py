@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -141,7 +142,25 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
       split: patients[split] for split in ("train", "validation")
     },
     "reference": feature_ranges(dataset),
+    "prior_masks": dict(dataset.prior_masks),
   }
+
+
+def other_masks(
+  there: dict[str, Any], masks: Mapping[str, str | None]
+) -> list[str]:
+  """Returns the splits whose predicted masks are others than at the training.
+
+  Args:
+    there: dataset.json; that of an older version does not say.
+    masks: `Dataset.prior_masks`; None where they are not there.
+  """
+  known = there.get("prior_masks") or {}
+  return [
+    split
+    for split, found in masks.items()
+    if found and known.get(split) and found != known[split]
+  ]
 
 
 def _git_hash() -> str | None:
@@ -236,6 +255,10 @@ def prepare(
         f"data: {there['path']} ({there['fingerprint']}) there,"
         f" {data['path']} ({data['fingerprint']}) now"
       )
+    changes += [
+      f"data.prior.masks: the predicted masks of the split {split} are others"
+      for split in other_masks(there, dataset.prior_masks)
+    ]
     if changes:
       raise UserError(
         f"{workdir} was made with another config or other data:"
