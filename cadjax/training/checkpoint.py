@@ -4,7 +4,10 @@ Orbax hands out weights with flipped bits as if nothing had happened, so every
 checkpoint holds the checksums of its files, which each load compares.
 """
 
+import contextlib
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +18,9 @@ from data_prep import checksums
 from data_prep.errors import UserError, one_line
 
 PyTree = Any
+# Orbax writes the arrays and then merges the files into others.
+_WRITTEN_TIMES = 2
+_SPARE_BYTES = 1 << 20
 
 
 class _Arrays(ocp.StandardCheckpointHandler):
@@ -119,22 +125,65 @@ class Checkpoints:
     self._best = _best_manager(workdir)
 
   def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Saves the train state and `meta` (JSON) as the newest checkpoint."""
-    # `meta` names the best step: it must not be on disk before its model.
-    self._best.wait_until_finished()
-    self._latest.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-      ),
-    )
+    """Saves the train state and `meta` (JSON) as the newest checkpoint.
+
+    Raises:
+      UserError: it, or the one before, cannot be written.
+    """
+    with self._writing():
+      # `meta` names the best step: it must not be on disk before its model.
+      self._best.wait_until_finished()
+      self._latest.wait_until_finished()
+      self.check_space(state)
+      self._latest.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+        ),
+      )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except UserError:
+      raise
+    except Exception as error:  # Orbax raises many kinds.
+      raise UserError(
+        f"{self._workdir}: a checkpoint cannot be written ({_reason(error)});"
+        " the same command goes on from the last one that was"
+      ) from error
+
+  def check_space(self, tree: PyTree) -> None:
+    """Raises `UserError` before a disk is full, which orbax reports in pages.
+
+    Args:
+      tree: of arrays, what is to be saved.
+    """
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    needed = _WRITTEN_TIMES * needed + _SPARE_BYTES
+    free = shutil.disk_usage(self._workdir).free
+    if free < needed:
+      raise UserError(
+        f"{self._workdir}: a checkpoint needs {needed / 1e6:.0f} MB, and the"
+        f" disk has {free / 1e6:.0f} MB left; free some space, and the same"
+        " command goes on from the last checkpoint"
+      )
 
   def save_best(self, step: int, variables: PyTree) -> None:
     """Saves the variables of the best validation and drops the ones before.
 
     A run that was killed after this and before `save` comes here again with
     the same variables; they are on disk already, and stay if they are whole.
+
+    Raises:
+      UserError: they cannot be written.
     """
+    with self._writing():
+      self._save_best(step, variables)
+
+  def _save_best(self, step: int, variables: PyTree) -> None:
+    self._latest.wait_until_finished()
     self._best.wait_until_finished()
     if step in self._best.all_steps():
       try:
@@ -142,6 +191,7 @@ class Checkpoints:
         return
       except UserError:
         self._best.delete(step)
+    self.check_space(variables)
     self._best.save(step, args=ocp.args.StandardSave(variables))
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
@@ -209,9 +259,13 @@ class Checkpoints:
       ) from error
 
   def close(self) -> None:
-    """Waits for what is being written."""
-    self._latest.close()
-    self._best.close()
+    """Waits for what is being written.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with self._writing(), contextlib.closing(self._best):
+      self._latest.close()
 
 
 def begun(workdir: pathlib.Path) -> bool:

@@ -172,3 +172,31 @@ def test_a_run_whose_best_model_is_damaged_does_not_go_on(tmp_path):
   checkpoints.save_best(3, state_of(3.0))
   checkpoints.close()
   assert checkpoint.restore_best(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("save", ["save", "save_best"])
+def test_a_full_disk_is_one_line_before_anything_is_written(
+  tmp_path, monkeypatch, save
+):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  more = ({"best_step": 0},) if save == "save" else ()
+  with pytest.raises(UserError, match="the disk has 0 MB left; free some"):
+    getattr(checkpoints, save)(1, state_of(1.0), *more)
+  monkeypatch.undo()
+  checkpoints.close()
+  assert checkpoint.is_empty(tmp_path)
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+
+  def refuse(*args, **kwargs):
+    raise OSError(30, "Read-only file system")
+
+  monkeypatch.setattr(checkpoints._latest, "save", refuse)
+  with pytest.raises(UserError, match="cannot be written .*Read-only"):
+    checkpoints.save(1, state_of(1.0), {})
+  monkeypatch.undo()
+  checkpoints.close()
