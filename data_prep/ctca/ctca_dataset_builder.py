@@ -231,6 +231,15 @@ class Ctca(tfds.core.ShardBasedBuilder):
   def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
     try:
       super()._download_and_prepare(*args, **kwargs)
+    except RuntimeError as error:
+      # As ArrayRecord reports what the system refuses its writer.
+      reason, writing, path = str(error).partition("; writing ")
+      if not writing:
+        raise
+      raise UserError(
+        f"{path.partition(';')[0]}: the records cannot be written ({reason});"
+        " free some space, or choose another --out"
+      ) from error
     finally:
       if self._results is not None:
         self._results.close()

@@ -260,6 +260,26 @@ def test_stopped_build_leaves_nothing(scans, tmp_path, number):
   assert {p.name for p in final(tmp_path).parent.iterdir()} == {".lock"}
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(scans, tmp_path):
+  """A limit on the size of files fails the writer as a full disk does."""
+  code = (
+    "import resource, runpy, signal, sys;"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+    "runpy.run_module('data_prep.build', run_name='__main__')"
+  )
+  given = command(scans, tmp_path, "--workers=1")[3:]
+  done = subprocess.run(
+    [sys.executable, "-c", code, *given], capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert "Traceback" not in done.stderr
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith("error: ")
+  assert "array_record-00000-of-00001: the records cannot be written" in line
+  assert {p.name for p in final(tmp_path).parent.iterdir()} == {".lock"}
+
+
 def test_killed_overwrite_gives_the_old_set_back(scans, tmp_path):
   make(scans, tmp_path)
   first = rows_of(final(tmp_path))

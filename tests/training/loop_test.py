@@ -221,7 +221,9 @@ def run_main(*args, **kwargs):
 @pytest.mark.parametrize(
   ("args", "message"),
   [
-    (["--config.model.dpth=3"], 'Did you mean "depth"'),
+    (["--config.model.dpth=3"], "the nearest is --config.model.depth"),
+    (["--config.foo=1"], "has no field 'foo'; the nearest is --config."),
+    (["--config.seed=-1"], "config.seed is -1; it must be at least 0"),
     (["--config.epochs=many"], "many"),
     (["--config.data.path=nowhere"], "data_prep.build"),
     (["--config.optimizer.name=adma"], "adam"),
