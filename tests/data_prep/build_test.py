@@ -348,6 +348,10 @@ def test_values_of_scanner_and_population_can_be_fixed():
     ("--scanner=noise=60", "phantoms have no noise; known are contrast_hu"),
     ("--scanner=noise_hu=much", "noise_hu=much cannot be; give a number"),
     ("--scanner=shape=3", "shape=3.0 cannot be"),
+    ("--scanner=noise_hu=nan", "noise_hu=nan is out of range; it is 0 to 500"),
+    ("--scanner=blur_mm=-1", "blur_mm=-1 is out of range; it is 0.05 to 5"),
+    ("--scanner=fov_mm=inf", "fov_mm=inf is out of range; it is 80 to 500"),
+    ("--population=body_scale=9", "body_scale=9 is out of range; it is 0.7 to"),
     ("--population=dominance=both", "none of right, left, co"),
   ],
 )
