@@ -27,6 +27,8 @@ device.
 import importlib
 from typing import Any
 
+from data_prep import interrupt
+
 __version__ = "0.2.0"
 
 # Name -> the module that defines it.
@@ -44,6 +46,9 @@ _PUBLIC = {
   "write": "cadjax.report.write",
 }
 __all__ = sorted(_PUBLIC)
+
+
+interrupt.guard_imports()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import cadjax
 from cadjax.core import lookup
+from data_prep import interrupt
 
 # Name -> the module that is run, and what it does.
 PROGRAMS = {
@@ -110,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       runpy.run_module(PROGRAMS[name][0], run_name="__main__", alter_sys=True)
   except lookup.ConfigError as error:
     sys.exit(_fail(str(error)))
+  except KeyboardInterrupt:
+    interrupt.stop()
 
 
 def _fail(message: str) -> int:

@@ -8,14 +8,13 @@ import os
 import pathlib
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 from absl import flags, logging
 
-from data_prep import case_flags, errors, phantom, splits
+from data_prep import case_flags, errors, interrupt, phantom, splits
 from data_prep.ctca.ctca_dataset_builder import (
   NOTES,
   Ctca,
@@ -249,8 +248,7 @@ def main(argv: Sequence[str]) -> None:
   try:
     builder = build(config, args.out, overwrite=args.overwrite)
   except KeyboardInterrupt:
-    print("stopped; nothing was built", file=sys.stderr)
-    sys.exit(130)
+    interrupt.stop("stopped; nothing was built")
   print(summary(builder))
 
 

@@ -1,12 +1,27 @@
 """Mistakes that a user can correct, reported in one line."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from data_prep import flag_help
+from data_prep import flag_help, interrupt
+
+_ADVICE = {
+  errno.ENOSPC: "free some space, or write to another disk",
+  errno.EDQUOT: "free some space, or write to another disk",
+  errno.EFBIG: "the limit on the size of a file is reached; write to another"
+  " disk",
+  errno.EROFS: "choose a place that can be written to",
+  errno.EACCES: "choose a place that you may use, or ask for access",
+  errno.EPERM: "choose a place that you may use, or ask for access",
+  errno.ENOTDIR: "a file is where a folder should be; choose another place",
+  errno.EEXIST: "a file is where a folder should be; choose another place",
+  errno.EISDIR: "a folder is where a file should be; choose another place",
+}
 
 
 class UserError(ValueError):
@@ -16,6 +31,14 @@ class UserError(ValueError):
 def one_line(error: BaseException) -> str:
   """Returns the message of `error` on a single line."""
   return " ".join(str(error).split())
+
+
+def of_system(error: OSError) -> str:
+  """Returns what the system refused, of which file, and what to do."""
+  where = f"{error.filename}: " if error.filename is not None else ""
+  advice = _ADVICE.get(error.errno)
+  text = " ".join(f"{where}{error.strerror}".split())
+  return f"{text}; {advice}" if advice else text
 
 
 def run(
@@ -29,6 +52,9 @@ def run(
   ] = lambda argv: (),
 ) -> None:
   """Runs an absl program; a user's mistake ends in one line and exit code 2.
+
+  So does what the system refuses, such as a write to a full disk; Ctrl-C ends
+  in one line and exit code 130.
 
   Args:
     program: how it is called, for --help, such as "cadjax predict".
@@ -50,23 +76,39 @@ def run(
         sys.exit(0)
       return flags.FLAGS(argv)
     except Exception as error:
-      print(f"error: {one_line(error)}", file=sys.stderr)
-      sys.exit(2)
+      _fail(one_line(error))
 
   def guarded(argv: Sequence[str]) -> Any:
     # Orbax and TFDS log every file that they open.
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
-      print(
-        f"error: unexpected argument {argv[1]!r}; options look like"
-        " --name=value, and --help lists them",
-        file=sys.stderr,
+      _fail(
+        f"unexpected argument {argv[1]!r}; options look like --name=value, and"
+        " --help lists them"
       )
-      sys.exit(2)
     try:
-      return main(argv)
+      code = main(argv)
+      sys.stdout.flush()
     except (UserError, *expected) as error:
-      print(f"error: {one_line(error)}", file=sys.stderr)
-      sys.exit(2)
+      _fail(one_line(error))
+    except OSError as error:
+      if error.errno is None:  # Of a library, and not of the system.
+        raise
+      _fail(of_system(error))
+    return code
 
-  app.run(guarded, flags_parser=parse)
+  try:
+    app.run(guarded, flags_parser=parse)
+  except KeyboardInterrupt:
+    interrupt.stop()
+
+
+def _fail(message: str) -> NoReturn:
+  """Prints one line and exits with code 2."""
+  print(f"error: {message}", file=sys.stderr)
+  # What is left in it cannot be written, and Python would try again.
+  try:
+    sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(2)

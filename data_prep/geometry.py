@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 KINDS = ("paper", "heart", "spacing")
+# Of one volume; beyond, memory ends before the first record.
+MOST_VOXELS = 2**30
+FINEST_MM = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,14 @@ class GridSpec:
     for name, type_ in (("shape", int), ("box_mm", float)):
       _set_triple(self, name, type_)
     _set_triple(self, "spacing_mm", float)
+    if math.prod(self.shape) > MOST_VOXELS:
+      raise UserError(
+        f"grid shape: {self.shape} is more than {MOST_VOXELS} voxels"
+      )
+    if min(self.spacing_mm) < FINEST_MM:
+      raise UserError(
+        f"grid spacing_mm: {self.spacing_mm} is finer than {FINEST_MM} mm"
+      )
 
   def to_dict(self) -> dict[str, Any]:
     """Returns a JSON-able description."""

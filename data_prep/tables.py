@@ -6,6 +6,7 @@ import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -13,6 +14,8 @@ from data_prep.errors import UserError
 
 T = TypeVar("T")
 
+_MOST_COLUMNS = 1 << 14  # Of a sheet, as spreadsheets have it.
+_MOST_BYTES = 1 << 28
 _CELL = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 
@@ -84,10 +87,15 @@ def column_name(cell: str) -> str:
 
 def _read_csv(path: pathlib.Path) -> list[list[str]]:
   try:
+    content = path.read_bytes()
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+  try:
     # utf-8-sig: spreadsheets put a byte order mark in front.
-    text = path.read_text(encoding="utf-8-sig")
+    text = content.decode("utf-8-sig")
   except UnicodeDecodeError:
-    text = path.read_text(encoding="latin-1")
+    text = content.decode("latin-1")
+  text = text.replace("\r\n", "\n").replace("\r", "\n")
   header = text.partition("\n")[0]
   delimiter = max(",;\t", key=header.count)
   try:
@@ -101,12 +109,22 @@ def _read_xlsx(path: pathlib.Path) -> list[list[str]]:
     with zipfile.ZipFile(path) as archive:
       shared = []
       if "xl/sharedStrings.xml" in archive.namelist():
-        root = ElementTree.fromstring(archive.read("xl/sharedStrings.xml"))
+        root = _member(archive, "xl/sharedStrings.xml")
         shared = [_text(item) for item in root.iter(f"{_CELL}si")]
-      sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
-  except (zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
+      sheet = _member(archive, "xl/worksheets/sheet1.xml")
+    return [_xlsx_row(row, shared) for row in sheet.iter(f"{_CELL}row")]
+  except (
+    *(OSError, EOFError, ValueError, LookupError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, ElementTree.ParseError),
+  ) as error:
     raise UserError(f"{path}: unreadable; save the table as csv") from error
-  return [_xlsx_row(row, shared) for row in sheet.iter(f"{_CELL}row")]
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
+  """Reads a part of a workbook; ValueError for one that would fill memory."""
+  if archive.getinfo(name).file_size > _MOST_BYTES:
+    raise ValueError(f"{name} is larger than {_MOST_BYTES} bytes")
+  return ElementTree.fromstring(archive.read(name))
 
 
 def _xlsx_row(row: ElementTree.Element, shared: list[str]) -> list[str]:
@@ -117,6 +135,8 @@ def _xlsx_row(row: ElementTree.Element, shared: list[str]) -> list[str]:
     column = 0
     for letter in letters:
       column = column * 26 + ord(letter) - 64
+    if column > _MOST_COLUMNS:
+      raise ValueError(f"column {letters}")
     cells += [""] * (column - 1 - len(cells))
     if cell.get("t") == "inlineStr":
       cells.append(_text(cell))

@@ -223,6 +223,7 @@ def test_own_data_that_changed_is_refused(root, data, trained):
   found = json.loads((moved / "dataset.json").read_text())
   found["fingerprint"] = "0123456789abcdef"
   (moved / "dataset.json").write_text(json.dumps(found))
+  workdir.seal(moved)
   with pytest.raises(UserError, match="is not the data that .* with --data="):
     evaluate_workdir(moved)
 
@@ -260,6 +261,7 @@ def test_patients_that_the_model_knows_are_told_of(
   seen = about["patient_ids"]["train"]
   about["patient_ids"] = {"train": [here], "validation": []}
   path.write_text(json.dumps(about))
+  workdir.seal(copy)
   found = evaluate_workdir(copy, data=str(other_data), bootstrap=100)
   assert any(f"such as {here}: if" in note for note in found["notes"])
   own = input_pipeline.open_dataset(tasks.load_model(trained).config.data)
@@ -274,12 +276,14 @@ def test_all_patients_of_other_data_are_scored(root, trained, other_data):
   config = json.loads(path.read_text())
   config["data"]["subset"] |= {"patients": 4}
   path.write_text(json.dumps(config))
+  workdir.seal(copy)
   found = evaluate_workdir(
     copy, data=str(other_data), split="all", bootstrap=100
   )
   assert found["n_patients"] == PATIENTS
   config["data"]["prior"] |= {"use": "region", "masks": "masks"}
   path.write_text(json.dumps(config))
+  workdir.seal(copy)
   with pytest.raises(UserError, match="sees the masks in masks, which were"):
     evaluate_workdir(copy, data=str(other_data), bootstrap=100)
 

@@ -24,7 +24,7 @@ from cadjax.explanation import heat_maps, targets
 from cadjax.explanation import scan as explanation_scan
 from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.report import explained, planes
-from cadjax.training import task
+from cadjax.training import task, workdir
 from configs import unet3d
 from data_prep import volume
 from data_prep.errors import UserError
@@ -76,6 +76,7 @@ def classifier(tmp_path_factory):
   config = json.loads((path / "config.json").read_text())
   config["model"]["conv"] = "lax"  # Compiles fastest.
   files.write_json(path / "config.json", config)
+  workdir.seal(path)
   return tasks.load_model(path)
 
 

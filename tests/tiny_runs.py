@@ -78,6 +78,7 @@ def write_workdir(
   files.write_json(path / "config.json", config.to_dict())
   files.write_json(path / "dataset.json", dataset)
   files.write_json(path / "versions.json", workdir.software().to_dict())
+  workdir.seal(path)
   return path
 
 

@@ -6,7 +6,9 @@ how it sees them, and whether they are those of the records or predicted.
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from flax import linen as nn
 
 from cadjax.core import lookup
 from cadjax.data import classes
+from data_prep import checksums
 from data_prep.errors import UserError
 
 USES = ("none", "channels", "region")
@@ -96,9 +99,13 @@ def make_reader(
       return record["mask"]
     path = pathlib.Path(folder) / f"{row['case_id']}.npz"
     try:
-      with np.load(path) as stored:
+      # Of what is damaged, np.load leaves a file open that it opened itself.
+      with path.open("rb") as file, np.load(file) as stored:
         mask = stored["mask"]
-    except (OSError, KeyError, ValueError) as error:
+    except (
+      *(OSError, KeyError, ValueError, EOFError),
+      *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+    ) as error:
       raise UserError(
         f"{path}: no predicted mask can be read there ({error});"
         " config.data.prior.masks must be a folder with one for every case"
@@ -108,9 +115,48 @@ def make_reader(
         f"{path}: the mask is {mask.shape}, the volume"
         f" {record['image'].shape}; predict the masks on this data set"
       )
+    if mask.dtype != np.uint8 or mask.max(initial=0) >= len(
+      classes.CLASS_NAMES
+    ):
+      raise UserError(
+        f"{path}: the mask is of {mask.dtype} up to {mask.max()}; it must hold"
+        f" the classes 0 to {len(classes.CLASS_NAMES) - 1} as uint8"
+      )
     return mask
 
   return read
+
+
+def fingerprints(
+  folder: str, rows: Mapping[str, Sequence[Mapping[str, str]]]
+) -> dict[str, str | None]:
+  """Returns the identity of the predicted masks of each split.
+
+  It is of the CRC-32 of the voxels that each file notes, and that each reading
+  checks, so that no mask needs to be unpacked.
+
+  Args:
+    folder: of `write_mask`.
+    rows: of cases.csv, by split.
+
+  Returns:
+    16 hexadecimal digits by split; None where a mask is missing or damaged,
+    which is an error once it is read.
+  """
+  found: dict[str, str | None] = {}
+  for split, cases in rows.items():
+    noted = {}
+    for row in cases:
+      path = pathlib.Path(folder) / f"{row['case_id']}.npz"
+      try:
+        with zipfile.ZipFile(path) as stored:
+          one = stored.getinfo("mask.npy")
+      except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        noted = None
+        break
+      noted[row["case_id"]] = [one.CRC, one.file_size]
+    found[split] = None if noted is None else checksums.of_json(noted)[:16]
+  return found
 
 
 def write_mask(folder: pathlib.Path, case_id: str, mask: np.ndarray) -> None:

@@ -9,14 +9,16 @@ import numpy as np
 
 from cadjax.classification import priors
 from cadjax.classification.classifier import Classifier
-from cadjax.core import parallel
+from cadjax.core import lookup, parallel
 from cadjax.data import input_pipeline
 from cadjax.data.input_pipeline import CaseRow, Dataset
-from cadjax.metrics import binary, patient_level
+from cadjax.metrics import binary, calibration, patient_level
 from cadjax.training import losses, steps
 from cadjax.training.task import (
   Kind,
   Task,
+  check_sizes,
+  check_traced,
   evaluate_split,
   make_augment,
   make_model,
@@ -45,8 +47,12 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
       f" {config.data.prior.use!r} needs some, or a folder of predicted ones in"
       " config.data.prior.masks"
     )
-  reader = priors.make_reader(config.data.prior.masks, config.data.prior.use)
-  return dataclasses.replace(dataset, prior=reader)
+  folder = config.data.prior.masks
+  return dataclasses.replace(
+    dataset,
+    prior=priors.make_reader(folder, config.data.prior.use),
+    prior_masks=priors.fingerprints(folder, dataset.rows) if folder else {},
+  )
 
 
 def make_loss(
@@ -150,6 +156,28 @@ def make_task(
   )
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks the fields that classifiers alone have.
+
+  Raises:
+    lookup.ConfigError: a field cannot be used.
+  """
+  classes = config.model.get("num_classes", 2)
+  if classes != 2:
+    raise lookup.ConfigError(
+      f"config.model.num_classes is {classes}; a classifier has 2, normal and"
+      " CAD"
+    )
+  pooling = config.get("eval", {}).get("pooling", "mean")
+  lookup.check_known([pooling], calibration.POOLINGS, "config.eval.pooling")
+  if priors.used(config):
+    margin = config.data.prior.margin_voxels
+    check_sizes("config.data.prior.margin_voxels", margin, low=0)
+  logits = jax.ShapeDtypeStruct((1, classes), np.float32)
+  labels = jax.ShapeDtypeStruct((1,), np.int32)
+  check_traced("config.loss", make_loss(config), logits, labels)
+
+
 KIND = Kind(
   task="classify",
   monitors=MONITORS,
@@ -157,5 +185,6 @@ KIND = Kind(
   make_loss=make_loss,
   open_dataset=open_dataset,
   make_task=make_task,
+  check=check,
   model=Classifier,
 )

@@ -8,9 +8,13 @@ builds on another one does not repeat it.
 
 import ast
 import dataclasses
+import difflib
 import io
+import math
 import pathlib
+import re
 import shlex
+import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -102,7 +106,63 @@ class _Parser(flags.ArgumentParser):
         f"{name}: get_config() returns a {type(config).__name__} and no"
         " ConfigDict"
       ) from error
+    # Those that config_flags sets once this returns, and says less about.
+    check_fields(config, sys.argv)
     return config
+
+
+def check_fields(
+  config: ml_collections.ConfigDict, argv: Sequence[str]
+) -> None:
+  """Checks that a config has the fields that a command line sets.
+
+  Args:
+    config: what get_config returned.
+    argv: a command line, maybe with --config.FIELD=VALUE.
+
+  Raises:
+    lookup.ConfigError: it has no such field; the message names the nearest.
+  """
+  known = list(_fields(config))
+  groups = {
+    field.rsplit(".", depth)[0]
+    for field in known
+    for depth in range(1, field.count(".") + 1)
+  }
+  options = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+  for option in options:
+    given = re.match(r"--?(?:no)?config\.([^=\[]+)", option)
+    if given is None or given[1] in {*known, *groups}:
+      continue
+    field = given[1]
+    near = difflib.get_close_matches(field, known, n=1, cutoff=0.6)
+    if not near:
+      # As people think of a field: by its own name, wherever it is.
+      last = {name.rpartition(".")[2]: name for name in reversed(known)}
+      own = field.rpartition(".")[2]
+      near = [last[name] for name in difflib.get_close_matches(own, last, 1, 0)]
+    raise lookup.ConfigError(
+      f"has no field {field!r}; the nearest is --config.{near[0]}, and"
+      " --config=NAME --help lists all"
+    )
+
+
+def check_finite(config: ml_collections.ConfigDict) -> None:
+  """Checks that every number of a config is one.
+
+  Raises:
+    lookup.ConfigError: a field is NaN or infinite, or holds such a number.
+  """
+  for field in _fields(config):
+    value = config
+    for name in field.split("."):
+      value = value[name]
+    numbers = value if isinstance(value, list | tuple) else [value]
+    for number in numbers:
+      if isinstance(number, float) and not math.isfinite(number):
+        raise lookup.ConfigError(
+          f"config.{field} is {value}; it must be finite"
+        )
 
 
 def define_flag() -> None:

@@ -18,13 +18,16 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_prep.errors import UserError
+from data_prep.ctca import stored
+from data_prep.errors import UserError, one_line
 
 CaseRow = dict[str, str]
 Batch = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
-# The files whose contents tell one build from another.
+# The files whose contents tell one build from another, where the records have
+# no checksums.
 IDENTITY = ("dataset_info.json", "cases.csv")
+COLUMNS = ("split", "index", "case_id", "patient_id", "label", "fold")
 MOST_READERS = 8  # And batches in memory at a time.
 
 
@@ -38,9 +41,13 @@ class Dataset:
       split that holds its record.
     metadata: what the builder wrote: grid, source, seed, ...
     sources: random access to the records, by stored split.
-    fingerprint: a digest of the description and of the cases.
+    fingerprint: the identity of the data, see `fingerprint_of`.
+    records: for each stored split, `stored.entry` of its records; None for a
+      data set of an older version.
     prior: what gives the mask that a classifier sees beside the volume, see
       `priors`; None for one that sees the volume alone.
+    prior_masks: for each split the identity of the predicted masks that
+      `prior` reads, see `priors.fingerprints`; empty without any.
   """
 
   path: pathlib.Path
@@ -48,7 +55,11 @@ class Dataset:
   metadata: Mapping[str, Any]
   sources: Mapping[str, Any]
   fingerprint: str
+  records: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
   prior: Callable[[CaseRow, Mapping[str, Any]], np.ndarray] | None = None
+  prior_masks: Mapping[str, str | None] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def grid(self) -> Mapping[str, Any]:
@@ -70,8 +81,28 @@ class Dataset:
       yield from self.rows[split]
 
   def read(self, row: CaseRow) -> dict[str, Any]:
-    """Reads one record, as TFDS decodes it."""
-    return self.sources[row["stored"]][int(row["index"])]
+    """Reads one record, as TFDS decodes it.
+
+    Raises:
+      UserError: it cannot be read, or is not what was built.
+    """
+    split, index = row["stored"], int(row["index"])
+    try:
+      record = self.sources[split][index]
+      whole = record["case_id"].decode() == row["case_id"]
+      if self.records is not None:
+        whole &= stored.crc32(record) == self.records[split][index]["crc32"]
+      reason = "it is not the record that was built"
+    except MemoryError:
+      raise
+    except Exception as error:  # Whatever the bytes make of the reader.
+      whole, reason = False, one_line(error)[:200] or type(error).__name__
+    if not whole:
+      raise UserError(
+        f"{self.path}: the record of the case {row['case_id']} is damaged"
+        f" ({reason}); build the data set again, or restore it from a copy"
+      )
+    return record
 
   def batch(
     self, rows: Sequence[CaseRow], size: int, slices: Sequence | None = None
@@ -225,7 +256,21 @@ def find_dataset(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def fingerprint_of(path: pathlib.Path) -> str:
-  """Returns the digest of a built data set: of its description and cases."""
+  """Returns the identity of a built data set, 16 hexadecimal digits.
+
+  It is that of its records, see `stored.fingerprint`; of data sets of older
+  versions, whose records have no checksums, that of the description and the
+  table of cases.
+
+  Raises:
+    UserError: the data set has changed since it was built.
+  """
+  return _fingerprint(path, stored.check(path))
+
+
+def _fingerprint(path: pathlib.Path, found: Mapping[str, Any] | None) -> str:
+  if found is not None:
+    return stored.fingerprint(found)
   digest = hashlib.sha256()
   for name in IDENTITY:
     digest.update((path / name).read_bytes())
@@ -236,8 +281,21 @@ def _read_cases(path: pathlib.Path) -> list[CaseRow]:
   cases = path / "cases.csv"
   if not cases.exists():
     raise UserError(f"{cases} is missing; build the data set again")
-  with cases.open(newline="") as f:
-    return [{**row, "stored": row["split"]} for row in csv.DictReader(f)]
+  try:
+    with cases.open(newline="", encoding="utf-8") as f:
+      rows = [{**row, "stored": row["split"]} for row in csv.DictReader(f)]
+    if not rows:
+      raise ValueError("it has no row")
+    for row in rows:
+      if None in (row[name] for name in COLUMNS) or row["split"] not in SPLITS:
+        raise ValueError(f"the row of {row['case_id']!r}")
+      int(row["index"]), int(row["fold"])
+  except (OSError, ValueError, KeyError, csv.Error) as error:
+    raise UserError(
+      f"{cases} is not what data_prep.build writes ({one_line(error)}); build"
+      " the data set again"
+    ) from error
+  return rows
 
 
 def _by_fold(
@@ -330,6 +388,8 @@ def open_dataset(
     UserError: if there is no such data set or it cannot be used.
   """
   path = find_dataset(config.path)
+  stored.check_features(path)
+  found = stored.check(path)
   rows = _read_cases(path)
   if labelled:
     rows = [row for row in rows if row["label"] in ("0", "1")]
@@ -341,9 +401,26 @@ def open_dataset(
   subset = config.subset
   if subset.patients or subset.cad_fraction is not None:
     by_split["train"] = draw_patients(by_split["train"], **subset)
-  builder = tfds.builder_from_directory(path)
-  sources = {
-    split: builder.as_data_source(split) for split in builder.info.splits
-  }
   metadata = json.loads((path / "metadata.json").read_text())
-  return Dataset(path, by_split, metadata, sources, fingerprint_of(path))
+  return Dataset(
+    path,
+    by_split,
+    metadata,
+    _open_records(path),
+    _fingerprint(path, found),
+    found and found["records"],
+  )
+
+
+def _open_records(path: pathlib.Path) -> dict[str, Any]:
+  """Opens the records of a data set for random access, by split."""
+  try:
+    builder = tfds.builder_from_directory(path)
+    return {
+      split: builder.as_data_source(split) for split in builder.info.splits
+    }
+  except Exception as error:  # TFDS raises many kinds.
+    raise UserError(
+      f"{path}: the records cannot be opened ({one_line(error)[:200]}); build"
+      " the data set again, or restore it from a copy"
+    ) from error

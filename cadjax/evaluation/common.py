@@ -315,7 +315,7 @@ def open_data(
   own = trained.dataset["fingerprint"]
   if data is None:
     config.data.path = str(find_own_data(trained))
-    return tasks.find(config).open_dataset(config), False
+    return _same_masks(trained, tasks.find(config).open_dataset(config)), False
   config.data.path = data
   # Fold and subset tell the own patients apart; of the others all are taken.
   whole = config.to_dict()
@@ -323,7 +323,7 @@ def open_data(
   whole["data"]["subset"] |= {"patients": None, "cad_fraction": None}
   dataset = tasks.find(config).open_dataset(ml_collections.ConfigDict(whole))
   if dataset.fingerprint == own:
-    return tasks.find(config).open_dataset(config), False
+    return _same_masks(trained, tasks.find(config).open_dataset(config)), False
   if files.strict(dataset.grid) != trained.dataset["grid"]:
     raise UserError(
       f"{dataset.path} has the grid {files.strict(dataset.grid)}, but"
@@ -336,3 +336,16 @@ def open_data(
       f" predicted on its own data; there are none of {dataset.path}"
     )
   return dataset, True
+
+
+def _same_masks(
+  trained: workdir.Trained, dataset: input_pipeline.Dataset
+) -> input_pipeline.Dataset:
+  """Returns the data set; UserError if its predicted masks have changed."""
+  changed = workdir.other_masks(trained.dataset, dataset.prior_masks)
+  if changed:
+    raise UserError(
+      f"{trained.config.data.prior.masks}: the masks of the split"
+      f" {changed[0]} are not those that {trained.path} was trained with"
+    )
+  return dataset

@@ -13,7 +13,15 @@ from cadjax.metrics import patient_level
 from cadjax.segmentation import losses, patches
 from cadjax.segmentation.segmenter import Segmenter, make_sliding, window_of
 from cadjax.training import steps
-from cadjax.training.task import Kind, Task, make_augment, make_model
+from cadjax.training.task import (
+  Kind,
+  Task,
+  check_number,
+  check_sizes,
+  check_traced,
+  make_augment,
+  make_model,
+)
 from data_prep.errors import UserError
 
 # What early stopping may watch on validation.
@@ -135,6 +143,29 @@ def make_task(
   )
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks the fields that segmenters alone have.
+
+  Raises:
+    lookup.ConfigError: a field cannot be used.
+  """
+  model = make_model(config)  # Also knows the set of classes.
+  sizes = {"config.data.patch_size": config.data.patch_size}
+  if config.segment.window is not None:
+    sizes["config.segment.window"] = config.segment.window
+  for name, size in sizes.items():
+    check_sizes(name, size, low=1)
+  check_number(config, "data.patches_per_volume", int, low=1)
+  check_number(config, "data.foreground_share", float, low=0, high=1)
+  check_number(config, "segment.overlap", float, low=0, below=1)
+  check_number(config, "segment.min_component_mm3", float, low=0)
+  space, classes_ = (8,) * config.model.ndim, model.num_classes
+  logits = jax.ShapeDtypeStruct((1, *space, classes_), np.float32)
+  mask = jax.ShapeDtypeStruct((1, *space), np.uint8)
+  known = jax.ShapeDtypeStruct((1, classes_), np.uint8)
+  check_traced("config.loss", make_loss(config), logits, (mask, known))
+
+
 def _check_segment(config, dataset: Dataset) -> None:
   for split in ("train", "validation"):
     if not dataset.rows[split]:
@@ -157,15 +188,6 @@ def _check_segment(config, dataset: Dataset) -> None:
         f"{name} is {size}; it must be 3 sizes, and {axes} multiples of"
         f" {stride} for this model"
       )
-  if not 0 <= config.data.foreground_share <= 1:
-    raise lookup.ConfigError(
-      f"config.data.foreground_share is {config.data.foreground_share}; it"
-      " must be in [0, 1]"
-    )
-  if config.data.patches_per_volume < 1:
-    raise lookup.ConfigError(
-      "config.data.patches_per_volume must be at least 1"
-    )
 
 
 KIND = Kind(
@@ -175,5 +197,6 @@ KIND = Kind(
   make_loss=make_loss,
   open_dataset=open_dataset,
   make_task=make_task,
+  check=check,
   model=Segmenter,
 )

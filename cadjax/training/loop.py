@@ -131,6 +131,8 @@ def train_and_evaluate(
     state, saved = restored
     progress = Progress(**saved)
   start = int(state.step)
+  if start < total_steps and not progress.stopped:
+    checkpoints.check_space(state)
   log = RunLog(path, start)
   if start:
     tqdm.write(f"resuming {path} at step {start} of {total_steps}")

@@ -1,5 +1,6 @@
 """Optimisers and learning-rate schedules by name."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -151,10 +152,25 @@ def _scale_by_adam(options: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def _check(options: Mapping[str, Any], total_steps: int) -> None:
-  for field, low in (("warmup_steps", 0), ("accumulate", 1), ("clip_norm", 0)):
-    if options[field] < low:
+  for field, low in (
+    *(("warmup_steps", 0), ("accumulate", 1), ("clip_norm", 0)),
+    *(("weight_decay", 0), ("end_factor", 0), ("power", 0)),
+  ):
+    if not options[field] >= low:
       raise lookup.ConfigError(
         f"config.optimizer.{field} is {options[field]}; it must be >= {low}"
+      )
+  for field in ("learning_rate", "eps"):
+    if not 0 < options[field] < math.inf:
+      raise lookup.ConfigError(
+        f"config.optimizer.{field} is {options[field]}; it must be above 0 and"
+        " finite"
+      )
+  for field in ("b1", "b2", "momentum"):
+    if not 0 <= options[field] < 1:
+      raise lookup.ConfigError(
+        f"config.optimizer.{field} is {options[field]}; it must be at least 0"
+        " and below 1"
       )
   fraction = options["warmup_fraction"]
   if not 0 <= fraction < 1:

@@ -6,6 +6,8 @@ the rest: batches, target, loss, the score of a step and validation.
 
 import dataclasses
 import functools
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,10 +17,11 @@ import numpy as np
 from flax import linen as nn
 
 from cadjax import models
-from cadjax.core import lookup, parallel
+from cadjax.core import configs, lookup, parallel
 from cadjax.data import augment, classes
 from cadjax.data.input_pipeline import Batch, CaseRow, Dataset
-from cadjax.training import steps
+from cadjax.training import optimizer, steps
+from data_prep import errors
 
 # config.task: the models that do it.
 MODELS = {"classify": ("resnet",), "segment": ("unet", "resunet")}
@@ -59,6 +62,7 @@ class Kind:
     make_loss: config -> (logits, target) -> [N].
     open_dataset: config -> the records, with what this kind needs of them.
     make_task: (config, dataset, devices) -> `Task`.
+    check: raises `lookup.ConfigError` for fields of this kind alone.
     model: what a workdir is loaded as.
   """
 
@@ -70,6 +74,7 @@ class Kind:
   make_task: Callable[
     [ml_collections.ConfigDict, Dataset, parallel.Parallel], Task
   ]
+  check: Callable[[ml_collections.ConfigDict], None]
   model: type
 
 
@@ -83,16 +88,137 @@ def check_config(config: ml_collections.ConfigDict, kind: Kind) -> None:
     raise lookup.ConfigError(
       f"config.task is {config.task!r}, but this training is to {kind.task}"
     )
-  for field in ("epochs", "patience", "log_every", "checkpoint_every"):
-    if config[field] < 1:
-      raise lookup.ConfigError(
-        f"config.{field} is {config[field]}; it must be at least 1"
-      )
+  configs.check_finite(config)
+  whole = ("epochs", "patience", "log_every", "checkpoint_every")
+  for field in (*whole, "data.batch_size", "data.eval_batch_size"):
+    check_number(config, field, int, low=1)
+  check_number(config, "seed", int, low=0, below=2**32)
+  check_number(config, "ema_decay", float, low=0, below=1)
+  if config.data.get("subset"):
+    check_number(config, "data.subset.seed", int, low=0)
+  check_window(config)
+  make_model(config)
+  # The number of steps depends on the data; one that is too small for the
+  # warm-up is found when they are open.
+  optimizer.get_optimizer(config.optimizer, total_steps=sys.maxsize)
+  _check_augment(config)
+  kind.check(config)
   if config.monitor not in kind.monitors:
     raise lookup.ConfigError(
       f"config.monitor is {config.monitor!r}; for config.task ="
       f" {kind.task!r} it is one of {', '.join(kind.monitors)}"
     )
+
+
+def check_number(
+  config: ml_collections.ConfigDict,
+  field: str,
+  kind: type,
+  *,
+  low: float,
+  high: float = math.inf,
+  below: float = math.inf,
+) -> None:
+  """Checks a number of a config.
+
+  Args:
+    config: has the field.
+    field: dotted.
+    kind: int or float, which an int is as well.
+    low: the least value.
+    high: the largest value.
+    below: what it must be less than.
+
+  Raises:
+    lookup.ConfigError: it is no such number.
+  """
+  value: Any = config
+  for name in field.split("."):
+    value = value[name]
+  kinds = (int,) if kind is int else (int, float)
+  number = isinstance(value, kinds) and not isinstance(value, bool)
+  if number and low <= value <= high and value < below:
+    return
+  limits = f"at least {low}"
+  if high < math.inf:
+    limits += f" and at most {high}"
+  if below < math.inf:
+    limits += f" and below {below}"
+  noun = "a whole number" if kind is int else "a number"
+  raise lookup.ConfigError(
+    f"config.{field} is {value!r}; it must be {noun}, {limits}"
+    if not number
+    else f"config.{field} is {value}; it must be {limits}"
+  )
+
+
+def check_window(config: ml_collections.ConfigDict) -> None:
+  """Checks `config.data.window_hu`: two numbers, the lower one first."""
+  window = config.data.window_hu
+  numbers = [x for x in window if isinstance(x, int | float)]
+  if len(window) != 2 or len(numbers) != 2 or not window[0] < window[1]:
+    raise lookup.ConfigError(
+      f"config.data.window_hu is {tuple(window)}; it must be two numbers of HU,"
+      " the lower one first"
+    )
+
+
+def check_sizes(
+  name: str, sizes: Sequence[int], *, low: int, axes: int = 3
+) -> None:
+  """Checks whole numbers along the axes, such as a patch.
+
+  Raises:
+    lookup.ConfigError: other than `axes` whole numbers, at least `low`.
+  """
+  whole = [x for x in sizes if isinstance(x, int) and x >= low]
+  if len(sizes) != axes or len(whole) != axes:
+    raise lookup.ConfigError(
+      f"{name} is {tuple(sizes)}; it must be {axes} whole numbers, at least"
+      f" {low}"
+    )
+
+
+def check_traced(what: str, fn: Callable, *args: Any) -> None:
+  """Checks the options of a function by tracing it, which computes nothing.
+
+  Args:
+    what: the fields of the config that it takes.
+    fn: to be traced.
+    args: of `fn`, as `jax.eval_shape` takes them.
+
+  Raises:
+    lookup.ConfigError: the function cannot take its options.
+  """
+  try:
+    jax.eval_shape(fn, *args)
+  except lookup.ConfigError:
+    raise
+  except (TypeError, ValueError, IndexError) as error:
+    reason = errors.one_line(error)[:300]
+    raise lookup.ConfigError(f"{what} cannot be used: {reason}") from error
+
+
+def _check_augment(config: ml_collections.ConfigDict) -> None:
+  """Checks the options of the augmentations, on an image of a few voxels."""
+  for name, options in config.augment.items():
+    for option, value in options.items():
+      where = f"config.augment.{name}.{option}"
+      numbers = value if isinstance(value, list | tuple) else [value]
+      if not all(isinstance(x, int | float) for x in numbers):
+        raise lookup.ConfigError(f"{where} is {value!r}; it must be a number")
+      share = option.endswith("probability") or option == "flip"
+      if share and not all(0 <= x <= 1 for x in numbers):
+        raise lookup.ConfigError(f"{where} is {value}; it must be in [0, 1]")
+      if option == "spacing_mm" and not all(x > 0 for x in numbers):
+        raise lookup.ConfigError(f"{where} is {value}; it must be above 0")
+  function = make_augment(config.augment)
+  if function is not None:
+    space = (8,) * config.model.ndim
+    image = jax.ShapeDtypeStruct((*space, 1), np.float32)
+    mask = jax.ShapeDtypeStruct(space, np.uint8)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    check_traced("config.augment", function, key, image, mask)
 
 
 def task_of(config: ml_collections.ConfigDict) -> str:

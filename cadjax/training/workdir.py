@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,11 +19,13 @@ from cadjax.core.files import read_json
 from cadjax.data.input_pipeline import Dataset
 from cadjax.training import checkpoint
 from cadjax.training.task import task_of
-from data_prep import geometry
+from data_prep import checksums, geometry
 from data_prep.errors import UserError
 
 # Where a run may differ from the one it resumes.
 FREE_KEYS = ("data.path", "log_every", "checkpoint_every")
+# What tells which model the weights are of.
+DESCRIPTION = ("config.json", "dataset.json", "versions.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,7 @@ def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
       raise UserError(
         f"{workdir} is not a workdir of cadjax.main: {name} is missing"
       )
+  checkpoint.check_workdir(workdir)
   config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
   found = task_of(config)
   if task not in (None, found):
@@ -138,7 +142,25 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
       split: patients[split] for split in ("train", "validation")
     },
     "reference": feature_ranges(dataset),
+    "prior_masks": dict(dataset.prior_masks),
   }
+
+
+def other_masks(
+  there: dict[str, Any], masks: Mapping[str, str | None]
+) -> list[str]:
+  """Returns the splits whose predicted masks are others than at the training.
+
+  Args:
+    there: dataset.json; that of an older version does not say.
+    masks: `Dataset.prior_masks`; None where they are not there.
+  """
+  known = there.get("prior_masks") or {}
+  return [
+    split
+    for split, found in masks.items()
+    if found and known.get(split) and found != known[split]
+  ]
 
 
 def _git_hash() -> str | None:
@@ -208,13 +230,17 @@ def prepare(
 ) -> None:
   """Writes what identifies a run, or checks it against what is there.
 
+  A workdir without a checkpoint is one of a run that failed at its start; it
+  is written anew, so that the corrected command needs no other one.
+
   Raises:
     UserError: if the workdir was made with another config or other data; the
       message shows the difference.
   """
   wanted = json.loads(json.dumps(config.to_dict()))
   data = json.loads(json.dumps(describe_dataset(dataset)))
-  if (workdir / "config.json").exists():
+  if (workdir / "config.json").exists() and not checkpoint.is_empty(workdir):
+    checkpoint.check_workdir(workdir)
     # Runs from before there were segmenters do not say their task.
     old = {"task": "classify"} | _flat(read_json(workdir / "config.json"))
     new = {"task": "classify"} | _flat(wanted)
@@ -229,6 +255,10 @@ def prepare(
         f"data: {there['path']} ({there['fingerprint']}) there,"
         f" {data['path']} ({data['fingerprint']}) now"
       )
+    changes += [
+      f"data.prior.masks: the predicted masks of the split {split} are others"
+      for split in other_masks(there, dataset.prior_masks)
+    ]
     if changes:
       raise UserError(
         f"{workdir} was made with another config or other data:"
@@ -238,10 +268,16 @@ def prepare(
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir} is a file")
   workdir.mkdir(parents=True, exist_ok=True)
-  files.write_json(workdir / "dataset.json", data)
-  files.write_json(workdir / "versions.json", software().to_dict())
-  # Last: a workdir with a config is whole.
-  files.write_json(workdir / "config.json", wanted)
+  for name, value in zip(
+    DESCRIPTION, (wanted, data, software().to_dict()), strict=True
+  ):
+    files.write_json(workdir / name, value)
+  seal(workdir)
+
+
+def seal(workdir: pathlib.Path) -> None:
+  """Writes the checksums of the files that describe a workdir."""
+  checksums.write(workdir, DESCRIPTION)
 
 
 def finish(workdir: pathlib.Path, step: int, meta: dict[str, Any]) -> None:

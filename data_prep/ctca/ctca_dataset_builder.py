@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,10 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from data_prep import sources, splits, workers
-from data_prep.ctca import records
+from data_prep.ctca import records, stored
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
 
-FORMAT = 1
 # What was noted of the scans, a line each; phantoms have none.
 NOTES = "notes.txt"
 # Bytes of voxels: large enough for fast sequential reads, small enough that
@@ -98,9 +97,11 @@ class Ctca(tfds.core.ShardBasedBuilder):
     " and give the folder as manual_dir. The phantom needs no scans."
   )
 
-  # Of the last build: the rows of cases.csv, a line per case left out, and
-  # (case id, what there is to say of its scan).
+  # Of the last build: the rows of cases.csv, the checksums of the records of
+  # each split, a line per case left out, and (case id, what there is to say of
+  # its scan).
   rows: Sequence[dict[str, Any]] = ()
+  checksums: Mapping[str, Sequence[dict[str, Any]]] = {}
   skipped: Sequence[str] = ()
   notes: Sequence[tuple[str, str]] = ()
   _results: Generator | None = None
@@ -140,7 +141,7 @@ class Ctca(tfds.core.ShardBasedBuilder):
     if config.has_mask:
       features["mask"] = raw(shape=shape, dtype=np.uint8)
     metadata = {
-      "format": FORMAT,
+      "format": stored.FORMAT,
       "source": config.source,
       "grid": config.grid.to_dict(),
       "seed": config.seed,
@@ -197,6 +198,7 @@ class Ctca(tfds.core.ShardBasedBuilder):
     # that all can draw from one stream.
     stream = zip(jobs, self._results, strict=True)
     self.rows, self.skipped, self.notes = [], [], []
+    self.checksums = {split: [] for split in splits.SPLITS}
     per_shard = _cases_per_shard(config)
     shards: dict[str, list[Callable[[], Iterator]]] = {}
     for split, members in itertools.groupby(jobs, lambda job: job.split):
@@ -221,6 +223,7 @@ class Ctca(tfds.core.ShardBasedBuilder):
       self.notes += [(job.case.case_id, note) for note in notes]
       index = sum(other["split"] == job.split for other in self.rows)
       self.rows.append({"split": job.split, "index": index, **row})
+      self.checksums[job.split].append(stored.entry(example))
       yield index, example
       # TFDS counts the examples of a shard by keeping them all until its end.
       example.clear()
@@ -228,6 +231,15 @@ class Ctca(tfds.core.ShardBasedBuilder):
   def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
     try:
       super()._download_and_prepare(*args, **kwargs)
+    except RuntimeError as error:
+      # As ArrayRecord reports what the system refuses its writer.
+      reason, writing, path = str(error).partition("; writing ")
+      if not writing:
+        raise
+      raise UserError(
+        f"{path.partition(';')[0]}: the records cannot be written ({reason});"
+        " free some space, or choose another --out"
+      ) from error
     finally:
       if self._results is not None:
         self._results.close()
@@ -241,6 +253,7 @@ class Ctca(tfds.core.ShardBasedBuilder):
     if self.notes:
       lines = [f"{case_id}: {note}\n" for case_id, note in self.notes]
       (folder / NOTES).write_text("".join(lines))
+    stored.write(folder, self.checksums, self.info.metadata)
 
 
 def _cases_per_shard(config: CtcaConfig) -> int:

@@ -22,6 +22,7 @@ from data_prep.phantom import (
 from data_prep.phantom.coronaries import SEGMENTS
 from data_prep.phantom.population import (
   DOMINANCES,
+  LIMITS,
   draw_patient,
   draw_scanner,
 )
@@ -162,7 +163,8 @@ def check_fixed(what: str, fixed: dict[str, Any]) -> None:
       word.
 
   Raises:
-    UserError: an unknown name, or a value that cannot be one.
+    UserError: an unknown name, or a value that cannot be one or is outside
+      `population.LIMITS`.
   """
   rng = np.random.default_rng(0)
   values = dict(fixed)
@@ -182,6 +184,11 @@ def check_fixed(what: str, fixed: dict[str, Any]) -> None:
   for name, value in values.items():
     if not (np.isscalar(drawn[name]) and isinstance(value, float | int)):
       raise UserError(f"--{what}: {name}={value} cannot be; give a number")
+    low, high = LIMITS[what][name]
+    if not low <= value <= high:
+      raise UserError(
+        f"--{what}: {name}={value:g} is out of range; it is {low:g} to {high:g}"
+      )
 
 
 def _streams(seed: int) -> dict[str, np.random.Generator]:

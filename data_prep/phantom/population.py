@@ -8,6 +8,49 @@ from data_prep.errors import UserError
 
 # Which coronary artery reaches the back of the heart.
 DOMINANCES = ("right", "left", "co")
+# Lowest and highest value that a data set may fix: wider than what is drawn,
+# and at both ends a phantom that can be made.
+LIMITS = {
+  "scanner": {
+    "contrast_hu": (0, 1500),
+    "right_heart": (0, 3),
+    "cava": (0, 10),
+    "mixing": (0, 1),
+    "fov_mm": (80, 500),
+    "length_mm": (40, 400),
+    "blur_mm": (0.05, 5),
+    "noise_hu": (0, 500),
+    "grain_mm": (0.05, 5),
+    "motion_mm": (0, 20),
+  },
+  "population": {
+    "female": (0, 1),
+    "body_scale": (0.7, 1.4),
+    "fat_mm": (0, 100),
+    "breast_mm": (0, 100),
+    "heart_scale": (0.7, 1.5),
+    "lv_scale": (0.6, 1.6),
+    "wall_mm": (3, 25),
+    "rv_scale": (0.6, 1.6),
+    "la_scale": (0.6, 1.6),
+    "ra_scale": (0.6, 1.6),
+    "aorta_radius_mm": (8, 35),
+    "epicardial_fat_mm": (0, 30),
+    "coronary_scale": (0.4, 2),
+    "diaphragm_mm": (-40, 40),
+    "myocardium_hu": (0, 300),
+    "fat_hu": (-200, 0),
+    "lung_hu": (-1024, -300),
+    "liver_hu": (0, 300),
+    "bone_hu": (100, 3000),
+    "aortic_calcium_mm3": (0, 20000),
+    "valve_calcium_mm3": (0, 20000),
+    "annulus_calcium_mm3": (0, 20000),
+    "cartilage_calcium_mm3": (0, 20000),
+    "node_calcium_mm3": (0, 20000),
+    "calcium_hu": (130, 3000),
+  },
+}
 # Factor of the calcium outside the coronaries, healthy or not: the plaques of
 # `overt` would show in the histogram of an average patient.
 _CALCIUM = {"clinical": 1.0, "overt": 3.0}

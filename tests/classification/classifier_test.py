@@ -9,7 +9,7 @@ from tiny_runs import segmenter_config, write_workdir
 
 from cadjax.classification import classifier
 from cadjax.core import files
-from cadjax.training import task
+from cadjax.training import task, workdir
 from data_prep.errors import UserError
 
 SHAPE = (8, 16, 24)
@@ -48,6 +48,7 @@ def test_one_that_sees_masks_is_for_evaluation_alone(tmp_path):
   config = json.loads((path / "config.json").read_text())
   config["data"]["prior"]["use"] = "channels"
   files.write_json(path / "config.json", config)
+  workdir.seal(path)
   with pytest.raises(UserError, match="config.data.prior.use = 'channels'"):
     classifier.load_classifier(path)
   assert classifier.load_classifier(path, prior=True).step > 0

@@ -1,16 +1,22 @@
 """What a classifier sees beside the volume."""
 
+import json
+import random
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from tiny_runs import write_workdir
 
 from cadjax import tasks
-from cadjax.classification import priors
+from cadjax.classification import priors, task
 from cadjax.core import lookup
 from cadjax.data import input_pipeline
+from cadjax.evaluation import common
 from cadjax.evaluation.workdirs import evaluate_workdir
+from cadjax.training import workdir
 from data_prep.errors import UserError
 
 
@@ -68,6 +74,52 @@ def test_predicted_masks_come_back(tmp_path):
     read({"case_id": "two"}, record)
   with pytest.raises(UserError, match="predict the masks on this data set"):
     read({"case_id": "one"}, {"image": np.zeros((3, 3, 4), np.int16)})
+
+
+def test_damaged_predicted_masks_are_one_line(tmp_path):
+  mask = np.random.default_rng(0).integers(0, 5, (8, 8, 8), np.uint8)
+  priors.write_mask(tmp_path, "one", mask)
+  read = priors.make_reader(str(tmp_path), "channels")
+  record = {"image": np.zeros(mask.shape, np.int16)}
+  path, rng = tmp_path / "one.npz", random.Random(0)
+  content = path.read_bytes()
+  for _ in range(60):
+    changed = bytearray(content)
+    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    path.write_bytes(changed)
+    try:
+      found = read({"case_id": "one"}, record)
+    except UserError:
+      continue
+    np.testing.assert_array_equal(found, mask)
+  priors.write_mask(tmp_path, "one", mask + 4)
+  with pytest.raises(UserError, match="must hold the classes 0 to 4"):
+    read({"case_id": "one"}, record)
+
+
+def test_a_run_does_not_go_on_with_other_predicted_masks(tiny_config, tmp_path):
+  config = tiny_config.copy_and_resolve_references()
+  config.data.prior.use = "region"
+  config.data.prior.masks = str(tmp_path / "masks")
+  rows = input_pipeline.open_dataset(config.data).rows
+  mask = np.full((16, 24, 32), 2, np.uint8)
+  for split in ("train", "validation"):
+    for row in rows[split]:
+      priors.write_mask(tmp_path / "masks", row["case_id"], mask)
+  dataset = task.open_dataset(config)
+  assert dataset.prior_masks["test"] is None  # Not read in training.
+  path = write_workdir(tmp_path / "w", config=config)
+  (path / "config.json").write_text(json.dumps(config.to_dict()))
+  about = workdir.describe_dataset(dataset)
+  (path / "dataset.json").write_text(json.dumps(about))
+  workdir.seal(path)
+  workdir.prepare(path, config, task.open_dataset(config))
+  assert common.open_data(workdir.load_trained(path))[0].prior is not None
+  priors.write_mask(tmp_path / "masks", rows["train"][0]["case_id"], mask * 0)
+  with pytest.raises(UserError, match="masks of the split train are others"):
+    workdir.prepare(path, config, task.open_dataset(config))
+  with pytest.raises(UserError, match="masks of the split train are not those"):
+    common.open_data(workdir.load_trained(path))
 
 
 def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import ml_collections
 import pytest
 from absl import flags
 
@@ -195,3 +196,53 @@ def test_a_file_that_is_not_python_is_one_line(tmp_path):
   assert f"error: flag --config={path}: is not a Python file" in done.stderr
   assert "Traceback" not in done.stderr
   assert not workdir.exists()
+
+
+def small_config():
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.rates = (0.1, 0.2)
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.clip_norm = 1.0
+  return config
+
+
+@pytest.mark.parametrize(
+  ("option", "near"),
+  [
+    ("--config.sed=1", "seed"),
+    ("--config.foo=1", ""),
+    ("-config.optimizer.learning_rat=1", "optimizer.learning_rate"),
+    ("--config.learning_rate=1", "optimizer.learning_rate"),
+    ("--config.seed.x=1", "seed"),
+    ("--noconfig.clip_norm", "optimizer.clip_norm"),
+  ],
+)
+def test_an_unknown_field_names_the_nearest(option, near):
+  with pytest.raises(
+    lookup.ConfigError, match=rf"has no field .* is --config\.{near}"
+  ):
+    configs.check_fields(small_config(), ["program", option])
+
+
+def test_known_fields_pass():
+  configs.check_fields(
+    small_config(),
+    [
+      *("program", "--config=demo", "--config.seed=1", "--config.rates[0]=1"),
+      *("--config.optimizer={}", "--workdir=w", "--", "--config.foo=1"),
+    ],
+  )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["optimizer.clip_norm", "rates"])
+def test_numbers_must_be_finite(field, value):
+  config = small_config()
+  configs.check_finite(config)
+  config.update_from_flattened_dict(
+    {field: (0.1, value) if field == "rates" else value}
+  )
+  with pytest.raises(lookup.ConfigError, match=f"config.{field} is .* finite"):
+    configs.check_finite(config)

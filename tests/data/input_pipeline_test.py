@@ -1,6 +1,7 @@
 """Records to batches: every case once, the same order again, honest splits."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from cadjax.data import input_pipeline
 from configs import resnet3d
+from data_prep import checksums
+from data_prep.ctca import stored
 from data_prep.errors import UserError
 
 
@@ -22,6 +25,12 @@ def config_of(path, **fields):
 @pytest.fixture(scope="module")
 def dataset(tiny_data):
   return input_pipeline.open_dataset(config_of(tiny_data))
+
+
+def reseal(path):
+  """Writes the checksums anew, as of a data set that was built so."""
+  found = json.loads((path / checksums.NAME).read_text())
+  stored.write(path, found["records"], found["metadata"])
 
 
 def ids(rows):
@@ -137,6 +146,7 @@ def test_a_patient_in_two_splits_is_refused(tiny_data, tmp_path):
     writer = csv.DictWriter(f, rows[0])
     writer.writeheader()
     writer.writerows(rows)
+  reseal(copy)
   with pytest.raises(UserError, match=in_test["patient_id"]):
     input_pipeline.open_dataset(config_of(copy))
 
@@ -146,10 +156,23 @@ def test_the_fingerprint_is_of_the_contents(tiny_data, tmp_path, dataset):
   shutil.copytree(tiny_data, copy)
   again = input_pipeline.open_dataset(config_of(copy))
   assert again.fingerprint == dataset.fingerprint
-  with (copy / "cases.csv").open("a") as f:
-    f.write("\n")
+  found = json.loads((copy / checksums.NAME).read_text())
+  found["records"]["test"][0]["sha256"] = "0" * 64
+  stored.write(copy, found["records"], found["metadata"])
   changed = input_pipeline.open_dataset(config_of(copy))
   assert changed.fingerprint != dataset.fingerprint
+
+
+@pytest.mark.parametrize(
+  "text", ["", "split\ntrain\n", "\udcff", "split,index,case_id\na,b,c\n"]
+)
+def test_a_table_of_cases_that_is_none(tiny_data, tmp_path, text):
+  copy = tmp_path / "data"
+  shutil.copytree(tiny_data, copy)
+  (copy / "cases.csv").write_bytes(text.encode(errors="surrogateescape"))
+  reseal(copy)
+  with pytest.raises(UserError, match=r"cases\.csv is not what"):
+    input_pipeline.open_dataset(config_of(copy))
 
 
 def drawn(labels, patients=None, cad_fraction=None, seed=0):

@@ -260,6 +260,26 @@ def test_stopped_build_leaves_nothing(scans, tmp_path, number):
   assert {p.name for p in final(tmp_path).parent.iterdir()} == {".lock"}
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(scans, tmp_path):
+  """A limit on the size of files fails the writer as a full disk does."""
+  code = (
+    "import resource, runpy, signal, sys;"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+    "runpy.run_module('data_prep.build', run_name='__main__')"
+  )
+  given = command(scans, tmp_path, "--workers=1")[3:]
+  done = subprocess.run(
+    [sys.executable, "-c", code, *given], capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert "Traceback" not in done.stderr
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith("error: ")
+  assert "array_record-00000-of-00001: the records cannot be written" in line
+  assert {p.name for p in final(tmp_path).parent.iterdir()} == {".lock"}
+
+
 def test_killed_overwrite_gives_the_old_set_back(scans, tmp_path):
   make(scans, tmp_path)
   first = rows_of(final(tmp_path))
@@ -328,6 +348,10 @@ def test_values_of_scanner_and_population_can_be_fixed():
     ("--scanner=noise=60", "phantoms have no noise; known are contrast_hu"),
     ("--scanner=noise_hu=much", "noise_hu=much cannot be; give a number"),
     ("--scanner=shape=3", "shape=3.0 cannot be"),
+    ("--scanner=noise_hu=nan", "noise_hu=nan is out of range; it is 0 to 500"),
+    ("--scanner=blur_mm=-1", "blur_mm=-1 is out of range; it is 0.05 to 5"),
+    ("--scanner=fov_mm=inf", "fov_mm=inf is out of range; it is 80 to 500"),
+    ("--population=body_scale=9", "body_scale=9 is out of range; it is 0.7 to"),
     ("--population=dominance=both", "none of right, left, co"),
   ],
 )

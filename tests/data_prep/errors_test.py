@@ -1,5 +1,6 @@
 """A user's mistake is one line and exit code 2; a bug is a traceback."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from data_prep import errors
 
 PROGRAM = """
+import errno, os, signal
 from absl import flags
 from data_prep import errors
 def define_flags():
@@ -20,6 +22,17 @@ def main(_):
     raise KeyError("expected")
   if size == 4:
     raise RuntimeError("a bug")
+  if size == 5:
+    # A shell's background job ignores Ctrl-C, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGINT)
+    while True: pass
+  if size == 6:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/a.json")
+  if size == 7:
+    os.makedirs("/dev/null/sub")
+  if size == 8:
+    raise OSError("of a library: a bug")
   print("size", size)
 errors.run("program", main, define_flags, expected=(KeyError,))
 """
@@ -35,6 +48,10 @@ errors.run("program", main, define_flags, expected=(KeyError,))
     ("--siz=1", 2, "error: Unknown command line flag 'siz'. Did you mean"),
     ("size=1", 2, "error: unexpected argument 'size=1'"),
     ("--size=4", 1, None),
+    ("--size=5", 130, "stopped"),
+    ("--size=6", 2, "error: out/a.json: No space left on device; free some"),
+    ("--size=7", 2, "error: /dev/null/sub: Not a directory; a file is where"),
+    ("--size=8", 1, None),
   ],
 )
 def test_how_a_program_ends(argument, code, message):
@@ -51,3 +68,17 @@ def test_how_a_program_ends(argument, code, message):
 
 def test_a_message_of_several_lines_becomes_one():
   assert errors.one_line(ValueError(" a\n\n  b\tc ")) == "a b c"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_what_is_printed_to_a_full_disk_is_one_line():
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-c", PROGRAM, "--size=1"],
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: No space left on device")
+  assert done.stderr.count("\n") == 1

@@ -116,7 +116,9 @@ def test_a_recipe_survives_json_and_refuses_nonsense():
   assert GridSpec.from_dict(spec.to_dict()) == spec
   for options in (
     {"kind": "round"}, {"shape": (1, 2)}, {"shape": (0, 2, 3)},
-    {"spacing_mm": (1, -1, 1)}, {"box_mm": (1, float("inf"), 1)},
+    {"spacing_mm": (1, -1, 1)}, {"spacing_mm": (1, 1, 1e-3)},
+    {"shape": (10**5, 10**5, 10**5)}, {"spacing_mm": (1, float("nan"), 1)},
+    {"box_mm": (1, float("inf"), 1)},
   ):  # fmt: skip
     with pytest.raises(UserError, match="grid"):
       GridSpec(**options)

@@ -1,14 +1,19 @@
 """State to disk and back."""
 
+import random
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiny_runs import assert_same, write_workdir
 
 from cadjax.core import files
-from cadjax.training import checkpoint
+from cadjax.training import checkpoint, warm_start, workdir
+from data_prep import checksums
 from data_prep.errors import UserError
 
 
@@ -68,7 +73,7 @@ def test_the_best_is_one_and_may_be_saved_again(tmp_path):
   for path in (tmp_path / "best").rglob("*"):
     if path.is_file():
       path.write_bytes(b"")
-  with pytest.raises(UserError, match="cannot be read"):
+  with pytest.raises(UserError, match="is damaged"):
     checkpoint.restore_best(tmp_path)
 
 
@@ -77,3 +82,121 @@ def test_json_is_written_whole(tmp_path):
   files.write_json(path, {"a": [1, None]})
   assert path.read_text() == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
   assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def flip(path, rng):
+  content = bytearray(path.read_bytes())
+  content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+  path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A workdir with a best model and its variables."""
+  path = write_workdir(tmp_path_factory.mktemp("whole") / "run")
+  return path, checkpoint.restore_best(path)[1]
+
+
+@pytest.mark.parametrize("folder", ["best", "."])
+def test_a_flipped_bit_is_refused_or_changes_nothing(whole, tmp_path, folder):
+  """Orbax alone loads other weights, or the config makes another model."""
+  path, variables = whole
+  rng, refused = random.Random(folder), 0
+  names = [
+    p.relative_to(path)
+    for p in sorted((path / folder).rglob("*"))
+    if p.is_file() and p.stat().st_size
+  ]
+  copy = tmp_path / "run"
+  for _ in range(25):
+    shutil.copytree(path, copy)
+    flip(copy / rng.choice(names), rng)
+    try:
+      trained = workdir.load_trained(copy)
+    except UserError:
+      refused += 1
+    else:
+      assert_same(trained.variables, variables)
+      for name in workdir.DESCRIPTION:
+        assert (copy / name).read_bytes() == (path / name).read_bytes()
+    shutil.rmtree(copy)
+  assert refused > 12
+
+
+@pytest.mark.parametrize("name", workdir.DESCRIPTION)
+def test_a_changed_description_is_refused_by_every_reader(
+  whole, tmp_path, name
+):
+  copy = tmp_path / "run"
+  shutil.copytree(whole[0], copy)
+  text = (copy / name).read_text()
+  (copy / name).write_text(text.replace("2", "3", 1))
+  for read in (
+    workdir.load_trained,
+    checkpoint.restore_best,
+    lambda path: warm_start.read(path, None, ()),
+  ):
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+      read(copy)
+
+
+def test_missing_checksums_are_those_of_an_older_version(
+  whole, tmp_path, caplog
+):
+  path, variables = whole
+  copy = tmp_path / "run"
+  shutil.copytree(path, copy)
+  (of_weights,) = (copy / "best").rglob(checksums.NAME)
+  of_weights.unlink()
+  with pytest.raises(UserError, match=f"{checksums.NAME} is missing"):
+    workdir.load_trained(copy)
+  (copy / checksums.NAME).unlink()
+  with caplog.at_level("WARNING", logger="absl"):
+    assert_same(workdir.load_trained(copy).variables, variables)
+  (line,) = caplog.messages
+  assert "is of an older version, without checksums" in line
+
+
+def test_a_run_whose_best_model_is_damaged_does_not_go_on(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save_best(3, state_of(3.0))
+  checkpoints.save(4, state_of(4.0), {"best_step": 3})
+  checkpoints.close()
+  best = tmp_path / "best" / "3" / "default"
+  largest = max(best.rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+  flip(largest, random.Random(0))
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with pytest.raises(UserError, match="is damaged.*, the best model so far"):
+    checkpoints.restore(state_of(0.0))
+  # Written again where training reaches that step once more.
+  checkpoints.save_best(3, state_of(3.0))
+  checkpoints.close()
+  assert checkpoint.restore_best(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("save", ["save", "save_best"])
+def test_a_full_disk_is_one_line_before_anything_is_written(
+  tmp_path, monkeypatch, save
+):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  more = ({"best_step": 0},) if save == "save" else ()
+  with pytest.raises(UserError, match="the disk has 0 MB left; free some"):
+    getattr(checkpoints, save)(1, state_of(1.0), *more)
+  monkeypatch.undo()
+  checkpoints.close()
+  assert checkpoint.is_empty(tmp_path)
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+
+  def refuse(*args, **kwargs):
+    raise OSError(30, "Read-only file system")
+
+  monkeypatch.setattr(checkpoints._latest, "save", refuse)
+  with pytest.raises(UserError, match="cannot be written .*Read-only"):
+    checkpoints.save(1, state_of(1.0), {})
+  monkeypatch.undo()
+  checkpoints.close()

@@ -88,18 +88,30 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
   assert_same(again, resumed)
 
 
-def test_truncated_newest_checkpoint_falls_back(
-  tiny_workdir, tiny_config, tmp_path, caplog
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_damaged_newest_checkpoint_falls_back(
+  damage, tiny_workdir, tiny_config, tmp_path, caplog
 ):
   copy = tmp_path / "run"
   shutil.copytree(tiny_workdir, copy)
   newest = max((copy / "checkpoints").iterdir(), key=lambda p: int(p.name))
-  for path in (newest / "state").rglob("*"):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[:10])
+  # Half as long, and with a single bit that orbax itself reads as a weight.
+  largest = max(
+    (p for p in (newest / "state").rglob("*") if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  content = bytearray(largest.read_bytes())
+  if damage == "truncated":
+    del content[len(content) // 2 :]
+  else:
+    content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
   with caplog.at_level("WARNING", logger="absl"):
     tasks.train_and_evaluate(tiny_config, copy)
-  assert "trying the one before" in caplog.text
+  (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+  assert f"checkpoint {newest.name} of" in line
+  assert f"{largest} is damaged" in line
+  assert "trying the one before" in line
   assert_same(best_variables(copy), best_variables(tiny_workdir))
   assert lines(copy) == lines(tiny_workdir)
 
@@ -209,7 +221,9 @@ def run_main(*args, **kwargs):
 @pytest.mark.parametrize(
   ("args", "message"),
   [
-    (["--config.model.dpth=3"], 'Did you mean "depth"'),
+    (["--config.model.dpth=3"], "the nearest is --config.model.depth"),
+    (["--config.foo=1"], "has no field 'foo'; the nearest is --config."),
+    (["--config.seed=-1"], "config.seed is -1; it must be at least 0"),
     (["--config.epochs=many"], "many"),
     (["--config.data.path=nowhere"], "data_prep.build"),
     (["--config.optimizer.name=adma"], "adam"),

@@ -1,5 +1,6 @@
 """What the two kinds of training are told apart by."""
 
+import math
 import types
 
 import jax
@@ -13,6 +14,19 @@ from cadjax.core import lookup
 from cadjax.data import augment, classes
 from cadjax.training import task
 from configs import resnet3d
+
+NAN = float("nan")
+
+
+def change(config, changes):
+  """Sets dotted fields."""
+  for field, value in changes.items():
+    *groups, name = field.split(".")
+    group = config
+    for one in groups:
+      group = group[one]
+    with group.ignore_type():
+      group[name] = value
 
 
 @pytest.mark.parametrize(
@@ -51,13 +65,37 @@ def test_a_segmenter_has_the_classes_of_its_set(name):
     ({"epochs": 0}, "config.epochs is 0; it must be at least 1"),
     ({"log_every": -1}, "config.log_every is -1"),
     ({"monitor": "dice"}, "config.monitor is 'dice'; .* roc_auc"),
+    ({"seed": -1}, "config.seed is -1; it must be at least 0"),
+    ({"seed": 2**32}, "config.seed is 4294967296; .* below 4294967296"),
+    ({"ema_decay": 1.0}, "config.ema_decay is 1.0; .* below 1"),
+    ({"data.batch_size": 0}, "config.data.batch_size is 0"),
+    ({"data.eval_batch_size": 0}, "config.data.eval_batch_size is 0"),
+    ({"data.window_hu": (1.0,)}, "window_hu is .* two numbers of HU"),
+    ({"data.window_hu": (1.0, 2.0, 3.0)}, "window_hu is .* two numbers of HU"),
+    ({"data.window_hu": (5.0, 5.0)}, "window_hu is .* the lower one first"),
+    ({"data.window_hu": (NAN, 5.0)}, "window_hu is .* must be finite"),
+    ({"data.window_hu": ("a", "b")}, "window_hu is .* two numbers of HU"),
+    (
+      {"data.prior.use": "region", "data.prior.margin_voxels": (1, -1, 1)},
+      "margin_voxels is .* 3 whole numbers, at least 0",
+    ),
+    ({"data.subset.seed": -1}, "config.data.subset.seed is -1"),
+    ({"model.num_classes": 3}, "num_classes is 3; a classifier has 2"),
+    ({"model.depth": 11}, "config.model.depth is 11"),
+    ({"loss.gamma": -1.0}, "gamma is -1.0; it must be >= 0"),
+    ({"loss.gamma": NAN}, "config.loss.gamma is nan; it must be finite"),
+    ({"optimizer.learning_rate": 0.0}, "learning_rate is 0.0; .* above 0"),
+    ({"optimizer.learning_rate": math.inf}, "learning_rate is inf; .* finite"),
+    ({"optimizer.weight_decay": -0.1}, "weight_decay is -0.1; .* >= 0"),
+    ({"optimizer.schedule": "cosin"}, "did you mean 'cosine'"),
+    ({"eval.pooling": "men"}, "did you mean 'mean'"),
   ],
 )
 def test_a_training_that_cannot_be_is_refused(changes, message):
   config = resnet3d.get_config()
   kind = tasks.find(config)
   task.check_config(config, kind)
-  config.update(changes)
+  change(config, changes)
   with pytest.raises(lookup.ConfigError, match=message):
     task.check_config(config, kind)
 
@@ -100,3 +138,50 @@ def test_every_case_is_scored_once_without_what_fills_the_last_batch():
   )
   assert rows == cases
   np.testing.assert_array_equal(logits[:, 0], np.arange(5)[:, None] * [1, -1])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"data.patch_size": (8, 16)}, "patch_size is .* 3 whole numbers"),
+    ({"data.patch_size": (8, 0, 16)}, "patch_size is .* at least 1"),
+    ({"data.patch_size": (8, 16.5, 16)}, "patch_size is .* whole numbers"),
+    ({"segment.window": (8, 16)}, "segment.window is .* 3 whole numbers"),
+    ({"segment.overlap": 1.0}, "segment.overlap is 1.0; .* below 1"),
+    ({"segment.min_component_mm3": -1.0}, "min_component_mm3 is -1.0"),
+    ({"segment.classes": "aorta"}, "aorta_coronaries"),
+    ({"data.foreground_share": 1.5}, "foreground_share is 1.5; .* at most 1"),
+    ({"data.patches_per_volume": 0}, "patches_per_volume is 0"),
+    ({"loss.weights": (1.0, 2.0)}, "2 class weights for 3 classes"),
+    ({"loss.name": "dise"}, "did you mean 'dice'"),
+    ({"model.features": (0, 8)}, "model.features is"),
+  ],
+)
+def test_a_segmenter_that_cannot_be_is_refused(changes, message):
+  config = segmenter_config()
+  kind = tasks.find(config)
+  task.check_config(config, kind)
+  change(config, changes)
+  with pytest.raises(lookup.ConfigError, match=message):
+    task.check_config(config, kind)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"spatal": {}}, "did you mean 'spatial'"),
+    ({"spatial": {"flp": 1}}, "did you mean 'flip'"),
+    ({"spatial": {"flip": 1.5}}, "spatial.flip is 1.5; it must be in"),
+    ({"blur": {"probability": -1.0}}, "blur.probability is -1.0"),
+    ({"spatial": {"spacing_mm": 0.0}}, "spacing_mm is 0.0; .* above 0"),
+    ({"spatial": {"rotation_degrees": (1.0, 2.0)}}, "one per axis are 3"),
+    ({"spatial": {"scale": "much"}}, "scale is 'much'; .* a number"),
+    ({"spatial": {"shear": NAN}}, "spatial.shear is nan; it must be finite"),
+  ],
+)
+def test_augmentations_that_cannot_be_are_refused(options, message):
+  config = resnet3d.get_config().copy_and_resolve_references()
+  with config.unlocked():
+    config.augment = options
+  with pytest.raises(lookup.ConfigError, match=message):
+    task.check_config(config, tasks.find(config))

@@ -40,6 +40,7 @@ def test_what_is_not_a_workdir(tmp_path, tiny_workdir):
   copy = tmp_path / "copy"
   shutil.copytree(tiny_workdir, copy)
   (copy / "config.json").write_text("{")
+  workdir.seal(copy)
   with pytest.raises(UserError, match="not valid JSON"):
     tasks.load_model(copy)
 
@@ -50,6 +51,7 @@ def test_other_data_are_refused(tiny_config, tiny_workdir, tmp_path):
   there = json.loads((copy / "dataset.json").read_text())
   there["fingerprint"] = "0" * 16
   (copy / "dataset.json").write_text(json.dumps(there))
+  workdir.seal(copy)
   dataset = input_pipeline.open_dataset(tiny_config.data)
   with pytest.raises(UserError, match="other data"):
     workdir.prepare(copy, tiny_config, dataset)
@@ -72,3 +74,27 @@ def test_a_file_is_no_workdir(tiny_config, tmp_path):
   dataset = input_pipeline.open_dataset(tiny_config.data)
   with pytest.raises(UserError, match="is a file"):
     workdir.prepare(path, tiny_config, dataset)
+
+
+def test_a_run_that_failed_at_its_start_does_not_refuse_the_corrected_one(
+  tiny_config, tmp_path
+):
+  dataset = input_pipeline.open_dataset(tiny_config.data)
+  config = tiny_config.copy_and_resolve_references()
+  config.optimizer.learning_rate = 1e6
+  workdir.prepare(tmp_path, config, dataset)
+  workdir.prepare(tmp_path, tiny_config, dataset)
+  there = json.loads((tmp_path / "config.json").read_text())
+  assert there["optimizer"]["learning_rate"] == 1e-4
+
+
+def test_a_damaged_description_is_not_resumed(
+  tiny_config, tiny_workdir, tmp_path
+):
+  copy = tmp_path / "copy"
+  shutil.copytree(tiny_workdir, copy)
+  with (copy / "versions.json").open("a") as file:
+    file.write(" ")
+  dataset = input_pipeline.open_dataset(tiny_config.data)
+  with pytest.raises(UserError, match="versions.json is damaged"):
+    workdir.prepare(copy, tiny_config, dataset)

@@ -152,7 +152,7 @@ def test_metadata_tells_the_recipe(built):
   info = tfds.builder_from_directory(built).info
   assert GridSpec.from_dict(info.metadata["grid"]) == PAPER
   assert info.metadata["source"] == "manifest"
-  assert info.metadata["format"] == 1
+  assert info.metadata["format"] == 2
   assert info.metadata["mask_names"] == list(sources.CLASS_NAMES)
   assert info.features["label"].names == ["normal", "cad"]
   assert "CTCA" in info.description

@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from data_prep.geometry import GridSpec, target_grid
 from data_prep.phantom import SEGMENTS, coronaries, heart, make_phantom
 from data_prep.phantom.plaques import cad_rads
-from data_prep.phantom.population import draw_patient
+from data_prep.phantom.population import LIMITS, draw_patient, draw_scanner
 from data_prep.volume import Grid, Volume
 
 SMALL = GridSpec("heart", (40, 36, 44), (150.0, 150.0, 150.0))
@@ -511,3 +511,30 @@ def test_dominance_is_checked():
 
 def test_volume_is_a_volume():
   assert isinstance(make_phantom(0, grid=SMALL).volume, Volume)
+
+
+def test_limits_hold_all_that_is_drawn():
+  for seed in range(200):
+    for what, draw in (("population", draw_patient), ("scanner", draw_scanner)):
+      drawn = draw(np.random.default_rng(seed))
+      scalars = {name for name, value in drawn.items() if np.isscalar(value)}
+      assert scalars == set(LIMITS[what])
+      for name, (low, high) in LIMITS[what].items():
+        assert low <= drawn[name] <= high, (name, drawn[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("what", "name", "value"),
+  [
+    (what, name, value)
+    for what, named in LIMITS.items()
+    for name, limits in named.items()
+    for value in limits
+  ],
+)
+def test_phantoms_at_the_limits_can_be_made(what, name, value):
+  made = make_phantom(
+    1, label=1, severity="overt", grid=SMALL, **{what: {name: value}}
+  )
+  assert (made.mask == 1).any()
