@@ -4,13 +4,14 @@ import dataclasses
 import gzip
 import os
 import pathlib
+import stat
 import tempfile
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from data_prep import dicom, formats
+from data_prep import dicom, formats, streams, text_headers
 from data_prep.errors import UserError
 
 AIR_HU = -1024
@@ -373,16 +374,22 @@ def _canonical(stored, affine, path, notes) -> Volume:
 
 def _read_any(path, series) -> tuple[np.ndarray, np.ndarray, list[str]]:
   """Returns (array [i, j, k], RAS affine, notes) of a file or folder."""
-  path = pathlib.Path(path)
+  try:
+    return _read_format(pathlib.Path(path), series)
+  except MemoryError as error:
+    raise UserError(f"{path}: there is not enough memory to read it") from error
+
+
+def _read_format(path: pathlib.Path, series):
   name = path.name.lower()
-  if not path.exists():
-    raise UserError(f"{path}: no such file or folder")
-  if path.is_dir():
+  if stat.S_ISDIR(streams.check_kind(path).st_mode):
     array, affine, notes = dicom.read_series(path, series)
   elif name.endswith((".nii", ".nii.gz")):
     array, affine, notes = formats.read_nifti(path)
-  elif name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
-    array, affine, notes = formats.read_itk(path)
+  elif name.endswith((".nrrd", ".nhdr")):
+    array, affine, notes = text_headers.read_nrrd(path)
+  elif name.endswith((".mha", ".mhd")):
+    array, affine, notes = text_headers.read_meta(path)
   elif dicom.is_dicom(path):
     array, affine, notes = dicom.read_series(
       path.parent, dicom.series_of(path) if series is None else series

@@ -2,6 +2,8 @@
 
 import gzip
 import itertools
+import os
+import random
 import shutil
 
 import nibabel as nib
@@ -688,6 +690,107 @@ def test_bad_files_are_refused_in_one_line(tmp_path, capfd):
     assert "\n" not in message
     assert len(message) < 400
   assert not capfd.readouterr().err
+
+
+def test_no_changed_bit_of_a_packed_nifti_is_accepted(tmp_path):
+  """The voxels end before the checksum does, which must be read, too."""
+  write_nifti(
+    tmp_path / "a.nii.gz", make_hu(shape=(40, 50, 60)), straight((40, 50, 60))
+  )
+  content = (tmp_path / "a.nii.gz").read_bytes()
+  rng = random.Random(0)
+  for _ in range(60):
+    bad = bytearray(content)
+    # Not the head, of which time and system mean nothing.
+    bad[rng.randrange(10, len(bad))] ^= 1 << rng.randrange(8)
+    (tmp_path / "b.nii.gz").write_bytes(bad)
+    with pytest.raises(UserError, match="damaged"):
+      read_volume(tmp_path / "b.nii.gz")
+  for more, match in ((b"more", "other data follows"), (b"\0" * 9, None)):
+    (tmp_path / "b.nii.gz").write_bytes(content + more)
+    if match:
+      with pytest.raises(UserError, match=match):
+        read_volume(tmp_path / "b.nii.gz")
+    else:
+      read_volume(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize(
+  ("place", "value", "match"),
+  [
+    (108, np.float32(0), "vox_offset"), (108, np.float32(348), "vox offset 348"),
+    (108, np.float32(352.5), "vox_offset"), (108, np.float32(-16), "vox offset -16"),
+    (108, np.float32(np.nan), "vox_offset"), (108, np.float32(1e9), "asks for"),
+    (108, np.float32(np.inf), "vox_offset"), (344, b"ni1\0", "without voxels"),
+    (42, np.int16([1400] * 3), "asks for 5488000000 bytes"),
+    (42, np.int16([32767] * 3), "asks for"), (42, np.int16(-30), "not a 3D"),
+    (40, np.int16([4, 30, 20, 10, 0]), "not a 3D"),
+    (40, np.int16([4, 30, 20, 10, -5]), "not a 3D"),
+    (40, np.int16([7, 30, 20, 10, 9999, 9999, 9999]), "4D with 999700029999"),
+    (42, np.int16(29), "more"), (70, np.int16([64, 64]), "asks for"),
+    (70, np.int16(7777), "damaged"),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_headers_that_lie(tmp_path, name, place, value, match):
+  save_nifti(tmp_path / "a.nii", make_hu(shape=(30, 20, 10)), np.eye(4))
+  content = bytearray((tmp_path / "a.nii").read_bytes())
+  value = value if isinstance(value, bytes) else value.tobytes()
+  content[place : place + len(value)] = value
+  if name.endswith(".gz"):
+    content = gzip.compress(content)
+    match = match.replace("asks for", "asks for|hold|fewer")
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=match):
+    read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_both_versions_of_nifti_in_both_byte_orders(tmp_path, version, order):
+  hu = make_hu(shape=(30, 20, 10))
+  kind = {1: nib.Nifti1Image, 2: nib.Nifti2Image}[version]
+  image = kind(hu, np.diag([-1, -1, 2, 1]))
+  header = image.header.as_byteswapped(order)
+  header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 999))
+  image = kind(hu, np.diag([-1, -1, 2, 1]), header)
+  for name in ("a.nii", "a.nii.gz"):
+    nib.save(image, tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.hu, hu.transpose(2, 1, 0))
+    assert volume.spacing == (2, 1, 1)
+    assert not volume.notes
+
+
+def test_a_qform_that_is_no_rotation(tmp_path):
+  path = save_nifti(
+    tmp_path / "a.nii", make_hu(shape=(30, 20, 10)), np.diag([-1, -1, 2, 1])
+  )
+  content = bytearray(path.read_bytes())
+  content[256:268] = np.array([2, 2, 2], "<f4").tobytes()  # quatern_b to d
+  path.write_bytes(content)
+  assert "qform is no rotation; took the sform" in read_volume(path).notes[0]
+  content[254:256] = bytes(2)  # sform_code
+  path.write_bytes(content)
+  with pytest.raises(UserError, match="qform is no rotation"):
+    read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd", "a", "a.dcm"])
+def test_what_is_no_file_is_not_opened(tmp_path, name):
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(UserError, match="a pipe, socket or device"):
+    read_volume(tmp_path / name)
+  with pytest.raises(UserError, match="a pipe, socket or device"):
+    read_mask(tmp_path / name)
+  (tmp_path / name).unlink()
+  (tmp_path / name).symlink_to(tmp_path / name)
+  with pytest.raises(UserError, match="a link that leads nowhere"):
+    read_volume(tmp_path / name)
+  (tmp_path / name).unlink()
+  (tmp_path / name).mkdir()
+  with pytest.raises(UserError, match="empty"):
+    read_volume(tmp_path / name)
 
 
 NO_ORIENTATION = {
