@@ -268,8 +268,7 @@ def _dicom_folders(root: pathlib.Path) -> Iterator[pathlib.Path]:
   In a folder for a label these are all the folders in it that hold no file of
   another format; elsewhere those with slices right in them.
   """
-  for name, folders, files in os.walk(root, followlinks=True):
-    folder = pathlib.Path(name)
+  for folder, folders, files in matching.walk(root):
     folders[:] = sorted(f for f in folders if not f.startswith(_HIDDEN))
     of_label = folder.name.lower() in _LABEL_FOLDERS and folder != root
     loose = next(_slices(folder, files), None)

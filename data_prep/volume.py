@@ -391,9 +391,7 @@ def _read_format(path: pathlib.Path, series):
   elif name.endswith((".mha", ".mhd")):
     array, affine, notes = text_headers.read_meta(path)
   elif dicom.is_dicom(path):
-    array, affine, notes = dicom.read_series(
-      path.parent, dicom.series_of(path) if series is None else series
-    )
+    array, affine, notes = dicom.read_series(path, series)
   else:
     raise UserError(f"{path}: unknown format; known are {FORMATS}")
   formats.check_spacing(affine, path)
