@@ -1,5 +1,6 @@
 """Mistakes that a user can correct, reported in one line."""
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,9 +14,16 @@ class UserError(ValueError):
   """Bad input: the message says what, which file and what to do."""
 
 
-def one_line(error: BaseException) -> str:
-  """Returns the message of `error` on a single line."""
-  return " ".join(str(error).split())
+def one_line(text: BaseException | str) -> str:
+  """Returns a text, or an error's message, on a single line that shows all.
+
+  Names of files may hold control characters, or bytes that are no text; both
+  are written as escapes.
+  """
+  return "".join(
+    x if x.isprintable() else x.encode("unicode_escape").decode()
+    for x in " ".join(str(text).split())
+  )
 
 
 def run(
@@ -38,6 +46,10 @@ def run(
     more_help: gets the command line of a call for help; returns what is shown
       beside the flags.
   """
+  for stream in (sys.stdout, sys.stderr):
+    # Names of files may be what the terminal cannot show.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   own = flag_help.define(define_flags)
 
   def parse(argv: Sequence[str]) -> list[str]:

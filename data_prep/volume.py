@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from data_prep import dicom, formats, streams, text_headers
-from data_prep.errors import UserError
+from data_prep.errors import UserError, one_line
 
 AIR_HU = -1024
 # Scanners pad outside the reconstructed circle with -2000, -3024 and the
@@ -369,7 +369,7 @@ def _canonical(stored, affine, path, notes) -> Volume:
     to_file[axis, canonical] = -1 if flip else 1
     to_file[axis, 3] = stored.shape[axis] - 1 if flip else 0
   grid = Grid.from_affine(array.shape, lps @ to_file)
-  return Volume(array, grid, layout, str(path), tuple(notes))
+  return Volume(array, grid, layout, str(path), tuple(map(one_line, notes)))
 
 
 def _read_any(path, series) -> tuple[np.ndarray, np.ndarray, list[str]]:
