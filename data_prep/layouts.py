@@ -179,6 +179,10 @@ def manifest(root: pathlib.Path) -> list[Case]:
   A mask holds indices of `CLASS_NAMES`. An empty label means unknown.
   """
   table = root / manifests.NAME if root.is_dir() else root
+  if table == root and root.name.lower().endswith(matching.EXTENSIONS):
+    raise UserError(
+      f"{root}: is a scan; --input is the folder of scans, or its manifest.csv"
+    )
   try:
     rows = read_table(table, manifests.REQUIRED)
   except TableError as error:

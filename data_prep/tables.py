@@ -46,9 +46,11 @@ def read_table(
   names = [column_name(cell) for cell in rows[0]]
   missing = [name for name in required if name not in names]
   if missing:
+    # What is no table at all may have names of any length.
+    shown = ", ".join(names)
+    shown = shown if len(shown) <= 300 else f"{shown[:300]} ..."
     raise TableError(
-      f"{path}: lacks the column(s) {', '.join(missing)}; it has"
-      f" {', '.join(names)}"
+      f"{path}: lacks the column(s) {', '.join(missing)}; it has {shown}"
     )
   return [
     dict(zip(names, row + [""] * (len(names) - len(row)), strict=False))

@@ -506,6 +506,16 @@ def test_a_list_of_cases_that_is_no_text(tmp_path, kind):
     sources.find_cases("imagecas_x", tmp_path)
 
 
+def test_a_scan_is_no_manifest(tmp_path):
+  path = write(tmp_path / "a.nii.gz", "x" * 1000)
+  with pytest.raises(UserError, match="is a scan; --input is the folder"):
+    sources.find_cases("manifest", path)
+  path = write(tmp_path / "a.bin", "x" * 1000)
+  with pytest.raises(UserError, match="lacks the column") as error:
+    sources.find_cases("manifest", path)
+  assert len(str(error.value)) < 900
+
+
 def test_empty_and_missing_folders_and_sources(tmp_path):
   with pytest.raises(UserError, match="no case of mmwhs found; expected ct_"):
     sources.find_cases("mmwhs", tmp_path)
