@@ -7,18 +7,18 @@ neither jax nor the program that calls.
 """
 
 import atexit
-import mmap
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing import connection, reduction
+from multiprocessing import connection
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from data_prep.errors import UserError
 
@@ -47,8 +47,7 @@ _lock = threading.Lock()
 def call(fn: Callable[..., R], *args: Any, path: str | os.PathLike) -> R:
   """Returns `fn(*args)`, computed in another process.
 
-  Arrays come back in memory that both processes share, not as a copy. Calls
-  of several threads take turns.
+  Calls of several threads take turns.
 
   Args:
     fn: a function of a module, which the other process can import.
@@ -156,46 +155,31 @@ def _how_it_ended(process: subprocess.Popen) -> str:
 
 
 def _send(line: connection.Connection, result: Any) -> None:
-  """Sends an object, its arrays through a file in memory."""
+  """Sends an object, and its arrays after it, piece by piece.
+
+  The other end copies them into its own memory as they come, which takes a
+  third of the time of a file in shared memory.
+  """
   buffers: list[pickle.PickleBuffer] = []
   content = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
   parts = [buffer.raw() for buffer in buffers]
   line.send((content, [part.nbytes for part in parts]))
-  if not any(part.nbytes for part in parts):
-    return
-  descriptor = _memory_file()
-  try:
-    with os.fdopen(os.dup(descriptor), "wb", buffering=0) as file:
-      for part in parts:
-        while part.nbytes:
-          part = part[file.write(part) :]
-    reduction.send_handle(line, descriptor, None)
-  finally:
-    os.close(descriptor)
+  for part in parts:
+    while part.nbytes:
+      part = part[os.write(line.fileno(), part) :]
 
 
 def _receive(line: connection.Connection) -> Any:
   content, sizes = line.recv()
-  if not any(sizes):
-    return pickle.loads(content, buffers=[bytearray() for _ in sizes])
-  descriptor = reduction.recv_handle(line)
-  try:
-    shared = memoryview(mmap.mmap(descriptor, sum(sizes)))
-  finally:
-    os.close(descriptor)
-  buffers, start = [], 0
-  for size in sizes:
-    buffers.append(shared[start : start + size])
-    start += size
+  buffers = [np.empty(size, np.uint8) for size in sizes]
+  for buffer in buffers:
+    rest = memoryview(buffer)
+    while rest.nbytes:
+      count = os.readv(line.fileno(), [rest])
+      if not count:
+        raise EOFError
+      rest = rest[count:]
   return pickle.loads(content, buffers=buffers)
-
-
-def _memory_file() -> int:
-  """Returns a descriptor of a file without a name, in memory if possible."""
-  if hasattr(os, "memfd_create"):
-    return os.memfd_create("scan")
-  with tempfile.TemporaryFile() as file:
-    return os.dup(file.fileno())
 
 
 atexit.register(stop)

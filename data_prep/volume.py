@@ -222,7 +222,7 @@ def read_mask(path: str | os.PathLike) -> Volume:
   Raises:
     UserError: the file is unreadable or holds other than labels 0 to 65535.
   """
-  if pathlib.Path(path).is_dir():
+  if os.path.isdir(path):
     raise UserError(f"{path}: is a folder; a mask must be one file: {FORMATS}")
   stored, affine, notes = _read_any(path, None)
   low, high = stored.min(), stored.max()
@@ -375,7 +375,9 @@ def _canonical(stored, affine, path, notes) -> Volume:
 def _read_any(path, series) -> tuple[np.ndarray, np.ndarray, list[str]]:
   """Returns (array [i, j, k], RAS affine, notes) of a file or folder."""
   try:
-    return _read_format(pathlib.Path(path), series)
+    # Of numbers that overflow, the error is raised where they are checked.
+    with np.errstate(all="ignore"):
+      return _read_format(pathlib.Path(path), series)
   except MemoryError as error:
     raise UserError(f"{path}: there is not enough memory to read it") from error
 

@@ -24,7 +24,7 @@ def who():
 
 def arrays(seed):
   rng = np.random.default_rng(seed)
-  c_order = rng.integers(0, 99, (7, 5, 3), np.int16)
+  c_order = rng.integers(0, 99, (70, 50, 300), np.int16)  # 2 MB
   return {"c": c_order, "f": c_order.T, "empty": np.zeros((0, 3)), "n": seed}
 
 
