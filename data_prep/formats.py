@@ -1,11 +1,14 @@
 """NIfTI files as arrays with a RAS affine, and what all formats must meet."""
 
+import contextlib
+import logging
 import math
 import pathlib
+from collections.abc import Iterator
 
 import nibabel as nib
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel import imageglobals
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -104,8 +107,13 @@ def _nifti_header(
     block += _take(data, kind.sizeof_hdr - len(block))
     if not kind.may_contain_header(block):
       raise streams.DamagedError("no header of NIfTI")
-  with LoggingOutputSuppressor():
-    stored, header = kind(block, check=False), kind(block)
+  stored = kind(block, check=False)
+  with _no_log():
+    header = kind(block)
+  for name in ("sform_code", "qform_code"):
+    # An unknown code becomes 0: the affine would be another one.
+    if stored[name] != header[name]:
+      raise streams.DamagedError(f"{name} is {stored[name]}")
   # Of a pair, header and voxels are two files, .hdr and .img.
   if header["magic"].item() != kind.single_magic:
     raise streams.DamagedError("a header without voxels")
@@ -122,6 +130,17 @@ def _nifti_header(
   while left:
     left -= len(_take(data, min(left, 1 << 20)))
   return header, np.array(stored["pixdim"][1:4], np.float64)
+
+
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+  """Keeps what nibabel says of each odd header off the user's screen."""
+  before = imageglobals.logger.level
+  imageglobals.logger.setLevel(logging.CRITICAL + 1)
+  try:
+    yield
+  finally:
+    imageglobals.logger.setLevel(before)
 
 
 def _take(data: streams.Source, count: int) -> bytes:

@@ -954,11 +954,12 @@ def test_no_changed_bit_of_a_packed_nifti_is_accepted(tmp_path):
     (40, np.int16([4, 30, 20, 10, -5]), "not a 3D"),
     (40, np.int16([7, 30, 20, 10, 9999, 9999, 9999]), "4D with 999700029999"),
     (42, np.int16(29), "more"), (70, np.int16([64, 64]), "asks for"),
-    (70, np.int16(7777), "damaged"),
+    (70, np.int16(7777), "damaged"), (254, np.int16(99), "sform_code is 99"),
+    (252, np.int16(-1), "qform_code is -1"),
   ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_headers_that_lie(tmp_path, name, place, value, match):
+def test_headers_that_lie(tmp_path, capfd, name, place, value, match):
   save_nifti(tmp_path / "a.nii", make_hu(shape=(30, 20, 10)), np.eye(4))
   content = bytearray((tmp_path / "a.nii").read_bytes())
   value = value if isinstance(value, bytes) else value.tobytes()
@@ -969,6 +970,7 @@ def test_headers_that_lie(tmp_path, name, place, value, match):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(UserError, match=match):
     read_volume(tmp_path / name)
+  assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("version", [1, 2])
