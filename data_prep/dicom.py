@@ -38,6 +38,15 @@ _UNCOMPRESSED = (
   b"1.2.840.10008.1.2.1",
   b"1.2.840.10008.1.2.2",
 )
+# Bytes that ITK may take beyond what a file and its pixels need.
+_SPARE = 64 << 20
+# The element (7FE0,0010) with its length: little endian with a VR and without,
+# and big endian. Icons hold another one, of another length.
+_PIXEL_DATA = re.compile(
+  rb"(?:\xe0\x7f\x10\0(?:O[BW]\0\0)?|(?P<big>\x7f\xe0\0\x10O[BW]\0\0))"
+  rb"(?=(?P<length>.{4}))",
+  re.DOTALL,
+)
 # Lossless JPEG 2000 of a slice of air is some hundred times smaller.
 _MOST_FROM_ONE = 4096
 
@@ -104,7 +113,7 @@ def _meta_uid(path: pathlib.Path, element: bytes) -> bytes:
   return rest[2 : 2 + length].rstrip(b"\0 ")
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
   """Returns the part of an ITK error that says what went wrong."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   reason = lines[-1] if lines else "unknown"
@@ -365,8 +374,9 @@ def _read_header(path: pathlib.Path) -> Slice | None:
   reader.SetImageIO("GDCMImageIO")
   reader.SetFileName(str(path))
   try:
-    reader.ReadImageInformation()
-  except RuntimeError:
+    with isolation.at_most(_SPARE + 4 * path.stat().st_size):
+      reader.ReadImageInformation()
+  except (RuntimeError, MemoryError):
     return None
 
   def text(tag: str) -> str:
@@ -647,22 +657,42 @@ def _affine(first: Slice, step_mm: np.ndarray) -> np.ndarray:
 
 
 def _check_claim(header: Slice) -> None:
-  """Refuses sizes that the file cannot hold, before ITK takes the memory."""
-  count = header.size[0] * header.size[1] * header.bits // 8
-  most = header.path.stat().st_size
-  if _meta_uid(header.path, b"\x10") not in _UNCOMPRESSED:
-    most *= _MOST_FROM_ONE
-  if count > most:
+  """Refuses pixels that are not as many as the header says.
+
+  ITK takes the memory first, and fills up what is a few bytes short.
+  """
+  path, count = header.path, header.size[0] * header.size[1] * header.bits // 8
+  size = path.stat().st_size
+  raw = _meta_uid(path, b"\x10") in _UNCOMPRESSED
+  if count > (size if raw else size * _MOST_FROM_ONE):
     raise UserError(
-      f"{header.path}: damaged DICOM pixels: {count} bytes by the header, more"
-      " than the file can hold"
+      f"{path}: damaged DICOM pixels: {count} bytes by the header, more than"
+      " the file can hold"
     )
+  if not raw or header.bits % 8:
+    return
+  with path.open("rb") as file:
+    head = file.read(size - count)
+  for found in _PIXEL_DATA.finditer(head):
+    big, length = found["big"], found["length"]
+    length = int.from_bytes(length, "big" if big else "little")
+    if length == count + count % 2:
+      return
+  raise UserError(
+    f"{path}: damaged DICOM pixels: they are not {count} bytes, as rows and"
+    " columns say"
+  )
 
 
-def _read_image(path: pathlib.Path) -> sitk.Image:
+def _read_image(header: Slice) -> sitk.Image:
+  path = header.path
+  # The file, its pixels, and both again as they are converted.
+  spare = _SPARE + 4 * path.stat().st_size
+  spare += 32 * header.size[0] * header.size[1]
   try:
-    return sitk.ReadImage(str(path), imageIO="GDCMImageIO")
-  except RuntimeError as error:
+    with isolation.at_most(spare):
+      return sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+  except (RuntimeError, MemoryError) as error:
     raise UserError(
       f"{path}: damaged DICOM pixels ({_reason(error)})"
     ) from error
@@ -675,7 +705,7 @@ def _read_pixels(ordered: list[Slice]) -> np.ndarray:
     _check_claim(header)
   voxels = np.empty((len(ordered), rows, columns), np.int16)
   for number, header in enumerate(ordered):
-    image = _read_image(header.path)  # the view does not keep it alive
+    image = _read_image(header)  # the view does not keep it alive
     pixels = sitk.GetArrayViewFromImage(image).reshape(rows, columns)
     if pixels.dtype.kind == "f":
       pixels = np.rint(pixels)

@@ -6,13 +6,18 @@ import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from data_prep import streams
 from data_prep.errors import UserError
 
 T = TypeVar("T")
 
+# Some hundred thousand rows, and the columns of a sheet.
+_LARGEST_XML = 32 << 20
+_MOST_COLUMNS = 16384
 _CELL = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 
@@ -37,7 +42,7 @@ def read_table(
     TableError: the file is missing, empty or lacks a column.
     UserError: it is unreadable.
   """
-  if not path.is_file():
+  if not streams.is_file(path):
     raise TableError(f"{path}: no such file")
   rows = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
   rows = [[cell.strip() for cell in row] for row in rows if any(row)]
@@ -90,6 +95,8 @@ def _read_csv(path: pathlib.Path) -> list[list[str]]:
     text = path.read_text(encoding="utf-8-sig")
   except UnicodeDecodeError:
     text = path.read_text(encoding="latin-1")
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
   header = text.partition("\n")[0]
   delimiter = max(",;\t", key=header.count)
   try:
@@ -103,12 +110,30 @@ def _read_xlsx(path: pathlib.Path) -> list[list[str]]:
     with zipfile.ZipFile(path) as archive:
       shared = []
       if "xl/sharedStrings.xml" in archive.namelist():
-        root = ElementTree.fromstring(archive.read("xl/sharedStrings.xml"))
+        root = _xml(archive, "xl/sharedStrings.xml")
         shared = [_text(item) for item in root.iter(f"{_CELL}si")]
-      sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
-  except (zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
+      sheet = _xml(archive, "xl/worksheets/sheet1.xml")
+    return [_xlsx_row(row, shared) for row in sheet.iter(f"{_CELL}row")]
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    # Also NotImplementedError, of ways to compress, and of encryption.
+    RuntimeError,
+    ElementTree.ParseError,
+  ) as error:
     raise UserError(f"{path}: unreadable; save the table as csv") from error
-  return [_xlsx_row(row, shared) for row in sheet.iter(f"{_CELL}row")]
+
+
+def _xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
+  """Reads a part of a workbook; ValueError if it claims to be huge."""
+  size = archive.getinfo(name).file_size
+  if size > _LARGEST_XML:
+    raise ValueError(f"{name}: {size} bytes")
+  return ElementTree.fromstring(archive.read(name))
 
 
 def _xlsx_row(row: ElementTree.Element, shared: list[str]) -> list[str]:
@@ -119,12 +144,16 @@ def _xlsx_row(row: ElementTree.Element, shared: list[str]) -> list[str]:
     column = 0
     for letter in letters:
       column = column * 26 + ord(letter) - 64
+    if column > _MOST_COLUMNS:
+      raise ValueError(f"column {letters}")
     cells += [""] * (column - 1 - len(cells))
     if cell.get("t") == "inlineStr":
       cells.append(_text(cell))
       continue
     value = cell.findtext(f"{_CELL}v") or ""
     if cell.get("t") == "s":
+      if int(value) < 0:
+        raise ValueError(f"string {value}")
       value = shared[int(value)]
     elif re.fullmatch(r"\d+\.0+", value):
       value = value.partition(".")[0]

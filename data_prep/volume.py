@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from data_prep import dicom, formats, streams, text_headers
+from data_prep import dicom, formats, matching, streams, text_headers
 from data_prep.errors import UserError, one_line
 
 AIR_HU = -1024
@@ -385,6 +385,8 @@ def _read_any(path, series) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def _read_format(path: pathlib.Path, series):
   name = path.name.lower()
   if stat.S_ISDIR(streams.check_kind(path).st_mode):
+    if name.endswith(matching.EXTENSIONS):
+      raise UserError(f"{path}: is a folder, though named like a file")
     array, affine, notes = dicom.read_series(path, series)
   elif name.endswith((".nii", ".nii.gz")):
     array, affine, notes = formats.read_nifti(path)

@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 
@@ -18,13 +19,15 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
   CTImageStorage,
   EnhancedCTImageStorage,
+  ExplicitVRBigEndian,
   ExplicitVRLittleEndian,
+  ImplicitVRLittleEndian,
   JPEG2000Lossless,
   JPEGLosslessSV1,
   generate_uid,
 )
 
-from data_prep import dicom
+from data_prep import dicom, isolation
 from data_prep import volume as volume_lib
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume, read_mask, read_volume, write_nifti
@@ -759,6 +762,58 @@ def test_sizes_that_no_file_holds_take_no_memory(tmp_path):
     read_volume(folder)
 
 
+@pytest.mark.parametrize("change", [-2, 2, 50])
+def test_pixels_are_as_many_as_rows_and_columns_say(tmp_path, change):
+  """ITK fills up what is a little short, and leaves out what is too much."""
+  series = make_series(make_hu())
+  pixels = series[9].PixelData
+  series[9].PixelData = (
+    pixels[:change] if change < 0 else bytes(change) + pixels
+  )
+  folder = save_series(tmp_path / "s", series)
+  with pytest.raises(UserError, match="I009: damaged DICOM pixels"):
+    read_volume(folder)
+
+
+@pytest.mark.parametrize(
+  "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian]
+)
+def test_other_syntaxes_without_compression(tmp_path, syntax):
+  hu = make_hu(shape=(5, 3, 7))
+  folder = tmp_path / "s"
+  folder.mkdir()
+  for number, data in enumerate(make_series(hu)):
+    if syntax == ExplicitVRBigEndian:
+      data.PixelData = (
+        np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+      )
+    data.file_meta.TransferSyntaxUID = syntax
+    plain = pydicom.Dataset(data)
+    plain.file_meta = data.file_meta
+    plain.save_as(
+      folder / f"{number}",
+      implicit_vr=syntax.is_implicit_VR,
+      little_endian=syntax.is_little_endian,
+      enforce_file_format=True,
+    )
+  np.testing.assert_array_equal(read_volume(folder).hu, hu)
+
+
+def test_no_memory_is_taken_for_a_length_that_lies(tmp_path):
+  """An element behind the pixels that claims 2 GB, as after damage."""
+  folder = save_series(tmp_path / "s", make_series(make_hu()))
+  with (folder / "I009").open("ab") as file:
+    file.write(b"\xe0\x7f\x20\x00OB\0\0" + (2**31).to_bytes(4, "little"))
+  before = isolation.call(peak_bytes, path="x")
+  with pytest.raises(UserError, match="I009: damaged"):
+    read_volume(folder)
+  assert isolation.call(peak_bytes, path="x") - before < 1e8
+
+
+def peak_bytes():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def end_process(path, series):
   os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -1017,7 +1072,7 @@ def test_what_is_no_file_is_not_opened(tmp_path, name):
     read_volume(tmp_path / name)
   (tmp_path / name).unlink()
   (tmp_path / name).mkdir()
-  with pytest.raises(UserError, match="empty"):
+  with pytest.raises(UserError, match="is a folder|folder is empty"):
     read_volume(tmp_path / name)
 
 
