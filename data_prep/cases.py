@@ -1,6 +1,7 @@
 """One scan of one patient, before anything is read."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -68,9 +69,16 @@ def problems(case: Case) -> list[str]:
   if case.image is None and "seed" not in case.extra:
     found.append(f"{case.mask}: no image goes with this mask")
   for path in (case.image, case.mask, case.aorta_mask):
-    if path is not None and not path.exists():
+    # Not by pathlib, which raises for some names.
+    if path is not None and not os.path.exists(path):
       found.append(f"{path}: no such file")
-  return found
+  for name in (case.case_id, case.patient_id):
+    if not name.isprintable():
+      found.append(
+        f"{case.image or case.mask}: {name!r} holds characters that cannot be"
+        " shown; rename the case"
+      )
+  return list(dict.fromkeys(found))
 
 
 def parse_label(text: str, where: object) -> int | None:

@@ -7,6 +7,7 @@ through, and 2 if a case or the whole set stands in its way.
 """
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def check_case(case: sources.Case) -> dict[str, Any]:
     "problems": sources.problems(case),
     "notes": [],
   }
-  if case.image is not None and case.image.exists():
+  if case.image is not None and os.path.exists(case.image):
     try:
       volume = read_volume(case.image)
       report |= _describe(volume)
@@ -98,6 +99,7 @@ def check(
 def table(reports: Sequence[dict[str, Any]]) -> str:
   """Returns the reports as aligned columns, then what there is to say."""
   rows = [COLUMNS, *map(_row, reports)]
+  rows = [tuple(map(errors.one_line, row)) for row in rows]
   widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
   lines = [
     "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
@@ -106,7 +108,8 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
   for kind in ("notes", "problems"):
     for report in reports:
       for text in report[kind]:
-        lines.append(f"{kind[:-1]}: {report['case_id']}: {text}")
+        line = f"{kind[:-1]}: {report['case_id']}: {text}"
+        lines.append(errors.one_line(line))
   usable = sum(report["usable"] for report in reports)
   lines.append(f"{usable} of {len(reports)} cases are usable")
   return "\n".join(line.rstrip() for line in lines)

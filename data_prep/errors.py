@@ -1,6 +1,7 @@
 """Mistakes that a user can correct, reported in one line."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -28,16 +29,23 @@ class UserError(ValueError):
   """Bad input: the message says what, which file and what to do."""
 
 
-def one_line(error: BaseException) -> str:
-  """Returns the message of `error` on a single line."""
-  return " ".join(str(error).split())
+def one_line(text: BaseException | str) -> str:
+  """Returns a text, or an error's message, on a single line that shows all.
+
+  Names of files may hold control characters, or bytes that are no text; both
+  are written as escapes.
+  """
+  return "".join(
+    x if x.isprintable() else x.encode("unicode_escape").decode()
+    for x in " ".join(str(text).split())
+  )
 
 
 def of_system(error: OSError) -> str:
   """Returns what the system refused, of which file, and what to do."""
   where = f"{error.filename}: " if error.filename is not None else ""
   advice = _ADVICE.get(error.errno)
-  text = " ".join(f"{where}{error.strerror}".split())
+  text = one_line(f"{where}{error.strerror}")
   return f"{text}; {advice}" if advice else text
 
 
@@ -64,6 +72,10 @@ def run(
     more_help: gets the command line of a call for help; returns what is shown
       beside the flags.
   """
+  for stream in (sys.stdout, sys.stderr):
+    # Names of files may be what the terminal cannot show.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   own = flag_help.define(define_flags)
 
   def parse(argv: Sequence[str]) -> list[str]:

@@ -1,17 +1,18 @@
-"""NIfTI, NRRD and MetaImage files as arrays with a RAS affine."""
+"""NIfTI files as arrays with a RAS affine, and what all formats must meet."""
 
+import contextlib
+import logging
+import math
 import pathlib
-import re
-import zlib
+from collections.abc import Iterator
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel import imageglobals
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
-from data_prep import dicom
+from data_prep import streams
 from data_prep.errors import UserError, one_line
 
 
@@ -30,14 +31,14 @@ def check_spacing(affine: np.ndarray, path: pathlib.Path) -> None:
     raise UserError(f"{path}: the header's axes do not span space")
 
 
-def _check_shape(shape, path) -> None:
+def check_shape(shape, path) -> None:
   """Refuses pictures and series; trailing axes of one are fine."""
   if len(shape) > 3 and max(shape[3:]) > 1:
     raise UserError(
-      f"{path}: is 4D with {int(np.prod(shape[3:]))} frames; extract the one"
-      " wanted into a 3D file"
+      f"{path}: is 4D with {math.prod(map(int, shape[3:]))} frames; extract the"
+      " one wanted into a 3D file"
     )
-  if len(shape) < 3 or min(shape[:3]) < 2:
+  if len(shape) < 3 or min(shape[:3]) < 2 or min(shape) < 1:
     raise UserError(
       f"{path}: shape {'x'.join(map(str, shape))} is not a 3D scan"
     )
@@ -46,7 +47,7 @@ def _check_shape(shape, path) -> None:
 def read_nifti(
   path: pathlib.Path,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  """Reads a .nii or .nii.gz file.
+  """Reads a .nii or .nii.gz file, of either version of NIfTI.
 
   The affine is the sform where its code is above 0, else the qform where its
   code is, else pixdim alone, as in nibabel; a conflict is noted.
@@ -58,138 +59,129 @@ def read_nifti(
   Raises:
     UserError: damaged, colour, not 3D, or without spacing.
   """
+  kind = "gzip" if path.name.lower().endswith(".gz") else "raw"
   try:
-    # Not mapped: a file that is replaced must not change the voxels.
-    with LoggingOutputSuppressor():
-      image = nib.load(path, mmap=False)
-    if image.get_data_dtype().kind not in "iufb":
-      raise UserError(f"{path}: colour or complex voxels; a CT scan is grey")
-    _check_shape(image.shape, path)
-    proxy = image.dataobj
-    array = proxy.get_unscaled()
-    if (proxy.slope, proxy.inter) != (1, 0):
-      # float32 holds every HU exactly and takes half of nibabel's float64.
-      array = array.astype(np.float32)
-      array = array * np.float32(proxy.slope) + np.float32(proxy.inter)
+    with path.open("rb") as file:
+      data = streams.source(file, kind)
+      header, pixdim = _nifti_header(data)
+      shape, dtype = header.get_data_shape(), header.get_data_dtype()
+      if dtype.kind not in "iufb":
+        raise UserError(f"{path}: colour or complex voxels; a CT scan is grey")
+      check_shape(shape, path)
+      slope, inter = header.get_slope_inter()
+      array, notes = streams.read_array(data, shape, dtype)
   except (
-    ImageFileError,
+    streams.DamagedError,
     HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
+    WrapStructError,
   ) as error:
-    if isinstance(error, UserError):
-      raise
     raise UserError(
       f"{path}: damaged or not a NIfTI file ({one_line(error)})"
     ) from error
-  affine, notes = _nifti_affine(image, path)
-  return np.asarray(array).reshape(array.shape[:3]), affine, notes
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+  array = array.reshape(shape[:3], order="F")
+  if slope is not None and (slope, inter) != (1, 0):
+    # float32 holds every HU exactly and takes half of nibabel's float64.
+    array = array.astype(np.float32)
+    # What overflows is infinite, and refused as such.
+    with np.errstate(all="ignore"):
+      array = array * np.float32(slope) + np.float32(inter)
+  affine, remarks = _nifti_affine(header, pixdim, path)
+  return array, affine, remarks + notes
 
 
-def _nifti_affine(image, path) -> tuple[np.ndarray, list[str]]:
+def _nifti_header(
+  data: streams.Source,
+) -> tuple[nib.Nifti1Header, np.ndarray]:
+  """Reads up to the voxels.
+
+  Returns:
+    The header, and pixdim 1 to 3 as the file has it: nibabel turns zeros into
+    ones.
+  """
+  block = _take(data, nib.Nifti1Header.sizeof_hdr)
+  kind = nib.Nifti1Header
+  if not kind.may_contain_header(block):
+    kind = nib.Nifti2Header
+    block += _take(data, kind.sizeof_hdr - len(block))
+    if not kind.may_contain_header(block):
+      raise streams.DamagedError("no header of NIfTI")
+  stored = kind(block, check=False)
+  with _no_log():
+    header = kind(block)
+  for name in ("sform_code", "qform_code"):
+    # An unknown code becomes 0: the affine would be another one.
+    if stored[name] != header[name]:
+      raise streams.DamagedError(f"{name} is {stored[name]}")
+  # Of a pair, header and voxels are two files, .hdr and .img.
+  if header["magic"].item() != kind.single_magic:
+    raise streams.DamagedError("a header without voxels")
+  # A float in NIfTI-1.
+  offset = header["vox_offset"].item()
+  if not kind.single_vox_offset <= offset < math.inf or offset % 1:
+    raise streams.DamagedError(
+      f"vox_offset, where the voxels start, is {offset:g}: no byte after the"
+      " header"
+    )
+  # Extensions, which say nothing of the voxels.
+  left = int(offset) - len(block)
+  data.check_claim(left)
+  while left:
+    left -= len(_take(data, min(left, 1 << 20)))
+  return header, np.array(stored["pixdim"][1:4], np.float64)
+
+
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+  """Keeps what nibabel says of each odd header off the user's screen."""
+  before = imageglobals.logger.level
+  imageglobals.logger.setLevel(logging.CRITICAL + 1)
+  try:
+    yield
+  finally:
+    imageglobals.logger.setLevel(before)
+
+
+def _take(data: streams.Source, count: int) -> bytes:
+  block = bytearray(count)
+  data.readinto(memoryview(block))
+  return bytes(block)
+
+
+def _nifti_affine(
+  header: nib.Nifti1Header, pixdim: np.ndarray, path: pathlib.Path
+) -> tuple[np.ndarray, list[str]]:
   """Returns the RAS affine: sform if coded, else qform, else pixdim."""
-  header = image.header
   has_sform = int(header["sform_code"]) > 0
   has_qform = int(header["qform_code"]) > 0
   if not has_sform:
-    zooms = _stored_pixdim(path, header)
-    uncoded = not has_qform and np.array_equal(zooms, [1, 1, 1])
-    if uncoded or not (np.isfinite(zooms).all() and (zooms > 0).all()):
+    uncoded = not has_qform and np.array_equal(pixdim, [1, 1, 1])
+    if uncoded or not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
       raise UserError(f"{path}: has no usable voxel spacing in its header")
     if has_qform:
-      return header.get_qform(), []
+      return _qform(header, path), []
     said = "no orientation in the header; assumed to be stored as LAS"
     return header.get_base_affine(), [said]
   sform = header.get_sform()
-  if has_qform:
-    corners = np.array([[0, 0, 0, 1], [*image.shape[:3], 1]]).T
-    apart = np.abs((sform - header.get_qform()) @ corners).max()
-    if apart > 0.1:
-      said = f"sform and qform differ by up to {apart:.1f} mm; took the sform"
-      return sform, [said]
+  if not has_qform:
+    return sform, []
+  try:
+    qform = _qform(header, path)
+  except UserError:
+    return sform, ["the qform is no rotation; took the sform"]
+  corners = np.array([[0, 0, 0, 1], [*header.get_data_shape()[:3], 1]]).T
+  apart = np.abs((sform - qform) @ corners).max()
+  if not apart <= 0.1:
+    said = f"sform and qform differ by up to {apart:.1f} mm; took the sform"
+    return sform, [said]
   return sform, []
 
 
-def _stored_pixdim(path, header) -> np.ndarray:
-  """Returns pixdim as the file has it; nibabel turns zeros into ones."""
-  with nib.openers.ImageOpener(path) as file:
-    if int(header["sizeof_hdr"]) == 348:
-      header = type(header).from_fileobj(file, check=False)
-  return np.array(header["pixdim"][1:4], np.float64)
-
-
-# Header lines without which ITK silently assumes a spacing of 1 mm.
-_SPACING_LINE = {
-  ".nrrd": rb"(?im)^(space directions|spacings)\s*:(?!=)",
-  ".nhdr": rb"(?im)^(space directions|spacings)\s*:(?!=)",
-  ".mha": rb"(?im)^Element(Spacing|Size)\s*=",
-  ".mhd": rb"(?im)^Element(Spacing|Size)\s*=",
-}
-
-
-# Header lines without which ITK silently assumes the axes of LPS. It knows
-# three spaces of NRRD: RAS, LAS and LPS, also in full words.
-_NRRD_ORIENTATION = (
-  rb"(?im)^space\s*:\s*(RAS|LAS|LPS|(left|right)-)",
-  rb"(?im)^space directions\s*:(?!=)",
-)
-_META_ORIENTATION = (rb"(?im)^(TransformMatrix|Rotation|Orientation)\s*=",)
-_ORIENTATION_LINES = {
-  ".nrrd": _NRRD_ORIENTATION,
-  ".nhdr": _NRRD_ORIENTATION,
-  ".mha": _META_ORIENTATION,
-  ".mhd": _META_ORIENTATION,
-}
-
-
-def read_itk(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  """Reads a .nrrd, .nhdr, .mha or .mhd file.
-
-  Returns:
-    (voxels [i, j, k], affine [4, 4] from index to RAS mm, notes).
-
-  Raises:
-    UserError: damaged, colour, not 3D, or without spacing.
-  """
-  with path.open("rb") as file:
-    head = file.read(65536)
-  header = re.split(rb"\r?\n\r?\n|(?im:^ElementDataFile.*$)", head, maxsplit=1)[
-    0
-  ]
-  reader = sitk.ImageFileReader()
-  reader.SetFileName(str(path))
+def _qform(header: nib.Nifti1Header, path: pathlib.Path) -> np.ndarray:
   try:
-    reader.ReadImageInformation()
-    _check_length(reader, path, head)
-    image = reader.Execute()
-  except RuntimeError as error:
+    return header.get_qform()
+  except (HeaderDataError, ValueError) as error:
     raise UserError(
-      f"{path}: damaged or not a {path.suffix} file ({dicom.itk_reason(error)})"
+      f"{path}: its qform is no rotation ({one_line(error)})"
     ) from error
-  if not re.search(_SPACING_LINE[path.suffix.lower()], header):
-    raise UserError(f"{path}: has no usable voxel spacing in its header")
-  if image.GetNumberOfComponentsPerPixel() > 1:
-    raise UserError(f"{path}: colour or vector voxels; a CT scan is grey")
-  _check_shape(image.GetSize(), path)
-  while image.GetDimension() > 3:
-    image = image[..., 0]
-  array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
-  lines = _ORIENTATION_LINES[path.suffix.lower()]
-  notes = []
-  if not all(re.search(line, header) for line in lines):
-    notes.append("no orientation in the header; assumed to be stored as LPS")
-  return array, dicom.ras_affine(image), notes
-
-
-def _check_length(reader, path, head: bytes) -> None:
-  """Refuses short raw .mha files before ITK complains on the screen."""
-  local = re.search(rb"(?im)^ElementDataFile *= *LOCAL *\r?\n", head)
-  if not local or re.search(rb"(?im)^CompressedData *= *True", head):
-    return
-  voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID())
-  size = voxel.GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
-  data_bytes = path.stat().st_size - local.end()
-  if data_bytes < size * np.prod(reader.GetSize()):
-    raise UserError(f"{path}: damaged: the file is shorter than its header")

@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from data_prep import manifests, matching
+from data_prep import manifests, matching, streams
 from data_prep.cases import (
   AORTA,
   CLASS_NAMES,
@@ -75,7 +75,7 @@ def imagecas_x(root: pathlib.Path) -> list[Case]:
   split_of: dict[str, str] = {}
   for path in lists:
     split = SPLIT_WORDS[path.stem]
-    for name in map(_key, path.read_text().split()):
+    for name in map(_key, _names(path)):
       if split_of.setdefault(name, split) != split:
         raise UserError(
           f"{path}: patient {name} is in two splits, {split_of[name]} and"
@@ -84,7 +84,7 @@ def imagecas_x(root: pathlib.Path) -> list[Case]:
   excluded = {
     _key(line)
     for path in matching.files(root, (".txt",), "exclude")
-    for line in path.read_text().split()
+    for line in _names(path)
   }
   kept = [c for c in cases if c.case_id in split_of.keys() - excluded]
   return _with_splits(kept, split_of, lists[0])
@@ -179,6 +179,10 @@ def manifest(root: pathlib.Path) -> list[Case]:
   A mask holds indices of `CLASS_NAMES`. An empty label means unknown.
   """
   table = root / manifests.NAME if root.is_dir() else root
+  if table == root and root.name.lower().endswith(matching.EXTENSIONS):
+    raise UserError(
+      f"{root}: is a scan; --input is the folder of scans, or its manifest.csv"
+    )
   try:
     rows = read_table(table, manifests.REQUIRED)
   except TableError as error:
@@ -237,6 +241,16 @@ def _misnamed(
     f"{path}: what its name leaves for the case, {key!r}, is not {expected};"
     " rename it, or move it elsewhere if it is neither image nor mask"
   )
+
+
+def _names(path: pathlib.Path) -> list[str]:
+  """Returns the words of a text file."""
+  if not streams.is_file(path):
+    raise UserError(f"{path}: no file that can be read")
+  try:
+    return path.read_text("utf-8").split()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{path}: cannot be read: {error}") from error
 
 
 def _key(text: str) -> str:

@@ -122,11 +122,16 @@ def write(rows: Sequence[Row], table: pathlib.Path) -> None:
   names = [*REQUIRED, *(n for n in OPTIONAL if any(r.get(n) for r in rows))]
   part = table.with_name(f".{table.name}.part")
   try:
-    with part.open("w", newline="") as file:
+    with part.open("w", newline="", encoding="utf-8") as file:
       writer = csv.DictWriter(file, names, extrasaction="ignore")
       writer.writeheader()
       writer.writerows(rows)
     part.replace(table)
+  except UnicodeEncodeError as error:
+    part.unlink()
+    raise UserError(
+      f"{table}: a name is not UTF-8: rename {error.object!r}"
+    ) from error
   except OSError as error:
     raise UserError(f"{table}: cannot write there: {error}") from error
 
@@ -268,8 +273,7 @@ def _dicom_folders(root: pathlib.Path) -> Iterator[pathlib.Path]:
   In a folder for a label these are all the folders in it that hold no file of
   another format; elsewhere those with slices right in them.
   """
-  for name, folders, files in os.walk(root, followlinks=True):
-    folder = pathlib.Path(name)
+  for folder, folders, files in matching.walk(root):
     folders[:] = sorted(f for f in folders if not f.startswith(_HIDDEN))
     of_label = folder.name.lower() in _LABEL_FOLDERS and folder != root
     loose = next(_slices(folder, files), None)

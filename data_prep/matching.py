@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from data_prep.errors import UserError
 
@@ -105,7 +105,7 @@ def files(
 ) -> list[pathlib.Path]:
   """Returns the files below a folder, hidden ones left out, sorted."""
   found = []
-  for folder, folders, names in os.walk(root, followlinks=True):
+  for folder, folders, names in walk(root):
     folders[:] = [f for f in folders if not f.startswith(".")]
     for name in names:
       low = name.lower()
@@ -116,6 +116,28 @@ def files(
       ):
         found.append(pathlib.Path(folder, name))
   return sorted(found, key=lambda path: natural(str(path)))
+
+
+def walk(
+  root: pathlib.Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
+  """Yields folder, folders in it and files in it, as os.walk does.
+
+  Links are followed, and each folder is entered once: a link may lead back to
+  a folder above it.
+
+  Args:
+    root: where to begin.
+    onerror: gets what keeps a folder from being read; nothing is done if None.
+  """
+  seen = set()
+  for name, folders, names in os.walk(root, onerror=onerror, followlinks=True):
+    real = os.path.realpath(name)
+    if real in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    yield pathlib.Path(name), folders, names
 
 
 def natural(text: str) -> list[tuple[int, int | str]]:

@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from data_prep import streams
 from data_prep.errors import UserError
 
 T = TypeVar("T")
 
-_MOST_COLUMNS = 1 << 14  # Of a sheet, as spreadsheets have it.
-_MOST_BYTES = 1 << 28
+# Some hundred thousand rows, and the columns of a sheet.
+_LARGEST_XML = 32 << 20
+_MOST_COLUMNS = 16384
 _CELL = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 
@@ -40,7 +42,7 @@ def read_table(
     TableError: the file is missing, empty or lacks a column.
     UserError: it is unreadable.
   """
-  if not path.is_file():
+  if not streams.is_file(path):
     raise TableError(f"{path}: no such file")
   rows = _read_xlsx(path) if path.suffix.lower() == ".xlsx" else _read_csv(path)
   rows = [[cell.strip() for cell in row] for row in rows if any(row)]
@@ -49,9 +51,11 @@ def read_table(
   names = [column_name(cell) for cell in rows[0]]
   missing = [name for name in required if name not in names]
   if missing:
+    # What is no table at all may have names of any length.
+    shown = ", ".join(names)
+    shown = shown if len(shown) <= 300 else f"{shown[:300]} ..."
     raise TableError(
-      f"{path}: lacks the column(s) {', '.join(missing)}; it has"
-      f" {', '.join(names)}"
+      f"{path}: lacks the column(s) {', '.join(missing)}; it has {shown}"
     )
   return [
     dict(zip(names, row + [""] * (len(names) - len(row)), strict=False))
@@ -87,15 +91,12 @@ def column_name(cell: str) -> str:
 
 def _read_csv(path: pathlib.Path) -> list[list[str]]:
   try:
-    content = path.read_bytes()
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-  try:
     # utf-8-sig: spreadsheets put a byte order mark in front.
-    text = content.decode("utf-8-sig")
+    text = path.read_text(encoding="utf-8-sig")
   except UnicodeDecodeError:
-    text = content.decode("latin-1")
-  text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = path.read_text(encoding="latin-1")
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read ({error.strerror})") from error
   header = text.partition("\n")[0]
   delimiter = max(",;\t", key=header.count)
   try:
@@ -109,21 +110,29 @@ def _read_xlsx(path: pathlib.Path) -> list[list[str]]:
     with zipfile.ZipFile(path) as archive:
       shared = []
       if "xl/sharedStrings.xml" in archive.namelist():
-        root = _member(archive, "xl/sharedStrings.xml")
+        root = _xml(archive, "xl/sharedStrings.xml")
         shared = [_text(item) for item in root.iter(f"{_CELL}si")]
-      sheet = _member(archive, "xl/worksheets/sheet1.xml")
+      sheet = _xml(archive, "xl/worksheets/sheet1.xml")
     return [_xlsx_row(row, shared) for row in sheet.iter(f"{_CELL}row")]
   except (
-    *(OSError, EOFError, ValueError, LookupError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, ElementTree.ParseError),
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    # Also NotImplementedError, of ways to compress, and of encryption.
+    RuntimeError,
+    ElementTree.ParseError,
   ) as error:
     raise UserError(f"{path}: unreadable; save the table as csv") from error
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
-  """Reads a part of a workbook; ValueError for one that would fill memory."""
-  if archive.getinfo(name).file_size > _MOST_BYTES:
-    raise ValueError(f"{name} is larger than {_MOST_BYTES} bytes")
+def _xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
+  """Reads a part of a workbook; ValueError if it claims to be huge."""
+  size = archive.getinfo(name).file_size
+  if size > _LARGEST_XML:
+    raise ValueError(f"{name}: {size} bytes")
   return ElementTree.fromstring(archive.read(name))
 
 
@@ -143,6 +152,8 @@ def _xlsx_row(row: ElementTree.Element, shared: list[str]) -> list[str]:
       continue
     value = cell.findtext(f"{_CELL}v") or ""
     if cell.get("t") == "s":
+      if int(value) < 0:
+        raise ValueError(f"string {value}")
       value = shared[int(value)]
     elif re.fullmatch(r"\d+\.0+", value):
       value = value.partition(".")[0]

@@ -4,14 +4,15 @@ import dataclasses
 import gzip
 import os
 import pathlib
+import stat
 import tempfile
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from data_prep import dicom, formats
-from data_prep.errors import UserError
+from data_prep import dicom, formats, matching, streams, text_headers
+from data_prep.errors import UserError, one_line
 
 AIR_HU = -1024
 # Scanners pad outside the reconstructed circle with -2000, -3024 and the
@@ -221,7 +222,7 @@ def read_mask(path: str | os.PathLike) -> Volume:
   Raises:
     UserError: the file is unreadable or holds other than labels 0 to 65535.
   """
-  if pathlib.Path(path).is_dir():
+  if os.path.isdir(path):
     raise UserError(f"{path}: is a folder; a mask must be one file: {FORMATS}")
   stored, affine, notes = _read_any(path, None)
   low, high = stored.min(), stored.max()
@@ -368,25 +369,33 @@ def _canonical(stored, affine, path, notes) -> Volume:
     to_file[axis, canonical] = -1 if flip else 1
     to_file[axis, 3] = stored.shape[axis] - 1 if flip else 0
   grid = Grid.from_affine(array.shape, lps @ to_file)
-  return Volume(array, grid, layout, str(path), tuple(notes))
+  return Volume(array, grid, layout, str(path), tuple(map(one_line, notes)))
 
 
 def _read_any(path, series) -> tuple[np.ndarray, np.ndarray, list[str]]:
   """Returns (array [i, j, k], RAS affine, notes) of a file or folder."""
-  path = pathlib.Path(path)
+  try:
+    # Of numbers that overflow, the error is raised where they are checked.
+    with np.errstate(all="ignore"):
+      return _read_format(pathlib.Path(path), series)
+  except MemoryError as error:
+    raise UserError(f"{path}: there is not enough memory to read it") from error
+
+
+def _read_format(path: pathlib.Path, series):
   name = path.name.lower()
-  if not path.exists():
-    raise UserError(f"{path}: no such file or folder")
-  if path.is_dir():
+  if stat.S_ISDIR(streams.check_kind(path).st_mode):
+    if name.endswith(matching.EXTENSIONS):
+      raise UserError(f"{path}: is a folder, though named like a file")
     array, affine, notes = dicom.read_series(path, series)
   elif name.endswith((".nii", ".nii.gz")):
     array, affine, notes = formats.read_nifti(path)
-  elif name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
-    array, affine, notes = formats.read_itk(path)
+  elif name.endswith((".nrrd", ".nhdr")):
+    array, affine, notes = text_headers.read_nrrd(path)
+  elif name.endswith((".mha", ".mhd")):
+    array, affine, notes = text_headers.read_meta(path)
   elif dicom.is_dicom(path):
-    array, affine, notes = dicom.read_series(
-      path.parent, dicom.series_of(path) if series is None else series
-    )
+    array, affine, notes = dicom.read_series(path, series)
   else:
     raise UserError(f"{path}: unknown format; known are {FORMATS}")
   formats.check_spacing(affine, path)

@@ -1,6 +1,7 @@
 import functools
 import gzip
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -372,6 +373,56 @@ def test_an_unexpected_error_does_not_stop_the_others(
   # Alone, it is for the developer to see in full.
   with pytest.raises(KeyError):
     predict_all(trained, jobs[:1])
+
+
+STRANGE = {
+  "a$b^c$": "a$b^c$",
+  "$x^{": "$x^{",
+  "tab\ttab": "tab_tab",
+  "new\nline": "new_line",
+  "\x1b[31mred\x07": "_[31mred_",
+  os.fsdecode(b"caf\xe9"): "caf_",
+  "café": "café",
+}
+
+
+def test_strange_names_are_scored_and_written(trained, scan, tmp_path, capsys):
+  """Of formulas, with control characters, and in no encoding."""
+  (tmp_path / "in").mkdir()
+  for name in STRANGE:
+    shutil.copy(scan, tmp_path / "in" / f"{name}.nii.gz")
+  jobs = scan_jobs.make_jobs([str(tmp_path / "in" / "*")], tmp_path / "out")
+  assert predict_all(trained, jobs) == 0
+  told = capsys.readouterr()
+  assert told.err == ""
+  assert len(told.out.splitlines()) == len(STRANGE)
+  assert {p.name for p in (tmp_path / "out").iterdir()} == {*STRANGE.values()}
+  for folder in (tmp_path / "out").iterdir():
+    result = json.loads((folder / "result.json").read_text())
+    assert result["case"] == folder.name
+
+
+def test_what_is_no_scan_stops_no_other(trained, scan, tmp_path, capsys):
+  bad = [
+    tmp_path / name for name in ("pipe.nii.gz", "loop.mha", "x\n.nrrd", "n.mha")
+  ]
+  os.mkfifo(bad[0])
+  bad[1].symlink_to("loop.mha")
+  bad[2].mkdir()
+  bad[3].write_text("NDims = -1\nElementDataFile = %s%n\n")
+  given = [*map(str, bad), str(scan)]
+  jobs = scan_jobs.make_jobs(given, tmp_path / "out")
+  assert predict_all(trained, jobs) == len(bad)
+  told = capsys.readouterr()
+  assert told.out == "scan: probability of CAD\n"
+  lines = told.err.splitlines()
+  for line, words in zip(
+    lines,
+    ("a pipe", "leads nowhere", "is a folder", "ndims is -1"),
+    strict=True,
+  ):
+    assert line.startswith("error: ")
+    assert words in line
 
 
 def run_predict(*args: str) -> subprocess.CompletedProcess:

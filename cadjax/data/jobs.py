@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -33,10 +34,10 @@ def _expand(patterns: Sequence[str]) -> list[pathlib.Path]:
   """Returns the paths that the inputs name, each once, in order."""
   paths = []
   for pattern in patterns:
-    if pathlib.Path(pattern).exists() or not glob.has_magic(pattern):
+    if os.path.lexists(pattern) or not glob.has_magic(pattern):
       paths.append(pattern)
       continue
-    found = sorted(glob.glob(pattern, recursive=True))
+    found = _once(sorted(glob.glob(pattern, recursive=True)))
     if not found:
       raise UserError(f"--input={pattern} matches no file or folder")
     images, masks = manifests.split_masks([pathlib.Path(x) for x in found])
@@ -48,6 +49,15 @@ def _expand(patterns: Sequence[str]) -> list[pathlib.Path]:
       )
     paths += map(str, images)
   return [pathlib.Path(path) for path in dict.fromkeys(paths)]
+
+
+def _once(paths: Sequence[str]) -> list[str]:
+  """Leaves out what `**` finds again through a link to a folder above."""
+  places = {}
+  for path in paths:
+    folder, name = os.path.split(path)
+    places.setdefault((os.path.realpath(folder), name), path)
+  return list(places.values())
 
 
 def make_jobs(
@@ -74,11 +84,12 @@ def make_jobs(
         " in the same order"
       )
   for name in cases:
-    if pathlib.Path(name).name != name or name.startswith("."):
+    plain = pathlib.Path(name).name == name and name.isprintable()
+    if not plain or name.startswith("."):
       raise UserError(f"--case={name} cannot be the name of a folder")
   names = list(cases) or [scans.case_name(path) for path in paths]
   if not cases:
-    parents = [path.resolve().parent.name for path in paths]
+    parents = [scans.folder_name(path) for path in paths]
     names = _unique(
       f"{parent}_{name}" if names.count(name) > 1 else name
       for name, parent in zip(names, parents, strict=True)

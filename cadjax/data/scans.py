@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -77,7 +78,7 @@ def read_scan(
   path = pathlib.Path(path)
   return Scan(
     case or case_name(path),
-    path.resolve().name,
+    _shown(_real(path).name),
     volume.read_volume(path, series=series),
     _read_heart_mask(heart_mask),
   )
@@ -187,8 +188,26 @@ _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 
 def case_name(path: pathlib.Path) -> str:
   """Returns the last part of a path without the suffix of a scan's format."""
-  name = path.resolve().name
+  name = _shown(_real(path).name)
   for suffix in _SUFFIXES:
     if name.lower().endswith(suffix):
       return name[: -len(suffix)] or name
   return name
+
+
+def folder_name(path: pathlib.Path) -> str:
+  """Returns the name of the folder that a scan lies in."""
+  return _shown(_real(path).parent.name)
+
+
+def _real(path: pathlib.Path) -> pathlib.Path:
+  # Unlike pathlib's, it takes links that lead to themselves.
+  return pathlib.Path(os.path.realpath(path))
+
+
+def _shown(name: str) -> str:
+  """Returns a name that can be shown, written and be a folder's.
+
+  Control characters, and bytes that are no text, become underscores.
+  """
+  return "".join(x if x.isprintable() else "_" for x in name)

@@ -286,7 +286,8 @@ def planes_png(
     figsize=(13, 0.6 + 4.6 * len(rows)), dpi=110, facecolor="black",
     layout="constrained",
   )  # fmt: skip
-  figure.suptitle(title, color=ink, size=11)
+  # Names of scans may hold a $, which begins a formula.
+  figure.suptitle(title, color=ink, size=11, parse_math=False)
   grid = figure.subplots(len(rows), 3, squeeze=False)
   for axes, (heading, panels) in zip(grid, rows.items(), strict=True):
     for ax, panel in zip(axes, panels, strict=True):

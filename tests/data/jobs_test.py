@@ -24,6 +24,8 @@ def make(root: pathlib.Path, *names: str) -> list[str]:
     ("scan.NII.GZ", "scan"),
     ("dicom.folder", "dicom.folder"),
     ("a.dcm", "a"),
+    ("a$b^c.nii", "a$b^c"),
+    ("a\x1b\n\udce9.nii", "a___"),
   ],
 )
 def test_a_case_is_named_after_its_file(name, expected):
@@ -71,6 +73,17 @@ def test_names_that_stay_equal_are_numbered(tmp_path):
   assert names == ["a_1", "a_1-3", "a_1-4", "a_1-2"]
 
 
+def test_links_that_lead_back_are_no_further_scans(tmp_path):
+  make(tmp_path, "a/1.nii", "b/2.nii")
+  (tmp_path / "a" / "back").symlink_to(tmp_path)
+  (tmp_path / "b" / "3.nii").symlink_to("2.nii")
+  (tmp_path / "b" / "4.nii").symlink_to("4.nii")
+  jobs = scan_jobs.make_jobs([str(tmp_path / "**" / "*.nii")], "out")
+  assert [job.case for job in jobs] == ["1", "b_2", "b_2-2", "4"]
+  (job,) = scan_jobs.make_jobs([str(tmp_path / "b" / "4.nii")], "out")
+  assert job.case == "4"
+
+
 def test_a_missing_file_is_left_to_its_own_job():
   (job,) = scan_jobs.make_jobs(["nowhere.nii"], "out")
   assert job.path == pathlib.Path("nowhere.nii")
@@ -100,6 +113,8 @@ def test_names_and_masks_given_go_with_the_scans(tmp_path):
     ({"cases": ["one", "one"]}, "two of --case are the same"),
     ({"cases": ["one", "../two"]}, "cannot be the name of a folder"),
     ({"cases": ["one", ".."]}, "cannot be the name of a folder"),
+    ({"cases": ["one", "a\x1b"]}, "cannot be the name of a folder"),
+    ({"cases": ["one", "a\udce9"]}, "cannot be the name of a folder"),
   ],
 )
 def test_what_does_not_fit_is_told(tmp_path, options, message):

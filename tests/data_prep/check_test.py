@@ -1,6 +1,7 @@
 """check: every case is read, every problem is told with its file."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -116,6 +117,29 @@ def test_program_exits_0_when_a_build_would_go_through(tmp_path):
   done = run("--source=manifest", f"--input={tmp_path}", "--workers=1")
   assert done.returncode == 2
   assert "error: class cad has 2 patient" in done.stderr
+
+
+def test_strange_names_are_a_problem_of_their_case(tmp_path):
+  """And not of the others; all that is printed can be shown."""
+  names = ["a$b^c", "b\x1b[31m", os.fsdecode(b"caf\xe9"), "d"]
+  for name in names:
+    write_nifti(tmp_path / f"{name}.nii.gz", scan(), GRID)
+  write_nifti(tmp_path / "e.nii.gz", scan(), GRID)
+  (tmp_path / "e.nii.gz").unlink()
+  os.mkfifo(tmp_path / "e.nii.gz")
+  (tmp_path / "f.nii.gz").symlink_to("f.nii.gz")
+  cases = sources.find_cases("cca", tmp_path)
+  reports = check.check(cases, num_workers=1)
+  found = {r["case_id"]: "; ".join(r["problems"]) for r in reports}
+  assert found.pop("a$b^c") == found.pop("d") == ""
+  assert "a pipe, socket or device" in found.pop("e")
+  assert "no such file" in found.pop("f")
+  assert set(found) == set(names[1:3])
+  for problem in found.values():
+    assert "cannot be shown; rename" in problem
+  text = check.table(reports)
+  assert text.replace("\n", "").isprintable()
+  assert text.count("\nproblem: ") == 4
 
 
 def test_program_without_input_is_one_line():

@@ -38,6 +38,25 @@ errors.run("program", main, define_flags, expected=(KeyError,))
 """
 
 
+def test_one_line_shows_all():
+  error = errors.UserError(" two\n lines\x1b[0m, é \udce9")
+  assert errors.one_line(error) == "two lines\\x1b[0m, é \\udce9"
+  assert errors.one_line("a\tb") == "a b"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_terminal_cannot_show_is_printed_escaped(stream):
+  print_ = f"import sys; print('\\udce9 é', file=sys.{stream})"
+  program = PROGRAM.replace('print("size", size)', print_)
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    capture_output=True,
+    env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": ""} | os.environ,
+  )
+  assert done.returncode == 0, done.stderr
+  assert getattr(done, stream).startswith(b"\\udce9 ")
+
+
 @pytest.mark.parametrize(
   ("argument", "code", "message"),
   [

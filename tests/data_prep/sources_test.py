@@ -1,5 +1,6 @@
 """Finding cases: the published layouts, and what users make of them."""
 
+import os
 import pathlib
 import zipfile
 
@@ -483,6 +484,36 @@ def test_a_mask_without_image_is_a_problem_of_its_case(tmp_path):
   assert sources.problems(case) == [
     f"{tmp_path}/1-200/1.label.nii.gz: no image goes with this mask"
   ]
+
+
+def test_a_link_to_a_folder_above_is_followed_once(tmp_path):
+  tree(tmp_path, ["1.img.nii.gz", "1.label.nii.gz", "deep/2.img.nii.gz"])
+  (tmp_path / "deep" / "back").symlink_to(tmp_path)
+  cases = sources.find_cases("imagecas", tmp_path)
+  assert [case.case_id for case in cases] == ["1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "bytes"])
+def test_a_list_of_cases_that_is_no_text(tmp_path, kind):
+  imagecas_x(tmp_path)
+  (path,) = tmp_path.rglob("train.txt")
+  path.unlink()
+  if kind == "pipe":
+    os.mkfifo(path)
+  else:
+    path.write_bytes(b"\xff\xfe")
+  with pytest.raises(UserError, match="train.txt: .*read"):
+    sources.find_cases("imagecas_x", tmp_path)
+
+
+def test_a_scan_is_no_manifest(tmp_path):
+  path = write(tmp_path / "a.nii.gz", "x" * 1000)
+  with pytest.raises(UserError, match="is a scan; --input is the folder"):
+    sources.find_cases("manifest", path)
+  path = write(tmp_path / "a.bin", "x" * 1000)
+  with pytest.raises(UserError, match="lacks the column") as error:
+    sources.find_cases("manifest", path)
+  assert len(str(error.value)) < 900
 
 
 def test_empty_and_missing_folders_and_sources(tmp_path):

@@ -2,7 +2,12 @@
 
 import gzip
 import itertools
+import os
+import pathlib
+import random
+import resource
 import shutil
+import signal
 
 import nibabel as nib
 import numpy as np
@@ -14,12 +19,15 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
   CTImageStorage,
   EnhancedCTImageStorage,
+  ExplicitVRBigEndian,
   ExplicitVRLittleEndian,
+  ImplicitVRLittleEndian,
   JPEG2000Lossless,
   JPEGLosslessSV1,
   generate_uid,
 )
 
+from data_prep import dicom, isolation
 from data_prep import volume as volume_lib
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume, read_mask, read_volume, write_nifti
@@ -554,6 +562,281 @@ def test_truncated_dicom(tmp_path):
       read_volume(folder)
 
 
+@pytest.mark.parametrize("number", [0, 4, 9])
+@pytest.mark.parametrize("size", [0, 1, 100, 131])
+@pytest.mark.parametrize("names", ["I{:03}", "{}.dcm", "1.2.840.{}", "S 7.{}"])
+def test_a_slice_that_is_cut_to_nothing(tmp_path, number, size, names):
+  """At either end no gap tells of it; its name does."""
+  names = [names.format(3 + 5 * i) for i in range(10)]
+  folder = save_series(tmp_path / "s", make_series(make_hu()), names)
+  lost = folder / names[number]
+  lost.write_bytes(lost.read_bytes()[:size])
+  with pytest.raises(UserError, match="series, which may have lost") as error:
+    read_volume(folder)
+  assert str(lost) in str(error.value)
+
+
+def test_no_slice_is_lost_by_a_cut_anywhere(tmp_path):
+  folder = save_series(tmp_path / "s", make_series(make_hu()))
+  for name in ("I000", "I009"):
+    content = (folder / name).read_bytes()
+    for size in range(0, len(content), 41):
+      (folder / name).write_bytes(content[:size])
+      with pytest.raises(UserError, match=f"{name}: "):
+        dicom.read_series_here(folder, None)
+    (folder / name).write_bytes(content)
+
+
+def make_unreadable(path, kind):
+  if kind == "link":
+    path.symlink_to("gone")
+  elif kind == "loop":
+    path.symlink_to(path.name)
+  elif kind == "pipe":
+    os.mkfifo(path)
+  elif kind == "empty":
+    path.touch()
+
+
+@pytest.mark.parametrize("kind", ["link", "loop", "pipe", "empty"])
+def test_what_cannot_be_read_is_said_or_refused(tmp_path, kind):
+  hu = make_hu()
+  folder = save_series(tmp_path / "s", make_series(hu))
+  make_unreadable(folder / "notes.txt", kind)
+  volume = read_volume(folder)
+  np.testing.assert_array_equal(volume.hu, hu)
+  (note,) = volume.notes
+  assert "left out notes.txt: " in note
+  make_unreadable(folder / "I010", kind)
+  with pytest.raises(UserError, match="I010: .* may have lost"):
+    read_volume(folder)
+
+
+def test_files_and_folders_without_permission(tmp_path, monkeypatch):
+  """Tests may run as root, whom no permission stops."""
+  hu = make_hu()
+  folder = save_series(tmp_path / "s", make_series(hu))
+  (folder / "closed").mkdir()
+  (folder / "I010").write_text("x")
+
+  def closed(fn):
+    def refuse(path, *args):
+      if pathlib.Path(path).name in ("closed", "I010"):
+        raise PermissionError(13, "Permission denied", str(path))
+      return fn(path, *args)
+
+    return refuse
+
+  monkeypatch.setattr(os, "scandir", closed(os.scandir))
+  monkeypatch.setattr(pathlib.Path, "open", closed(pathlib.Path.open))
+  with pytest.raises(UserError, match=r"I010: cannot be read \(Permission"):
+    dicom.read_series_here(folder, None)
+  (folder / "I010").unlink()
+  *_, (note,) = dicom.read_series_here(folder, None)
+  assert "closed: is a folder that cannot be read (Permission denied)" in note
+  # The slices lie in folders, and it is one of them.
+  for name in ("a", "b"):
+    (folder / name).mkdir()
+  for number in range(10):
+    name = f"I{number:03}"
+    (folder / name).rename(folder / "ab"[number // 5] / name)
+  with pytest.raises(UserError, match="closed: is a folder that cannot be"):
+    dicom.read_series_here(folder, None)
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+  hu = make_hu()
+  folder = save_series(tmp_path / "s", make_series(hu))
+  strange = os.fsdecode(b"caf\xe9")
+  (folder / strange).write_text("hello")
+  np.testing.assert_array_equal(read_volume(folder).hu, hu)
+  (folder / strange).write_bytes((folder / "I009").read_bytes())
+  with pytest.raises(UserError, match="rename this DICOM file"):
+    read_volume(folder)
+  (folder / strange).unlink()
+  folder.rename(tmp_path / strange)
+  for path in (tmp_path / strange, tmp_path / strange / "I000"):
+    with pytest.raises(UserError, match="its name is not UTF-8"):
+      read_volume(path)
+  # The other formats are read by Python, which takes any name.
+  path = tmp_path / os.fsdecode(b"caf\xe9.nii.gz")
+  write_nifti(path, hu, straight())
+  np.testing.assert_array_equal(read_volume(path).hu, hu)
+
+
+def test_files_without_an_image_are_left_out_and_said(tmp_path):
+  """Dose reports and the like, which have no pixels."""
+  hu = make_hu()
+  report = make_slice(hu[0], (0, 0, 0), Modality="SR")
+  kind = "1.2.840.10008.5.1.4.1.1.88.67"
+  report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = kind
+  for name in (
+    "PixelData", "Rows", "Columns", "BitsAllocated", "SamplesPerPixel",
+    "PhotometricInterpretation",
+  ):  # fmt: skip
+    delattr(report, name)
+  folder = save_series(tmp_path / "s", make_series(hu))
+  save_series(folder, [report], ["I010"])
+  volume = read_volume(folder)
+  np.testing.assert_array_equal(volume.hu, hu)
+  assert volume.notes == ("left out 1 DICOM file without an image",)
+
+
+@pytest.mark.parametrize("end", [0, 9])
+@pytest.mark.parametrize(
+  ("fields", "match"),
+  [
+    ({"Modality": "CU"}, "modality"), ({"Modality": None}, "modality"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "image type"),
+    ({"PixelSpacing": [0.7, 1.9]}, "pixel spacing"),
+    ({"SeriesNumber": 3}, "series number"),
+    ({"SeriesInstanceUID": "1.2.3.5"}, "series UID"),
+    ({"ImageOrientationPatient": [1, 0, 0, 0, 0.8, 0.6]}, "orientation"),
+  ],
+)  # fmt: skip
+def test_a_slice_with_a_damaged_header_at_the_end(tmp_path, end, fields, match):
+  series = make_series(make_hu())
+  for name, value in fields.items():
+    setattr(series[end], name, value)
+  folder = save_series(tmp_path / "s", series)
+  with pytest.raises(UserError, match=f"where the series goes on.*{match}"):
+    read_volume(folder)
+
+
+def test_direction_cosines_must_be_unit_vectors(tmp_path):
+  for columns, fine in (
+    ((1, 0, 0, 0, 1, 0), True), ((0.998, 0, 0, 0, 1, 0), True),
+    ((0.9, 0, 0, 0, 1, 0), False), ((1, 0, 0, 0, 2, 0), False),
+    ((1, 0, 0, 0.1, 1, 0), False), ((0, 0, 0, 0, 1, 0), False),
+  ):  # fmt: skip
+    series = make_series(make_hu(), ImageOrientationPatient=list(columns))
+    folder = save_series(tmp_path / "s", series)
+    if fine:
+      np.testing.assert_allclose(read_volume(folder).spacing, SPACING)
+    else:
+      with pytest.raises(UserError, match="not two unit vectors"):
+        read_volume(folder)
+
+
+def test_another_rescale_is_said_and_a_missing_one_refused(tmp_path):
+  hu = make_hu()
+  series = make_series(hu)
+  series[3] = make_slice(hu[3], straight().to_mm([3, 0, 0]), intercept=-1000)
+  folder = save_series(tmp_path / "s", series)
+  volume = read_volume(folder)
+  np.testing.assert_array_equal(volume.hu, hu)
+  assert "2 rescales (slope, intercept) in one series" in volume.notes[0]
+  assert "I003" in volume.notes[0]
+  for name, value in (
+    ("RescaleIntercept", None), ("RescaleSlope", 0), ("RescaleSlope", None),
+  ):  # fmt: skip
+    series = make_series(hu)
+    series[9][name].value = value
+    save_series(tmp_path / "s", series)
+    with pytest.raises(UserError, match="I009: has no usable rescale"):
+      read_volume(folder)
+  series = make_series(hu, RescaleSlope=None, RescaleIntercept=None)
+  volume = read_volume(save_series(tmp_path / "s", series))
+  assert "no rescale slope and intercept" in volume.notes[0]
+
+
+def test_slices_of_several_patients_are_refused(tmp_path):
+  series = make_series(make_hu())
+  for data in series[5:]:
+    data.PatientID = "someone else"
+  folder = save_series(tmp_path / "s", series)
+  with pytest.raises(UserError, match="are of 2 patients") as error:
+    read_volume(folder)
+  assert "someone" not in str(error.value)
+  for data in series[5:]:
+    data.PatientID = ""
+  read_volume(save_series(tmp_path / "s", series))
+
+
+def test_sizes_that_no_file_holds_take_no_memory(tmp_path):
+  series = make_series(make_hu())
+  for data in series:
+    data.Rows, data.Columns = 60000, 65000
+  folder = save_series(tmp_path / "s", series)
+  with pytest.raises(UserError, match="I000: .*7800000000 bytes"):
+    read_volume(folder)
+
+
+@pytest.mark.parametrize("change", [-2, 2, 50])
+def test_pixels_are_as_many_as_rows_and_columns_say(tmp_path, change):
+  """ITK fills up what is a little short, and leaves out what is too much."""
+  series = make_series(make_hu())
+  pixels = series[9].PixelData
+  series[9].PixelData = (
+    pixels[:change] if change < 0 else bytes(change) + pixels
+  )
+  folder = save_series(tmp_path / "s", series)
+  with pytest.raises(UserError, match="I009: damaged DICOM pixels"):
+    read_volume(folder)
+
+
+@pytest.mark.parametrize(
+  "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian]
+)
+def test_other_syntaxes_without_compression(tmp_path, syntax):
+  hu = make_hu(shape=(5, 3, 7))
+  folder = tmp_path / "s"
+  folder.mkdir()
+  for number, data in enumerate(make_series(hu)):
+    if syntax == ExplicitVRBigEndian:
+      data.PixelData = (
+        np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+      )
+    data.file_meta.TransferSyntaxUID = syntax
+    plain = pydicom.Dataset(data)
+    plain.file_meta = data.file_meta
+    plain.save_as(
+      folder / f"{number}",
+      implicit_vr=syntax.is_implicit_VR,
+      little_endian=syntax.is_little_endian,
+      enforce_file_format=True,
+    )
+  np.testing.assert_array_equal(read_volume(folder).hu, hu)
+
+
+def test_no_memory_is_taken_for_a_length_that_lies(tmp_path):
+  """An element behind the pixels that claims 2 GB, as after damage."""
+  folder = save_series(tmp_path / "s", make_series(make_hu()))
+  with (folder / "I009").open("ab") as file:
+    file.write(b"\xe0\x7f\x20\x00OB\0\0" + (2**31).to_bytes(4, "little"))
+  before = isolation.call(peak_bytes, path="x")
+  with pytest.raises(UserError, match="I009: damaged"):
+    read_volume(folder)
+  assert isolation.call(peak_bytes, path="x") - before < 1e8
+
+
+def peak_bytes():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def end_process(path, series):
+  os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_scan_that_crashes_its_reader_is_one_line(tmp_path, monkeypatch):
+  hu = make_hu()
+  folder = save_series(tmp_path / "s", make_series(hu))
+  with monkeypatch.context() as patch:
+    patch.setattr(dicom, "read_series_here", end_process)
+    with pytest.raises(UserError, match="s: the process that read it crashed"):
+      read_volume(folder)
+  np.testing.assert_array_equal(read_volume(folder).hu, hu)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+  hu = make_hu()
+  deep = save_series(tmp_path / "deep", make_series(hu))
+  (tmp_path / "s").mkdir()
+  (tmp_path / "s" / "link").symlink_to(deep)
+  (deep / "back").symlink_to(tmp_path / "s")
+  np.testing.assert_array_equal(read_volume(tmp_path / "s").hu, hu)
+
+
 # NIfTI and the other files: what can be wrong with them.
 
 
@@ -688,6 +971,109 @@ def test_bad_files_are_refused_in_one_line(tmp_path, capfd):
     assert "\n" not in message
     assert len(message) < 400
   assert not capfd.readouterr().err
+
+
+def test_no_changed_bit_of_a_packed_nifti_is_accepted(tmp_path):
+  """The voxels end before the checksum does, which must be read, too."""
+  write_nifti(
+    tmp_path / "a.nii.gz", make_hu(shape=(40, 50, 60)), straight((40, 50, 60))
+  )
+  content = (tmp_path / "a.nii.gz").read_bytes()
+  rng = random.Random(0)
+  for _ in range(60):
+    bad = bytearray(content)
+    # Not the head, of which time and system mean nothing.
+    bad[rng.randrange(10, len(bad))] ^= 1 << rng.randrange(8)
+    (tmp_path / "b.nii.gz").write_bytes(bad)
+    with pytest.raises(UserError, match="damaged"):
+      read_volume(tmp_path / "b.nii.gz")
+  for more, match in ((b"more", "other data follows"), (b"\0" * 9, None)):
+    (tmp_path / "b.nii.gz").write_bytes(content + more)
+    if match:
+      with pytest.raises(UserError, match=match):
+        read_volume(tmp_path / "b.nii.gz")
+    else:
+      read_volume(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize(
+  ("place", "value", "match"),
+  [
+    (108, np.float32(0), "vox_offset"), (108, np.float32(348), "offset 348"),
+    (108, np.float32(352.5), "vox_offset"), (108, np.float32(-9), "offset -9"),
+    (108, np.float32(np.nan), "vox_offset"), (108, np.float32(1e9), "asks for"),
+    (108, np.float32(np.inf), "vox_offset"), (344, b"ni1\0", "without voxels"),
+    (42, np.int16([1400] * 3), "asks for 5488000000 bytes"),
+    (42, np.int16([32767] * 3), "asks for"), (42, np.int16(-30), "not a 3D"),
+    (40, np.int16([4, 30, 20, 10, 0]), "not a 3D"),
+    (40, np.int16([4, 30, 20, 10, -5]), "not a 3D"),
+    (40, np.int16([7, 30, 20, 10, 9999, 9999, 9999]), "4D with 999700029999"),
+    (42, np.int16(29), "more"), (70, np.int16([64, 64]), "asks for"),
+    (70, np.int16(7777), "damaged"), (254, np.int16(99), "sform_code is 99"),
+    (252, np.int16(-1), "qform_code is -1"),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_headers_that_lie(tmp_path, capfd, name, place, value, match):
+  save_nifti(tmp_path / "a.nii", make_hu(shape=(30, 20, 10)), np.eye(4))
+  content = bytearray((tmp_path / "a.nii").read_bytes())
+  value = value if isinstance(value, bytes) else value.tobytes()
+  content[place : place + len(value)] = value
+  if name.endswith(".gz"):
+    content = gzip.compress(content)
+    match = match.replace("asks for", "asks for|hold|fewer")
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=match):
+    read_volume(tmp_path / name)
+  assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_both_versions_of_nifti_in_both_byte_orders(tmp_path, version, order):
+  hu = make_hu(shape=(30, 20, 10))
+  kind = {1: nib.Nifti1Image, 2: nib.Nifti2Image}[version]
+  image = kind(hu, np.diag([-1, -1, 2, 1]))
+  header = image.header.as_byteswapped(order)
+  header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 999))
+  image = kind(hu, np.diag([-1, -1, 2, 1]), header)
+  for name in ("a.nii", "a.nii.gz"):
+    nib.save(image, tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.hu, hu.transpose(2, 1, 0))
+    assert volume.spacing == (2, 1, 1)
+    assert not volume.notes
+
+
+def test_a_qform_that_is_no_rotation(tmp_path):
+  path = save_nifti(
+    tmp_path / "a.nii", make_hu(shape=(30, 20, 10)), np.diag([-1, -1, 2, 1])
+  )
+  content = bytearray(path.read_bytes())
+  content[256:268] = np.array([2, 2, 2], "<f4").tobytes()  # quatern_b to d
+  path.write_bytes(content)
+  assert "qform is no rotation; took the sform" in read_volume(path).notes[0]
+  content[254:256] = bytes(2)  # sform_code
+  path.write_bytes(content)
+  with pytest.raises(UserError, match="qform is no rotation"):
+    read_volume(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd", "a", "a.dcm"])
+def test_what_is_no_file_is_not_opened(tmp_path, name):
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(UserError, match="a pipe, socket or device"):
+    read_volume(tmp_path / name)
+  with pytest.raises(UserError, match="a pipe, socket or device"):
+    read_mask(tmp_path / name)
+  (tmp_path / name).unlink()
+  (tmp_path / name).symlink_to(tmp_path / name)
+  with pytest.raises(UserError, match="a link that leads nowhere"):
+    read_volume(tmp_path / name)
+  (tmp_path / name).unlink()
+  (tmp_path / name).mkdir()
+  with pytest.raises(UserError, match="is a folder|folder is empty"):
+    read_volume(tmp_path / name)
 
 
 NO_ORIENTATION = {
