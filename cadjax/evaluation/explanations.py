@@ -212,7 +212,9 @@ def measure(
   folder.mkdir(parents=True, exist_ok=True)
   for name, some in rows.items():
     if some:
-      files.write_rows(folder, f"{name}_cases", some)
+      files.write_rows(
+        folder, f"{name}_cases", [location.numbers_of(row) for row in some]
+      )
   options = {"draws": bootstrap, "seed": seed}
   result = dict(about) | {
     "explained_class": "CAD",
