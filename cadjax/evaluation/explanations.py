@@ -426,7 +426,7 @@ def _randomised(
     )
     rows += [
       {"layer": layer, "method": method, "upto": upto}
-      | checks.compare(cells[method][layer], other[method][layer])
+      | checks.changed(cells[method][layer], other[method][layer])
       for layer, method in _keys(maps)
     ]
   return rows
