@@ -234,6 +234,26 @@ def test_a_2d_model_has_maps_stacked_along_depth(
     assert np.linalg.norm(at - LESION_MM) < spacing, name
 
 
+@pytest.mark.parametrize("target", ["cad", "normal"])
+def test_the_score_of_a_2d_model_is_that_of_its_decision(
+  classifier, monkeypatch, tmp_path, target
+):
+  trained = planted(classifier, Bright(ndim=2), monkeypatch)
+  trained.config.eval.pooling = "max"
+  scan = write_scan(tmp_path / "scan.nii.gz", "flipped")
+  options = ExplainOptions(methods=("layercam",), score="margin")
+  result, _ = run(
+    trained, scan, tmp_path / "out", options=options, target=target
+  )
+  pooled = result.prediction.uncalibrated_probability
+  odds = np.log(pooled / (1 - pooled))
+  sign = 1 if target == "cad" else -1
+  assert result.target.value == pytest.approx(sign * odds, rel=1e-4)
+  # The mean over the slices, most of which have no lesion, is another one.
+  mean = np.diff(result.prediction.logits)[0]
+  assert abs(odds - mean) > 0.1 * abs(odds)
+
+
 @pytest.mark.parametrize("method", ["occlusion", "smoothgrad"])
 def test_references_see_the_lesion(classifier, monkeypatch, tmp_path, method):
   grid = {"kind": "paper", "shape": [32, 36, 40]}

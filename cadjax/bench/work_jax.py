@@ -92,12 +92,13 @@ def train_step(
     steps.make_train_step(
       model,
       tx,
-      kind.make_loss(config),
+      kind.make_loss(config, devices.axis_name),
       prepare,
       score=kind.score,
       seed=config.seed,
       schedule=schedule,
       ema_decay=config.ema_decay,
+      accumulate=config.optimizer.get("accumulate", 1),
       axis_name=devices.axis_name,
     )
   )

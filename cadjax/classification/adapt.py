@@ -7,7 +7,6 @@ they were trained, and no label is used.
 import dataclasses
 
 import jax
-import numpy as np
 
 from cadjax.classification.classifier import Classifier
 from cadjax.data import input_pipeline
@@ -19,7 +18,10 @@ from data_prep.errors import UserError
 def adapt_norms(
   trained: Classifier, dataset: input_pipeline.Dataset, batch_size: int
 ) -> Classifier:
-  """Returns a classifier with the mean statistics over another data set.
+  """Returns a classifier with the norms' statistics of another data set.
+
+  Mean and variance are those of all of its batches together, see
+  `layers.pool_statistics`.
 
   Args:
     trained: with batch norm, and no masks beside the volume.
@@ -36,7 +38,7 @@ def adapt_norms(
       f" {trained.config.model.norm!r}), so there are no statistics to adapt"
     )
   config = trained.config
-  model, kept = task.make_model(config), layers.BATCH_NORM_MOMENTUM
+  model = task.make_model(config)
 
   @jax.jit
   def statistics(variables, image):
@@ -46,23 +48,17 @@ def adapt_norms(
     _, updated = model.apply(
       variables, examples, train=True, mutable=["batch_stats"]
     )
-    return updated["batch_stats"]
+    return layers.batch_statistics(
+      updated["batch_stats"], variables["batch_stats"]
+    )
 
   rows = [row for split in input_pipeline.SPLITS for row in dataset.rows[split]]
   size = min(batch_size, len(rows))
   found = []
   for i in range(0, len(rows) - size + 1, size):
     batch = dataset.batch(rows[i : i + size], size)
-    new = statistics(trained.variables, batch["image"])
-    # new = kept * old + (1 - kept) * batch, solved for the batch.
-    found.append(
-      jax.tree.map(
-        lambda n, o: (np.asarray(n) - kept * o) / (1 - kept),
-        new,
-        trained.variables["batch_stats"],
-      )
-    )
-  mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *found)
+    found.append(statistics(trained.variables, batch["image"]))
+  pooled = layers.pool_statistics(found)
   return dataclasses.replace(
-    trained, variables=trained.variables | {"batch_stats": mean}
+    trained, variables=trained.variables | {"batch_stats": pooled}
   )

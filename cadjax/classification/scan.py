@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import scipy.special
 
 from cadjax.classification.classifier import Classifier
 from cadjax.core import files
@@ -165,6 +166,24 @@ def check_logits(
     )
   margin = calibration.softmax_margin(logits)
   return logits, 1 / (1 + np.exp(-margin))
+
+
+def decision_log_odds(margins: np.ndarray, pooling: str) -> np.ndarray:
+  """Returns the log odds of CAD by which scans are called, [...].
+
+  Before the temperature, which moves no scan past another. Of a 2D model it
+  is the log odds of the pooled probability, not the mean of the slices' log
+  odds: with "max" one slice decides, whatever the others say.
+
+  Args:
+    margins: log odds of CAD [..., S]; S = 1 for a 3D model.
+    pooling: of the slices, see `calibration.aggregate_slices`.
+  """
+  margins = np.asarray(margins, np.float64)
+  if margins.shape[-1] == 1:
+    return margins[..., 0]
+  probs = scipy.special.expit(margins)
+  return calibration.logit(calibration.aggregate_slices(probs, pooling))
 
 
 def make_prediction(

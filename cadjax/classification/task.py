@@ -56,9 +56,14 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def make_loss(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, axis_name: str | None = None
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """Makes the loss of a config, (logits [N, K], labels [N]) -> [N]."""
+  """Makes the loss of a config, (logits [N, K], labels [N]) -> [N].
+
+  It is of each example alone, so that `axis_name`, of the devices that divide
+  the batch, changes nothing.
+  """
+  del axis_name
   return losses.get_loss(config.loss)
 
 

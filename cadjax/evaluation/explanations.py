@@ -212,7 +212,9 @@ def measure(
   folder.mkdir(parents=True, exist_ok=True)
   for name, some in rows.items():
     if some:
-      files.write_rows(folder, f"{name}_cases", some)
+      files.write_rows(
+        folder, f"{name}_cases", [location.numbers_of(row) for row in some]
+      )
   options = {"draws": bootstrap, "seed": seed}
   result = dict(about) | {
     "explained_class": "CAD",
@@ -424,7 +426,7 @@ def _randomised(
     )
     rows += [
       {"layer": layer, "method": method, "upto": upto}
-      | checks.compare(cells[method][layer], other[method][layer])
+      | checks.changed(cells[method][layer], other[method][layer])
       for layer, method in _keys(maps)
     ]
   return rows

@@ -31,6 +31,8 @@ from data_prep.volume import Grid, Volume
 # Lesion-wise detection asks where plaque is, not of which kind.
 PLAQUES = ("stable_plaque", "unstable_plaque")
 LESIONS = ("lesions", "detected", "recall", "recall_best", "false_positives")
+# Undefined where exactly one of two masks is empty, however wrong that is.
+DISTANCES = ("hd95_mm", "assd_mm")
 WORST = 4
 TRUE_COLOR, FOUND_COLOR = "#5fd35f", "#ff5da2"
 
@@ -123,9 +125,12 @@ def score_cases(
       "patient_id": case["patient_id"],
     }
     spacing = record["spacing"]
+    voxel_mm3 = components.voxel_mm3(record["grid_affine"])
     for number, name in enumerate(_foreground(trained), 1):
       if known[number]:
-        values = metrics.case_metrics(found == number, truth == number, spacing)
+        values = metrics.case_metrics(
+          found == number, truth == number, spacing, voxel_mm3=voxel_mm3
+        )
         rows.append(who | {"class": name} | values)
     plaques = [
       number
@@ -145,7 +150,7 @@ def _segment(trained, dataset, case) -> tuple[np.ndarray, np.ndarray, Any, Any]:
   class_set = trained.config.segment.classes
   labels = components.remove_small(
     trained.segment(record["image"]).labels,
-    record["spacing"],
+    record["grid_affine"],
     trained.config.segment.min_component_mm3,
   )
   known = classes.map_known(record["mask_classes"], class_set)
@@ -181,9 +186,10 @@ def summarise(
     draws: of the bootstrap over patients.
 
   Returns:
-    "n_patients", "n_scans", "patient" {class: {metric: interval}},
-    "mean_dice" (over the classes of each scan) and, if there are such rows,
-    "lesions" {metric: interval}, all as `intervals.mean_interval` gives them.
+    "n_patients", "n_scans", "patient" {class: {metric: interval}}, "failed"
+    {class: scans without a distance, see `failed`}, "mean_dice" (over the
+    classes of each scan) and, if there are such rows, "lesions" {metric:
+    interval}; intervals are those of `intervals.mean_interval`.
   """
   scans = by_scan(rows)
   result = {
@@ -193,6 +199,7 @@ def summarise(
       row.pop("class"): row
       for row in intervals.mean_table(rows, ["class"], METRICS, draws=draws)
     },
+    "failed": failed(rows),
     "mean_dice": intervals.mean_interval(
       np.array([mean_dice(some) for some in scans.values()]),
       patients=np.array([some[0]["patient_id"] for some in scans.values()]),
@@ -205,6 +212,25 @@ def summarise(
       lesions, [], LESIONS, draws=draws
     )
   return result
+
+
+def failed(rows: Sequence[Row]) -> dict[str, int]:
+  """Returns by class how many scans have no surface distance, but a Dice of 0.
+
+  Either all of the class was missed or it was found where there is none. Such
+  a scan leaves the mean of the distances, which is then of the better ones.
+
+  Args:
+    rows: of `score_cases`; None and NaN are undefined.
+  """
+  count = dict.fromkeys((row["class"] for row in rows), 0)
+  for row in rows:
+    dice, distance = (
+      math.nan if row[name] is None else row[name]
+      for name in ("dice", DISTANCES[0])
+    )
+    count[row["class"]] += math.isfinite(dice) and math.isnan(distance)
+  return count
 
 
 def by_scan(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -315,10 +341,16 @@ def table(result: Mapping[str, Any]) -> str:
     result: the contents of metrics.json.
   """
   columns = result["patient"]
-  lines = ["".join([" " * 19, *(f"{name:<31}" for name in columns)])]
+  wide = 40  # Of a mean with its interval and the number of failed scans.
+  lines = ["".join([" " * 19, *(f"{name:<{wide}}" for name in columns)])]
   for metric in METRICS:
-    cells = [f"{_cell(column[metric]):<31}" for column in columns.values()]
-    lines.append("".join([f"{metric:<19}", *cells]))
+    cells = [_cell(column[metric]) for column in columns.values()]
+    if metric in DISTANCES:
+      cells = [
+        f"{cell} {result['failed'][name]} failed"
+        for name, cell in zip(columns, cells, strict=True)
+      ]
+    lines.append("".join([f"{metric:<19}", *(f"{x:<{wide}}" for x in cells)]))
   lines = [line.rstrip() for line in lines]
   lines.append(f"{'mean dice':<19}{_cell(result['mean_dice'])}")
   for metric, entry in result.get("lesions", {}).items():
@@ -331,6 +363,10 @@ def table(result: Mapping[str, Any]) -> str:
   lines.append(
     "means over patients (n), 95 % intervals by a bootstrap over patients"
     f" ({draws} draws), Student's t below {intervals.FEW_PATIENTS} of them"
+  )
+  lines.append(
+    "failed: scans where a class was missed altogether or found where there is"
+    " none; they have a Dice of 0 and no distance, and are not in its mean"
   )
   return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 

@@ -136,7 +136,11 @@ def _calibration(
 
 
 def _spread(line: Line, metric: str) -> dict[str, float | int]:
-  """Where the middle 95 % of the values of rows lie; nothing of calls."""
+  """Where the middle 95 % of the values of rows lie; nothing of calls.
+
+  And how many rows have a value, and how many, such as a distance from what
+  was not found at all, have none and are not in the mean.
+  """
   if line.is_call:
     return {}
   values = np.array(
@@ -148,6 +152,7 @@ def _spread(line: Line, metric: str) -> dict[str, float | int]:
     "middle_low": low,
     "middle_high": high,
     "n_values": int(np.isfinite(values).sum()),
+    "n_undefined": int((~np.isfinite(values)).sum()),
   }
 
 

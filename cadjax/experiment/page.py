@@ -88,6 +88,7 @@ def render_again(folder: pathlib.Path) -> None:
     return
   result["answers"] = summary.answers(result)
   plan = load_plan(result["plan"], result["scale"])
+  result["claim"] = plan.claim  # What the paper says is not measured here.
   with tempfile.TemporaryDirectory() as temporary:
     path = pathlib.Path(temporary) / "forest.png"
     curves.save(figure.forest(result, plan.lines), path)

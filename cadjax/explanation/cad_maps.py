@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from cadjax import models
+from cadjax.classification import scan
 from cadjax.classification.classifier import Classifier
 from cadjax.explanation import cam
 from cadjax.metrics import calibration
@@ -44,6 +45,7 @@ class CadMaps:
 
   def __init__(self, trained: Classifier):
     self.trained = trained
+    self.pooling = scan.read_calibration(trained).pooling
     self.model = models.get_model(trained.config.model)
     self.strides = cam.volume_strides(self.model)
     self.variables = _on_device(trained.variables)
@@ -75,10 +77,10 @@ class CadMaps:
   def log_odds(self, images: np.ndarray) -> np.ndarray:
     """Returns the log odds of CAD [n] of int16 HU [n, D, H, W].
 
-    Of a 2D model's slices, the mean.
+    They are those of the decision, which pools the slices of a 2D model.
     """
-    logits = self.trained.logits(images[..., None])
-    return calibration.softmax_margin(logits).mean(-1)
+    margins = calibration.softmax_margin(self.trained.logits(images[..., None]))
+    return scan.decision_log_odds(margins, self.pooling)
 
   def fresh(self, seed: int) -> dict[str, Any]:
     """Returns variables as before training, drawn with another key."""

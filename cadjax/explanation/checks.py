@@ -194,7 +194,7 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     of the maps divided by their maxima, in a cube of 7 voxels or the largest
     odd number that fits; NaN below 3 voxels. spearman: the rank correlation
     over voxels, in [-1, 1]; NaN where a map is flat. Both NaN where a map is
-    zero.
+    zero; see `changed` for a map that became so.
 
   Raises:
     ValueError: shapes differ.
@@ -217,6 +217,24 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
       scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic
     )
   return result
+
+
+def changed(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+  """Returns `compare` of a map with what became of it.
+
+  A map that became zero or flat has changed as much as one can: it has
+  nothing in common with the one before, 0 of both measures. Left undefined it
+  would leave the mean, which would then be of the maps that changed least.
+
+  Args:
+    before: map [D, H, W]; where it is zero or flat itself, undefined stays.
+    after: the same map of a changed model.
+  """
+  found = compare(before, after)
+  if np.ptp(before) > 0 and not np.ptp(after) > 0:
+    lost = {name: 0.0 for name in found}
+    return lost if min(before.shape) >= 3 else lost | {"ssim": math.nan}
+  return found
 
 
 def random_pairs(

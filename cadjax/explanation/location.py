@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 import scipy.sparse
-import scipy.stats
 
 from cadjax.metrics import intervals
 
@@ -200,7 +199,7 @@ def rolled_null(
     radii_mm: of the dilations whose lift is measured.
     peak_mm: distance up to which the peak is a hit.
     rolls: how many.
-    seed: of the shifts: equal ones for maps of one shape.
+    seed: of the shifts, see `draw_shifts`.
 
   Returns:
     for each structure "lift" [n, rolls, radii] and "pointing" [n, rolls], NaN
@@ -219,7 +218,7 @@ def rolled_null(
     peaks.append(np.argwhere((heat == heat.max()) & (heat > 0)))
   totals = columns.sum(0)
   totals[totals == 0] = np.nan
-  shifts = np.random.default_rng(seed).integers(shape, size=(rolls, len(shape)))
+  shifts = draw_shifts(shape, rolls, seed)
   within = np.array([*radii_mm, peak_mm])
   null = {}
   for name, distance in distances.items():
@@ -234,6 +233,22 @@ def rolled_null(
       "pointing": np.where(np.isnan(lift[:, -1].T), np.nan, hits),
     }
   return null
+
+
+def draw_shifts(shape: Sequence[int], rolls: int, seed: int) -> np.ndarray:
+  """Returns by how many voxels each roll shifts, int [rolls, 3].
+
+  They are drawn as fractions of the volume: the same roll of the same seed
+  shifts volumes of all shapes by the same share of their edges, so that it is
+  one draw for all patients, see `summarise`.
+
+  Args:
+    shape: of the volume [D, H, W].
+    rolls: how many.
+    seed: of numpy's generator.
+  """
+  share = np.random.default_rng(seed).random((rolls, len(shape)))
+  return np.floor(share * shape).astype(np.int64)
 
 
 def _rolled_sums(
@@ -310,7 +325,7 @@ def location_metrics(
   peak_mm: float = PEAK_MM,
   rolls: int = ROLLS,
   seed: int = 0,
-) -> list[dict[str, dict[str, float]]]:
+) -> list[dict[str, dict[str, Any]]]:
   """Returns every measure of maps of one volume against each structure.
 
   Args:
@@ -324,9 +339,11 @@ def location_metrics(
 
   Returns:
     for each map, each structure, and there for each radius, as in "lift_2mm":
-    energy_, share_, lift_, lift_null_ (the mean over the rolls) and lift_p_;
-    then pointing, pointing_chance, pointing_null, pointing_p, auprc,
-    auprc_chance (of the structure itself) and gini.
+    energy_, share_, lift_, lift_null_ (the mean over the rolls), lift_p_ and
+    lift_drawn_ (of every roll [rolls], for `summarise`); then pointing,
+    pointing_chance, pointing_null, pointing_p, pointing_drawn, auprc,
+    auprc_chance (of the structure itself) and gini. The p of one map is
+    against the rolls of its own structure.
 
   Raises:
     ValueError: a map is not 3D, has a negative or infinite value or NaN, or
@@ -342,12 +359,12 @@ def location_metrics(
     seed=seed,
   )
 
-  def measure(n: int) -> dict[str, dict[str, float]]:
+  def measure(n: int) -> dict[str, dict[str, Any]]:
     heat, rows = heats[n], {}
     order = ascending(heat, region)
     sparseness = gini(heat, region, order)
     for name, distance in distances.items():
-      row: dict[str, float] = {}
+      row: dict[str, Any] = {}
       for i, radius in enumerate(radii_mm):
         found = energy_in(heat, distance <= radius, region)
         drawn = null[name]["lift"][n, :, i]
@@ -366,14 +383,20 @@ def location_metrics(
     return list(pool.map(measure, range(len(heats))))
 
 
-def _against(value: float, null: np.ndarray, name: str) -> dict[str, float]:
-  """Returns the mean of the null and the p-value; NaN for an undefined one."""
+def _against(value: float, null: np.ndarray, name: str) -> dict[str, Any]:
+  """Returns the mean of the null and the p-value, NaN if undefined, and it."""
   drawn = null[np.isfinite(null)]
   known = drawn.size and not math.isnan(value)
   return {
     f"{name}_null": float(drawn.mean()) if known else math.nan,
     f"{name}_p": p_value(value, drawn),
+    f"{name}_drawn": null,
   }
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a row without what every roll gave, as files have it."""
+  return {k: x for k, x in row.items() if not isinstance(x, np.ndarray)}
 
 
 def summarise(
@@ -385,16 +408,19 @@ def summarise(
 
   Args:
     rows: one map against one structure of one case: patient_id, the keys of
-      `by`, and numbers, NaN where undefined.
+      `by`, and numbers, NaN where undefined; with a p-value, what every roll
+      gave, the same rolls in all rows.
     by: the columns that identify a row of the table.
     **options: draws and seed of `intervals.mean_interval`.
 
   Returns:
     one row for each group, in order of appearance: for each measured number
     an interval with the number of patients that had a value. p-values are
-    not averaged: each becomes the one p of all patients by Fisher's method
-    (a patient of several scans counts with twice their mean p, which is a
-    valid p-value: Rueschendorf, Adv. Appl. Probab. 14 (1982) 623-632).
+    neither averaged nor combined, as maps of one network are not independent:
+    its preference for a place is in all of them. Each roll is one draw for
+    all patients, whose mean is compared with that of the maps as they are (a
+    group permutation), so the p holds if the place that the network prefers
+    has nothing to do with the structure.
   """
   known = {*by, "patient_id"}
   numbers = [
@@ -413,24 +439,39 @@ def summarise(
   )
   for group in table:
     some = [row for row in rows if all(row[k] == group[k] for k in by)]
-    patients = [str(row["patient_id"]) for row in some]
     for name in tests:
-      values = np.array([row.get(name, math.nan) for row in some])
-      group[name] = _combined_p(values, np.array(patients))
+      group[name] = _group_p(some, name)
   return table
 
 
-def _combined_p(values: np.ndarray, patients: np.ndarray) -> float:
-  defined = np.isfinite(values)
-  values, patients = values[defined], patients[defined]
-  if not values.size:
+def _group_p(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+  """Returns the p-value of the mean over patients, of rolls that they share.
+
+  Args:
+    rows: of the patients; those without a value or its draws are left out.
+    name: of the p-value of one row, such as "lift_p_0mm".
+  """
+  value, drawn = (name.replace("_p", part, 1) for part in ("", "_drawn"))
+  rows = [
+    row for row in rows if drawn in row and math.isfinite(row.get(value, 0.0))
+  ]
+  by_patient: dict[str, list[np.ndarray]] = {}
+  for row in rows:
+    both = np.append(row[value], row[drawn])
+    by_patient.setdefault(str(row["patient_id"]), []).append(both)
+  if not by_patient:
     return math.nan
-  _, member, counts = np.unique(
-    patients, return_inverse=True, return_counts=True
-  )
-  means = np.bincount(member, values) / counts
-  each = np.where(counts > 1, np.minimum(1, 2 * means), means)
-  return float(scipy.stats.combine_pvalues(each, method="fisher").pvalue)
+  # The maps as they are, then each roll; a roll may be undefined in some.
+  means = _defined_mean([_defined_mean(some) for some in by_patient.values()])
+  return p_value(float(means[0]), means[1:])
+
+
+def _defined_mean(rows: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns the mean [m] of the rows [n, m] that are defined, NaN if none."""
+  rows = np.asarray(rows, np.float64)
+  defined = np.isfinite(rows)
+  total = np.where(defined, rows, 0).sum(0)
+  return total / np.where(defined.any(0), defined.sum(0), np.nan)
 
 
 def _checked(heat: np.ndarray) -> np.ndarray:

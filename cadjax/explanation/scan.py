@@ -12,6 +12,7 @@ from cadjax.data import scans
 from cadjax.explanation import targets
 from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.explanation.heat_maps import HeatMap
+from cadjax.metrics import calibration
 from cadjax.segmentation.segmenter import Segmenter
 from cadjax.training.reading import Reading, begin
 from data_prep.errors import UserError
@@ -26,8 +27,9 @@ class Target:
     name: of the class.
     origin: "given", or "predicted" by the model.
     score: a key of `cam.SCORES`.
-    value: of the score: the mean over the slices of a 2D classifier, the sum
-      over the region of a segmenter.
+    value: of the score: of a 2D classifier's margin that of the decision, see
+      `classification.scan.decision_log_odds`, and of its logit the mean over
+      the slices; of a segmenter the sum over the region.
   """
 
   number: int
@@ -162,11 +164,22 @@ def _explain_classifier(
       name=known[number],
       origin=origin,
       score=explainer.options.score,
-      value=explainer.score(scored[0], number),
+      value=_value(explainer, scored[0], number, fitted.pooling),
     ),
     "region": None,
     "prediction": classification_scan.make_prediction(*scored, fitted),
   }
+
+
+def _value(
+  explainer: Explainer, logits: np.ndarray, number: int, pooling: str
+) -> float:
+  """The score of a classifier; of several slices that of the decision."""
+  if len(logits) == 1 or explainer.options.score != "margin":
+    return explainer.score(logits, number)
+  margins = calibration.softmax_margin(logits)
+  odds = float(classification_scan.decision_log_odds(margins, pooling))
+  return odds if targets.CLASSES[number] == "cad" else -odds
 
 
 def _explain_segmenter(

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jax import lax
 
 from cadjax.core import lookup
@@ -443,6 +445,43 @@ def _batch_norm_pull(axis_name, relu, dtype, saved, cotangents):
 
 
 _batch_norm.defvjp(_batch_norm_save, _batch_norm_pull)
+
+
+def batch_statistics(updated: Any, running: Any) -> Any:
+  """Returns the mean and variance of one batch of all batch norms.
+
+  Args:
+    updated: "batch_stats" after a pass with `train=True`.
+    running: the same before it.
+  """
+  # updated = momentum * running + (1 - momentum) * batch, solved for the batch.
+  kept = BATCH_NORM_MOMENTUM
+  return jax.tree.map(
+    lambda new, old: (new - kept * old) / (1 - kept), updated, running
+  )
+
+
+def pool_statistics(batches: Sequence[Any]) -> Any:
+  """Returns the mean and variance of all batches together, as numpy.
+
+  By the law of total variance: the mean of the batches' variances and the
+  variance between their means. The former alone is too small, the more so the
+  smaller the batches.
+
+  Args:
+    batches: of `batch_statistics`, of batches of one size.
+  """
+  # Every batch norm has a leaf "mean" and a leaf "var".
+  flat = [traverse_util.flatten_dict(jax.device_get(b)) for b in batches]
+  pooled = {}
+  for path in flat[0]:
+    each = np.stack([batch[path] for batch in flat]).astype(np.float64)
+    value = each.mean(0)
+    if path[-1] == "var":
+      means = [batch[(*path[:-1], "mean")] for batch in flat]
+      value = np.maximum(value, 0) + np.var(means, axis=0, dtype=np.float64)
+    pooled[path] = value.astype(flat[0][path].dtype)
+  return traverse_util.unflatten_dict(pooled)
 
 
 def _make_batch_norm(channels, train, relu, axis_name, common):

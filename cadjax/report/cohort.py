@@ -68,6 +68,10 @@ def write(
       pages=case_pages,
       cell=_cell,
       perfect=result.get("perfectly_calibrated", {}),
+      failed={
+        name.replace("_", " "): count
+        for name, count in result.get("failed", {}).items()
+      },
     )
   )
   files.write_text(folder / PAGE, text)

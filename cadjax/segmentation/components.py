@@ -1,7 +1,5 @@
 """Connected components of a segmentation."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import scipy.ndimage
 import scipy.spatial
@@ -10,8 +8,19 @@ import scipy.spatial
 CONNECTED_26 = np.ones((3, 3, 3), bool)
 
 
+def voxel_mm3(affine: np.ndarray) -> float:
+  """Returns the volume of a voxel in mm3.
+
+  It is not the product of the spacings: a tilted gantry shears the grid.
+
+  Args:
+    affine: [4, 4], voxel indices to mm.
+  """
+  return float(abs(np.linalg.det(np.asarray(affine, np.float64)[:3, :3])))
+
+
 def remove_small(
-  labels: np.ndarray, spacing_mm: Sequence[float], min_mm3: float
+  labels: np.ndarray, affine: np.ndarray, min_mm3: float
 ) -> np.ndarray:
   """Sets components below a volume to background.
 
@@ -20,13 +29,13 @@ def remove_small(
 
   Args:
     labels: uint8 [D, H, W], 0 is background.
-    spacing_mm: of a voxel along D, H and W.
+    affine: [4, 4], voxel indices to mm.
     min_mm3: the least volume that stays; 0 keeps all.
 
   Returns:
     uint8 [D, H, W].
   """
-  smallest = min_mm3 / np.prod(spacing_mm)
+  smallest = min_mm3 / voxel_mm3(affine)
   if smallest <= 1:
     return labels
   kept = np.zeros_like(labels)

@@ -56,7 +56,7 @@ def soft_dice(
   mask: jax.Array,
   known: jax.Array,
   *,
-  batch: bool = False,
+  batch: bool | str = False,
   include_background: bool = False,
   squared: bool = False,
   smooth: float = 1e-5,
@@ -72,9 +72,10 @@ def soft_dice(
     logits: [B, *space, K].
     mask: [B, *space].
     known: [B, K].
-    batch: whether the sums run over the batch, too, of this device. Then an
-      example without a class is no longer all or nothing; the padding of a
-      batch is summed with the rest.
+    batch: whether the sums run over the batch, too. Then an example without
+      a class is no longer all or nothing; the padding of a batch is summed
+      with the rest. The name of a pmap axis sums over its devices, too: the
+      loss is that of the global batch, however many devices share it.
     include_background: whether the background is one of the classes.
     squared: whether the denominator sums squares.
     smooth: > 0, keeps an absent class defined: it costs nothing where nothing
@@ -99,7 +100,7 @@ def tversky(
   *,
   alpha: float = 0.3,
   beta: float = 0.7,
-  batch: bool = False,
+  batch: bool | str = False,
   include_background: bool = False,
   smooth: float = 1e-5,
   weights: Sequence[float] | None = None,
@@ -166,7 +167,7 @@ def dice_ce(
   *,
   dice_weight: float = 1.0,
   ce_weight: float = 1.0,
-  batch: bool = False,
+  batch: bool | str = False,
   include_background: bool = False,
   squared: bool = False,
   smooth: float = 1e-5,
@@ -213,7 +214,7 @@ def cldice(
   weight: float = 0.5,
   iterations: int = 3,
   classes: Sequence[int] | None = None,
-  batch: bool = False,
+  batch: bool | str = False,
   include_background: bool = False,
   smooth: float = 1e-5,
   weights: Sequence[float] | None = None,
@@ -305,12 +306,14 @@ SEGMENT_LOSSES = {
 
 
 def get_segment_loss(
-  config: Mapping[str, Any],
+  config: Mapping[str, Any], axis_name: str | None = None
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
   """Makes the loss that `config` describes.
 
   Args:
     config: `name`, a key of `SEGMENT_LOSSES`, and the options of that loss.
+    axis_name: the pmap axis that divides the batch, if one does; an option
+      `batch` then runs over its devices, too.
 
   Returns:
     `fn(logits [B, *space, K], mask [B, *space], known [B, K]) -> [B]`.
@@ -318,7 +321,10 @@ def get_segment_loss(
   Raises:
     lookup.UnknownName: for an unknown name or option.
   """
-  return losses.get_loss(config, SEGMENT_LOSSES)
+  options = dict(config)
+  if axis_name is not None and options.get("batch"):
+    options["batch"] = axis_name
+  return losses.get_loss(options, SEGMENT_LOSSES)
 
 
 def deep_supervision(
@@ -388,10 +394,13 @@ def _compare(
   return jax.nn.softmax(merged), t, known
 
 
-def _total(x: jax.Array, *, batch: bool) -> jax.Array:
+def _total(x: jax.Array, *, batch: bool | str) -> jax.Array:
   """Sums [B, *space, K] over space to [B, K], or with the batch to [1, K]."""
   axes = range(0 if batch else 1, x.ndim - 1)
-  return jnp.sum(x, axis=tuple(axes)).reshape(-1, x.shape[-1])
+  total = jnp.sum(x, axis=tuple(axes)).reshape(-1, x.shape[-1])
+  # The gradient of psum is psum: each device gets what the losses of all
+  # devices say of its part, and the step adds the devices' parts up.
+  return jax.lax.psum(total, batch) if isinstance(batch, str) else total
 
 
 def _shares(

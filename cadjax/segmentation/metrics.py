@@ -35,7 +35,11 @@ METRICS = (
 
 
 def case_metrics(
-  predicted: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
+  predicted: np.ndarray,
+  truth: np.ndarray,
+  spacing_mm: Sequence[float],
+  *,
+  voxel_mm3: float | None = None,
 ) -> dict[str, float]:
   """Returns every metric of `METRICS` for one case and one class.
 
@@ -61,6 +65,8 @@ def case_metrics(
     predicted: mask [D, H, W]; what is not 0 is inside.
     truth: mask [D, H, W].
     spacing_mm: of a voxel along D, H and W, each above 0.
+    voxel_mm3: the volume of a voxel, of `components.voxel_mm3`; the product of
+      the spacings if left out, which is too much for a sheared grid.
 
   Raises:
     ValueError: the masks are not 3D or differ in shape, or a spacing is not
@@ -74,7 +80,7 @@ def case_metrics(
   there, back = surface_distances(predicted, truth, spacing)
   defined = there.size > 0 and back.size > 0
   both = np.concatenate([there, back])
-  to_ml = float(np.prod(spacing)) / 1000
+  to_ml = (voxel_mm3 or float(np.prod(spacing))) / 1000
   return {
     "dice": _ratio(2 * tp, p + t),
     "iou": _ratio(tp, p + t - tp),

@@ -152,10 +152,10 @@ def segment_scan(
   ):
     labels = labels_on_scan(probabilities, model_input.grid, volume)
     labels, model_labels = (
-      components.remove_small(some, spacing, options.min_component_mm3)
-      for some, spacing in (
-        (labels, volume.spacing),
-        (probabilities.argmax(-1).astype(np.uint8), model_input.spacing),
+      components.remove_small(some, grid.affine, options.min_component_mm3)
+      for some, grid in (
+        (labels, volume.grid),
+        (probabilities.argmax(-1).astype(np.uint8), model_input.grid),
       )
     )
   return SegmentedScan(
@@ -176,8 +176,7 @@ def segment_scan(
 def _measure(
   labels: np.ndarray, scan: Volume, names: Sequence[str]
 ) -> list[FoundClass]:
-  # Not the product of the spacings: a tilted gantry shears the grid.
-  voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
+  voxel_ml = components.voxel_mm3(scan.affine) / 1000
   found = []
   for value, name in enumerate(names[1:], 1):
     mask = labels == value

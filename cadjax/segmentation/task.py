@@ -40,10 +40,17 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def make_loss(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, axis_name: str | None = None
 ) -> Callable[[jax.Array, steps.Target], jax.Array]:
-  """Makes the loss of a config, (logits, (mask, known)) -> [N]."""
-  loss_fn = losses.deep_supervision(losses.get_segment_loss(config.loss))
+  """Makes the loss of a config, (logits, (mask, known)) -> [N].
+
+  Args:
+    config: with the field `loss`.
+    axis_name: the pmap axis that divides the batch, or None.
+  """
+  loss_fn = losses.deep_supervision(
+    losses.get_segment_loss(config.loss, axis_name)
+  )
   return lambda logits, target: loss_fn(logits, *target)
 
 
@@ -68,6 +75,25 @@ def overlap_by_class(
   return np.stack(parts)[:, 1:]
 
 
+def classes_of(dataset: Dataset, split: str, class_set: str) -> np.ndarray:
+  """Returns which foreground classes a split's masks have, bool [K - 1].
+
+  Args:
+    dataset: records with masks.
+    split: whose cases are read, once each.
+    class_set: a key of `classes.CLASS_SETS`; what a case does not annotate
+      does not count.
+  """
+  count = len(classes.get_class_set(class_set).names)
+  present = np.zeros(count, bool)
+  for row in dataset.rows[split]:
+    record = dataset.read(row)
+    truth = classes.map_mask(record["mask"], class_set)
+    known = classes.map_known(record["mask_classes"], class_set) > 0
+    present |= known & (np.bincount(truth.ravel(), minlength=count) > 0)
+  return present[1:]
+
+
 def make_task(
   config: ml_collections.ConfigDict,
   dataset: Dataset,
@@ -86,6 +112,12 @@ def make_task(
   devices.check_batch(data.batch_size, patch[0])
   segment = make_sliding(config, devices)
   foreground = classes.get_class_set(class_set).names[1:]
+  present = classes_of(dataset, "validation", class_set)
+  if not present.any():
+    raise UserError(
+      f"{dataset.path}: no validation case has {' or '.join(foreground)} in"
+      " its mask"
+    )
 
   def validate(variables):
     # Pooled over the cases: the mean over patients would have a 0 for every
@@ -99,14 +131,9 @@ def make_task(
       known = classes.map_known(record["mask_classes"], class_set)[1:] > 0
       parts = overlap_by_class(labels, truth, len(foreground) + 1)
       both, sizes = both + known * parts[0], sizes + known * parts[1]
-    if not sizes.any():
-      raise UserError(
-        f"{dataset.path}: no validation case has {' or '.join(foreground)} in"
-        " its mask"
-      )
-    dice = np.divide(
-      both, sizes, out=np.full_like(both, np.nan), where=sizes > 0
-    )
+    # Of the classes that validation has, whatever was predicted: another one
+    # would join the mean, with a 0, at the first voxel falsely found.
+    dice = np.divide(both, sizes, out=np.full_like(both, np.nan), where=present)
     return {
       "dice": patient_level.defined_mean(dice),
       **{
@@ -137,7 +164,7 @@ def make_task(
       augment=make_augment(config.augment),
       class_set=class_set,
     ),
-    loss_fn=make_loss(config),
+    loss_fn=make_loss(config, devices.axis_name),
     score=SCORE,
     validate=validate,
   )

@@ -9,15 +9,20 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from tqdm import tqdm
 
 from cadjax.core import parallel
+from cadjax.models import layers
 from cadjax.training import checkpoint, optimizer, steps, warm_start, workdir
 from cadjax.training.log import RunLog
 from cadjax.training.task import Kind, check_config, make_model
 from data_prep.errors import UserError
+
+# Enough for the norms of averaged weights, see `steps.make_statistics_step`.
+STATISTICS_BATCHES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +104,12 @@ def train_and_evaluate(
       seed=config.seed,
       schedule=schedule,
       ema_decay=config.ema_decay,
+      accumulate=config.optimizer.get("accumulate", 1),
       axis_name=devices.axis_name,
     )
+  )
+  statistics_step = devices.train_step(
+    steps.make_statistics_step(model, task.prepare, seed=config.seed)
   )
 
   # State: new, taken from another run, or where this workdir stopped.
@@ -152,6 +161,22 @@ def train_and_evaluate(
       log.scalars(step, "train", values)
     return values
 
+  def evaluated(step: int) -> dict[str, Any]:
+    """The variables of an evaluation; of averaged weights, their statistics."""
+    variables = state.eval_variables()
+    if state.ema_params is None or not state.batch_stats:
+      return variables
+    # Of the last batches of the epoch, so that a resumed run has the same.
+    first = step - min(per_epoch, STATISTICS_BATCHES)
+    given = jax.tree.map(jnp.copy, variables)  # The step takes them over.
+    given["step"] = devices.put_replicated(jnp.asarray(first, jnp.int32))
+    found = []
+    for batch, _ in devices.prefetch(task.batches(first, step)):
+      given, one = statistics_step(given, batch)
+      found.append(one)
+    pooled = devices.put_replicated(layers.pool_statistics(found))
+    return variables | {"batch_stats": pooled}
+
   # The loop. Metrics are read one step late, so that the device never waits.
   batches = devices.prefetch(
     task.batches(start, start if progress.stopped else total_steps)
@@ -183,11 +208,12 @@ def train_and_evaluate(
       check(*pending)  # Nothing is saved that is not finite.
       pending = None
       if end_of_epoch:
-        values = task.validate(state.eval_variables())
+        variables = evaluated(step)
+        values = task.validate(variables)
         log.scalars(step, "validation", values)
         progress = judge(progress, values, step, config)
         if progress.best_step == step:
-          checkpoints.save_best(step, state.eval_variables())
+          checkpoints.save_best(step, variables)
         bar.write(_epoch_line(step // per_epoch, config, values, progress))
       checkpoints.save(step, state, dataclasses.asdict(progress))
       if progress.stopped or interrupted:

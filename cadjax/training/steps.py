@@ -16,6 +16,7 @@ import optax
 from flax import linen as nn
 
 from cadjax.data import classes
+from cadjax.models import layers
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -44,7 +45,11 @@ class TrainState(flax.struct.PyTreeNode):
   ema_params: PyTree | None
 
   def eval_variables(self) -> dict[str, PyTree]:
-    """The variables that evaluation and checkpoints of the best use."""
+    """The variables that evaluation and checkpoints of the best use.
+
+    The statistics of averaged parameters are not these, but those of
+    `make_statistics_step`.
+    """
     params = self.params if self.ema_params is None else self.ema_params
     return {"params": params, "batch_stats": self.batch_stats}
 
@@ -198,6 +203,7 @@ def make_train_step(
   seed: int,
   schedule: Callable[[jax.Array], jax.Array],
   ema_decay: float = 0.0,
+  accumulate: int = 1,
   axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Makes `train_step(state, batch) -> (state, metrics)`.
@@ -213,6 +219,8 @@ def make_train_step(
     seed: of augmentation; the key of a step is `fold_in(seed, step)`.
     schedule: the learning rate by step, for the log.
     ema_decay: of the moving average of the parameters; 0 keeps none.
+    accumulate: steps whose mean gradient makes one update of the parameters;
+      their average moves as often.
     axis_name: the pmap axis over which losses and gradients are summed.
   """
 
@@ -241,8 +249,12 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-      # The early average follows quickly: decay (1 + t) / (10 + t) at first.
-      decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+      # The early average follows quickly: decay (1 + t) / (10 + t) at first,
+      # after t updates.
+      done = state.step // accumulate
+      decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
+      updated = (state.step + 1) % accumulate == 0
+      decay = jnp.where(updated, decay, 1.0)
       ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
     name, parts = score
     top, bottom = (
@@ -260,6 +272,41 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def make_statistics_step(
+  model: nn.Module, prepare: Callable, *, seed: int
+) -> Callable[[dict[str, PyTree], Batch], tuple[dict[str, PyTree], PyTree]]:
+  """Makes `step(state, batch) -> (state, statistics)`, for averaged weights.
+
+  The running statistics of a training are of the weights that it went
+  through. Their average is another network, whose batch norms need the
+  statistics of its own maps: they are measured anew over some batches
+  (Izmailov et al., UAI 2018, section 3.2), see `layers.pool_statistics`.
+
+  Args:
+    model: as in `make_train_step`, with its axis name.
+    prepare: from `make_prepare`, that of the training.
+    seed: of augmentation; the key of a step is `fold_in(seed, step)`.
+
+  Returns:
+    A function of params, batch_stats and step, which it returns with the next
+    step, and a batch; the statistics are those of the batch.
+  """
+
+  def step(state, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state["step"])
+    image, _, _ = prepare(key, batch)
+    variables = {name: state[name] for name in ("params", "batch_stats")}
+    _, updates = model.apply(
+      variables, image, train=True, mutable=["batch_stats"]
+    )
+    found = layers.batch_statistics(
+      updates["batch_stats"], state["batch_stats"]
+    )
+    return state | {"step": state["step"] + 1}, found
+
+  return step
 
 
 def make_voxel_logits(

@@ -59,7 +59,7 @@ class Kind:
     monitors: what early stopping may watch on validation; all but the loss
       are better when they grow.
     score: of a step, see `steps.make_train_step`.
-    make_loss: config -> (logits, target) -> [N].
+    make_loss: (config, pmap axis or None) -> (logits, target) -> [N].
     open_dataset: config -> the records, with what this kind needs of them.
     make_task: (config, dataset, devices) -> `Task`.
     check: raises `lookup.ConfigError` for fields of this kind alone.
@@ -69,7 +69,7 @@ class Kind:
   task: str
   monitors: tuple[str, ...]
   score: tuple[str, Callable]
-  make_loss: Callable[[ml_collections.ConfigDict], Callable]
+  make_loss: Callable[[ml_collections.ConfigDict, str | None], Callable]
   open_dataset: Callable[[ml_collections.ConfigDict], Dataset]
   make_task: Callable[
     [ml_collections.ConfigDict, Dataset, parallel.Parallel], Task

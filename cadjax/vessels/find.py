@@ -24,6 +24,9 @@ from cadjax.vessels.tree import (
 # A fragment of a distal vessel, one voxel wide, is more than a speck.
 _LEAST_MM3 = 3.0
 _LEAST_TREE_MM, _LEAST_FRAGMENT_MM = 5.0, 10.0
+# No coronary artery is as wide, aneurysms apart; so much of a mask that is
+# farther than that from every centreline is told of.
+_FAR_MM, _LEAST_FAR_MM3 = 6.0, 50.0
 
 
 # Gaussians along a centreline: before it is centred, wide enough for the
@@ -75,6 +78,7 @@ def find_vessels(
   if mask_aorta is not None and np.shape(mask_aorta) != shape:
     raise ValueError(f"aorta {np.shape(mask_aorta)}, coronaries {shape}")
   mask, first = _crop(mask)
+  given = np.argwhere(mask) + first
   corner = affine.copy()
   corner[:3, 3] += affine[:3, :3] @ first
   mask = skeleton.clean(mask, voxel_mm(affine) ** 3, _LEAST_MM3)
@@ -117,7 +121,27 @@ def find_vessels(
     dataclasses.replace(branch, radius_mm=radius)
     for branch, radius in zip(tree.branches, measured, strict=True)
   )
-  return dataclasses.replace(tree, branches=branches)
+  notes = (*tree.notes, *_far(tree, given))
+  return dataclasses.replace(tree, branches=branches, notes=notes)
+
+
+def _far(tree: VesselTree, voxels: np.ndarray) -> list[str]:
+  """Returns a sentence if much of a mask is far from every centreline.
+
+  Args:
+    tree: the vessels.
+    voxels: [K, 3] (d, h, w), all of the mask that was given.
+  """
+  _, _, away = tree.nearest(tree.to_mm(voxels))
+  far = away > _FAR_MM + voxel_mm(tree.affine)
+  volume = far.sum() * voxel_mm(tree.affine) ** 3
+  if volume < _LEAST_FAR_MM3:
+    return []
+  return [
+    f"{volume:.0f} mm3 ({far.mean():.0%}) of the coronaries' mask lie more than"
+    f" {_FAR_MM:g} mm from every centreline, so they count for no vessel: look"
+    " whether the mask holds something else than coronary arteries."
+  ]
 
 
 def _crop(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

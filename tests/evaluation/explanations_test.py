@@ -139,7 +139,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
         if (row["case_id"], row["layer"], row["method"], row["structure"])
         == (case["case_id"], layer, method, name)
       )
-      for key, value in values.items():
+      for key, value in location.numbers_of(values).items():
         found = math.nan if row[key] is None else row[key]
         assert found == pytest.approx(value, rel=1e-4, nan_ok=True), key
 

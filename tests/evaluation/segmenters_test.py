@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from cadjax import tasks
+from cadjax.core import files
 from cadjax.data import classes
 from cadjax.evaluation import segmenters
 from cadjax.evaluation.workdirs import evaluate_workdir
-from cadjax.segmentation import metrics, segmenter, sliding
+from cadjax.segmentation import components, metrics, segmenter, sliding
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,11 +60,43 @@ def test_rows_are_those_of_every_case_and_class(tiny_segmenter, result):
   record = dataset.read(dataset.rows["test"][1])
   found = trained.segment(record["image"]).labels
   truth = classes.map_mask(record["mask"], "aorta_coronaries")
-  direct = metrics.case_metrics(found == 1, truth == 1, record["spacing"])
+  direct = metrics.case_metrics(
+    found == 1,
+    truth == 1,
+    record["spacing"],
+    voxel_mm3=components.voxel_mm3(record["grid_affine"]),
+  )
   for name, value in direct.items():
     assert rows[2][name] == (None if np.isnan(value) else value), name
   with (tiny_segmenter / "eval" / "test_cases.csv").open(newline="") as f:
     assert len(list(csv.DictReader(f))) == len(rows) == 2 * result["n_scans"]
+
+
+def measured(case, name, dice, distance):
+  values = dict.fromkeys(metrics.METRICS, 0.5)
+  values |= {"dice": dice, "hd95_mm": distance, "assd_mm": distance}
+  return {"case_id": case, "patient_id": case, "class": name} | values
+
+
+def test_scans_without_a_distance_are_counted_beside_its_mean():
+  nan = np.nan
+  rows = [
+    measured("a", "aorta", 0.9, 2.0),
+    measured("b", "aorta", 0.0, nan),  # Missed altogether.
+    measured("c", "aorta", nan, nan),  # There was none, and none was found.
+    measured("d", "aorta", 0.0, 40.0),  # Elsewhere: as wrong, but measured.
+    measured("a", "coronaries", 0.8, 1.0),
+    measured("b", "coronaries", 0.7, 3.0),
+  ]
+  result = segmenters.summarise(rows, [], draws=100)
+  assert result["failed"] == {"aorta": 1, "coronaries": 0}
+  assert segmenters.failed(files.strict(rows)) == result["failed"]
+  text = segmenters.table(files.strict(result) | {"notes": []})
+  for name in ("hd95_mm", "assd_mm"):
+    (line,) = (x for x in text.splitlines() if x.startswith(name))
+    assert line.index(" 1 failed") < line.index(" 0 failed")
+  assert text.count(" failed") == 4
+  assert "failed: scans where" in text
 
 
 def test_numbers_follow_from_the_rows(tiny_segmenter, result):

@@ -216,6 +216,7 @@ def test_values_are_means_over_patients_and_undefined_ones_leave_both():
   )
   assert compare.estimate(a, "dice")["value"] == pytest.approx(0.5)
   assert compare.estimate(a, "dice")["n_patients"] == 2
+  assert compare.estimate(a, "dice")["n_undefined"] == 1
   found = compare.difference(a, b, "dice")
   assert found["difference"] == pytest.approx(0.2)
   assert found["n_patients"] == 1

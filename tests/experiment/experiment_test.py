@@ -522,6 +522,8 @@ def old_results(folder):
     {"line": x, "title": x.upper(), "metrics": {"roc_auc": entry, "ece": entry}}
     for x in ("3d", "2d")
   ]
+  counted = entry | {"middle_low": 0.1, "middle_high": 0.9, "n_values": 7}
+  lines[0]["metrics"]["dice"] = counted | {"n_undefined": 2}
   result = {
     "plan": "dimension",
     "scale": "tiny",
@@ -565,9 +567,11 @@ def test_what_an_old_rule_scored_is_marked_and_answers_nothing(tmp_path):
   assert "lower calibration error" not in html
   assert html.count("scored by the old rule") == 3  # Answer, column, row.
   assert "higher ROC AUC than 2D" in html
+  assert "2 of 9 undefined" in html
   written = json.loads((folder / "results.json").read_text())
   assert written["answers"][0].endswith("scored by the old rule, no answer")
   assert written["lines"] == result["lines"]
+  assert "21.43 points, which are 3 of 14 subjects" in html
 
 
 def test_the_page_of_a_plan_of_ones_own_stays(tmp_path):

@@ -1,11 +1,16 @@
 """All maps of a classifier, made to be measured."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
+import scipy.special
 
+from cadjax.classification import scan
 from cadjax.classification.classifier import load_classifier
 from cadjax.explanation import cad_maps, cam, checks
+from cadjax.metrics import calibration
 from cadjax.training import steps
 
 
@@ -76,6 +81,25 @@ def test_maps_do_not_see_what_all_logits_share(maker, image):
   assert any(
     not np.allclose(a[layer], b[layer], rtol=0.1) for layer in maker.strides
   )
+
+
+@pytest.mark.parametrize("pooling", calibration.POOLINGS)
+def test_log_odds_of_slices_are_those_of_the_decision(pooling):
+  """One slice is sure of CAD, the others lean the other way."""
+  margins = np.array([[4.0, -1.0, -1.0, -1.5], [-2.0, -1.0, -3.0, -1.0]])
+  logits = np.stack([np.zeros_like(margins), margins], -1)
+  maker = object.__new__(cad_maps.CadMaps)
+  maker.trained = types.SimpleNamespace(logits=lambda images: logits)
+  maker.pooling = pooling
+  fitted = scan.Calibration(None, "", 0.5, "", pooling)
+  found = maker.log_odds(np.zeros((2, 4, 3, 3), np.int16))
+  for value, each in zip(found, margins, strict=True):
+    own = np.stack([np.zeros_like(each), each], -1)
+    made = scan.make_prediction(own, scipy.special.expit(each), fitted)
+    pooled = made.uncalibrated_probability
+    assert scipy.special.expit(value) == pytest.approx(pooled, abs=1e-9)
+  if pooling == "max":
+    np.testing.assert_allclose(found, [4.0, -1.0])
 
 
 def test_log_odds_are_the_margin_of_the_logits(maker, image):

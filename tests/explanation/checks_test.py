@@ -279,6 +279,20 @@ def test_compare_of_flat_zero_and_tiny_maps():
     checks.compare(a, a[1:])
 
 
+def test_a_map_that_became_zero_or_flat_has_changed():
+  a = np.random.default_rng(0).random(SHAPE)
+  for lost in (np.zeros(SHAPE), np.full(SHAPE, 0.3)):
+    assert checks.changed(a, lost) == {"ssim": 0.0, "spearman": 0.0}
+    # Of nothing, nothing can be lost.
+    undefined = checks.changed(lost, lost)
+    assert np.isnan(undefined["spearman"])
+  b = a[::-1].copy()
+  assert checks.changed(a, b) == checks.compare(a, b)
+  thin = checks.changed(a[:2], np.zeros((2, *SHAPE[1:])))
+  assert thin["spearman"] == 0
+  assert np.isnan(thin["ssim"])
+
+
 def test_random_pairs_is_the_mean_over_pairs():
   maps = [smooth(i) for i in range(4)]
   every = [

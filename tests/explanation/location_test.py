@@ -129,6 +129,8 @@ def test_no_measure_depends_on_the_scale_of_the_map():
       np.stack([heat, 1000 * heat, heat**2]), {"a": distance}, rolls=9
     )
   )
+  np.testing.assert_allclose(a["lift_drawn_0mm"], b["lift_drawn_0mm"])
+  a, b, other = (location.numbers_of(row) for row in (a, b, other))
   assert a == pytest.approx(b, nan_ok=True)
   assert a != pytest.approx(other, nan_ok=True)
 
@@ -176,7 +178,7 @@ def test_rolls_equal_measures_of_the_rolled_structure(with_region):
     seed=8,
   )
   ours = {key: values[1] for key, values in both["one"].items()}
-  shifts = np.random.default_rng(8).integers(SHAPE, size=(6, 3))
+  shifts = location.draw_shifts(SHAPE, 6, 8)
   for i, shift in enumerate(shifts):
     rolled = np.roll(distance, shift, (0, 1, 2))
     for k, radius in enumerate(radii):
@@ -284,18 +286,38 @@ def test_a_map_that_is_none_is_refused():
     location.auprc(heat_of(0), mask_of(1), mask_of(2)[1:])
 
 
-def test_the_table_averages_over_patients_and_combines_p():
-  rows = [
+def test_a_roll_is_one_draw_for_volumes_of_all_shapes():
+  shifts = location.draw_shifts((40, 60, 80), 500, 3)
+  half = location.draw_shifts((20, 30, 40), 500, 3)
+  np.testing.assert_array_equal(half, shifts // 2)
+  assert (shifts.min(0) == 0).all()
+  assert (shifts.max(0) == [39, 59, 79]).all()
+
+
+def table_rows():
+  return [
     {"patient_id": f"p{i}", "layer": layer, "method": "gradcam"}
     | {"structure": "plaque", "case_id": f"c{i}", "label": 1}
-    | {"lift_0mm": lift, "lift_p_0mm": p, "pointing": hit}
+    | {"lift_0mm": lift, "lift_p_0mm": 0.5, "pointing": hit}
+    | {"lift_drawn_0mm": np.array(drawn, float)}
     for layer, values in {
-      "stage4": [(1.0, 0.5, 1.0), (2.0, 0.02, 1.0), (math.nan, math.nan, 0.0)],
-      "stage1": [(5.0, 0.01, 1.0), (3.0, 0.01, 0.0), (4.0, 0.03, 0.25)],
+      "stage4": [
+        (1.0, [0.9, 2.0, 0.0], 1.0),
+        (2.0, [1.0, 2.0, 3.1], 1.0),
+        (math.nan, [9.0, 9.0, 9.0], 0.0),
+      ],
+      "stage1": [
+        (5.0, [1.0, 9.0, 2.0], 1.0),
+        (3.0, [2.0, 3.0, np.nan], 0.0),
+        (4.0, [3.0, 0.5, 9.9], 0.25),
+      ],
     }.items()
-    for i, (lift, p, hit) in enumerate(values)
+    for i, (lift, drawn, hit) in enumerate(values)
   ]
-  last, first = location.summarise(rows, draws=200)
+
+
+def test_the_table_averages_over_patients():
+  last, first = location.summarise(table_rows(), draws=200)
   assert (last["layer"], first["layer"]) == ("stage4", "stage1")
   assert set(last) == {
     "layer",
@@ -309,11 +331,72 @@ def test_the_table_averages_over_patients_and_combines_p():
   assert (last["lift_0mm"].n, last["lift_0mm"].n_patients) == (2, 3)
   assert last["pointing"].method == "wilson"
   assert first["pointing"].method == "student"
-  # Fisher: -2 sum log p is chi-square with 2n degrees of freedom.
-  statistic = -2 * np.log([0.01, 0.01, 0.03]).sum()
-  assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))
-  # A second scan of one patient doubles that patient's mean p.
-  again = {**rows[3], "lift_p_0mm": 0.03}
+
+
+def test_a_roll_is_one_draw_of_the_mean_over_patients():
+  rows = table_rows()
+  last, first = location.summarise(rows, draws=200)
+  # Means of the rolls: 0.95, 2 and 1.55, of the two with a value; 1.5 or more
+  # in two of three.
+  assert last["lift_p_0mm"] == 3 / 4
+  # 2, 4.17 and, of the two that have it, 5.95; 4 or more in two of three.
+  assert first["lift_p_0mm"] == 3 / 4
+  # A second scan of one patient: its mean counts, in every draw.
+  again = {**rows[3], "lift_0mm": 7.0, "lift_drawn_0mm": np.zeros(3)}
   first = location.summarise([*rows, again], draws=200)[1]
-  statistic = -2 * np.log([0.04, 0.01, 0.03]).sum()
-  assert first["lift_p_0mm"] == pytest.approx(scipy.stats.chi2.sf(statistic, 6))
+  # 4.33 against 1.83, 2.67 and 5.45.
+  assert first["lift_p_0mm"] == 2 / 4
+  bare = [location.numbers_of(row) for row in rows]
+  assert math.isnan(location.summarise(bare, draws=200)[0]["lift_p_0mm"])
+
+
+def test_patients_of_one_network_are_not_taken_as_independent():
+  """Its maps prefer one place, which has nothing to do with the structure.
+
+  Fisher's combination of the patients' p-values takes them as independent
+  and finds p < 0.05 in far more than one study of twenty.
+  """
+  shape, p, fisher = (6, 8, 10), [], []
+  axes = np.meshgrid(*map(np.arange, shape), indexing="ij")
+  for study in range(200):
+    rng = np.random.default_rng(study)
+    preferred = rng.integers(shape)
+    gap = [
+      np.minimum((a - c) % n, (c - a) % n)
+      for a, c, n in zip(axes, preferred, shape, strict=True)
+    ]
+    place = np.exp(-sum(g**2 for g in gap) / 8.0)
+    rows = []
+    for i in range(8):
+      # Hearts lie alike in all patients.
+      mask = np.zeros(shape, bool)
+      d, h, w = rng.integers((1, 2, 3), (3, 4, 5))
+      mask[d : d + 2, h : h + 3, w : w + 3] = True
+      heat = place * rng.gamma(2.0, size=shape)
+      (found,) = location.location_metrics(
+        heat[None],
+        {"plaque": location.distance_mm(mask, SPACING)},
+        radii_mm=(0.0,),
+        rolls=39,
+        seed=study,
+      )
+      rows.append({"patient_id": f"p{i}"} | found["plaque"])
+    (row,) = location.summarise(rows, (), draws=2)
+    p.append(row["lift_p_0mm"])
+    each = [row["lift_p_0mm"] for row in rows]
+    fisher.append(scipy.stats.combine_pvalues(each).pvalue)
+  assert 0.02 <= np.mean(np.array(p) <= 0.05) <= 0.08
+  assert np.mean(np.array(fisher) <= 0.05) > 0.15
+
+
+def test_a_network_that_finds_the_structure_has_a_small_p():
+  rows = []
+  for i in range(6):
+    distance = location.distance_mm(mask_of(i, 0.02), SPACING)
+    heat = np.exp(-distance / 3) + 0.3 * heat_of(i)
+    (found,) = location.location_metrics(
+      heat[None], {"plaque": distance}, radii_mm=(0.0,), rolls=99
+    )
+    rows.append({"patient_id": f"p{i}"} | found["plaque"])
+  (row,) = location.summarise(rows, (), draws=2)
+  assert row["lift_p_0mm"] == 1 / 100

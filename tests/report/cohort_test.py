@@ -124,6 +124,9 @@ def test_the_page_of_a_segmenter(segmented):
   assert "Segmenter" in text
   assert text.count("data:image/png;base64,") == 1
   assert "<th>aorta</th><th>lumen</th>" in text
+  # Beside both distances of both classes.
+  assert text.count(", 0 failed") == 4
+  assert "Failed: scans where" in text
   listed = text[text.index("All cases") :]
   assert "<td>0.500</td><td>undefined</td>" in listed
   assert "<td>0.600</td><td>0.600</td>" in listed

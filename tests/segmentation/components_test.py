@@ -20,7 +20,9 @@ def islands():
 )
 def test_components_below_a_volume_go(min_mm3, kept):
   labels = islands()
-  found = components.remove_small(labels, (2.0, 1.0, 1.0), min_mm3)
+  found = components.remove_small(
+    labels, np.diag([2.0, 1.0, 1.0, 1.0]), min_mm3
+  )
   assert found.dtype == np.uint8
   assert np.count_nonzero(found) == kept
   same = found > 0
@@ -28,16 +30,30 @@ def test_components_below_a_volume_go(min_mm3, kept):
 
 
 def test_a_plaque_stays_with_its_vessel():
-  found = components.remove_small(islands(), (1.0, 1.0, 1.0), 5)
+  found = components.remove_small(islands(), np.eye(4), 5)
   assert (found == 4).sum() == 1
 
 
 def test_voxels_that_share_a_corner_belong_together():
   labels = np.zeros((4, 4, 4), np.uint8)
   labels[1, 1, 1] = labels[2, 2, 2] = 1
-  assert components.remove_small(labels, (1, 1, 1), 2).sum() == 2
+  assert components.remove_small(labels, np.eye(4), 2).sum() == 2
 
 
 def test_an_empty_segmentation_stays_empty():
   empty = np.zeros((3, 4, 5), np.uint8)
-  assert not components.remove_small(empty, (1, 1, 1), 5).any()
+  assert not components.remove_small(empty, np.eye(4), 5).any()
+
+
+def test_a_voxel_of_a_sheared_grid_is_smaller_than_its_edges_say():
+  """A gantry tilted by 30 degrees: the slices lie aslant over one another."""
+  affine = np.diag([2.0, 1.0, 1.0, 1.0])
+  affine[1, 0] = -2 * np.tan(np.pi / 6)
+  edges = np.linalg.norm(affine[:3, :3], axis=0)
+  assert components.voxel_mm3(affine) == pytest.approx(2)
+  assert np.prod(edges) == pytest.approx(2 / np.cos(np.pi / 6))
+  labels = np.zeros((4, 4, 4), np.uint8)
+  labels[1, 1, 1:3] = 1
+  # 4 mm3, where the edges say 4.6.
+  assert components.remove_small(labels, affine, 4.0).any()
+  assert not components.remove_small(labels, affine, 4.3).any()

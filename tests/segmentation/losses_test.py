@@ -418,6 +418,48 @@ def test_losses_are_per_example_float32_and_jitted(name):
     np.testing.assert_allclose(alone[b], together[b], rtol=1e-6)
 
 
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize(
+  "config",
+  [
+    {"name": "dice", "batch": True},
+    {"name": "tversky", "batch": True},
+    {"name": "dice_ce", "batch": True, "squared": True},
+    {"name": "dice_ce", "batch": False},
+  ],
+)
+def test_a_loss_over_the_batch_is_that_of_all_devices(config, devices):
+  """Loss and gradient of the step: of its share, summed over the devices."""
+  n, k = 6, 4
+  logits, mask = draw(batch=n, seed=5)
+  known = np.resize(SOME, (n, k))
+  scale = np.linspace(0.5, 1.5, k).astype(np.float32)
+
+  def gradient(logits, mask, known, axis_name=None):
+    loss_fn = segmentation_losses.get_segment_loss(config, axis_name)
+
+    def total(scale):
+      moved = logits * scale.reshape((1,) * (logits.ndim - 1) + (k,))
+      return loss_fn(moved, mask, known).sum() / n
+
+    found = jax.value_and_grad(total)(scale)
+    return found if axis_name is None else jax.lax.psum(found, axis_name)
+
+  want = jax.jit(gradient)(logits, mask, known)
+  divided = [
+    x.reshape(devices, n // devices, *x.shape[1:])
+    for x in (logits, mask, known)
+  ]
+  got = jax.pmap(
+    functools.partial(gradient, axis_name="data"),
+    axis_name="data",
+    devices=jax.devices()[:devices],
+  )(*divided)
+  for a, b in zip(want, got, strict=True):
+    for each in np.asarray(b):
+      np.testing.assert_allclose(each, a, rtol=2e-5, atol=1e-7)
+
+
 def test_dice_over_the_batch_shares_what_one_example_lacks():
   logits, mask = draw(batch=2)
   mask[0] = 0

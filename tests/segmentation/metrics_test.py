@@ -334,3 +334,13 @@ def test_the_table_of_cases_counts_patients():
   assert (plaque["dice"].n, plaque["dice"].n_patients) == (2, 3)
   assert plaque["iou"].method == "undefined"
   assert aorta["dice"].method == "undetermined"
+
+
+def test_volumes_are_those_of_the_voxels_of_a_sheared_grid():
+  mask = np.zeros((4, 5, 6), bool)
+  mask[1:3, 1:3, 1:3] = True
+  edges = metrics.case_metrics(mask, mask, (2.0, 1.0, 1.0))
+  sheared = metrics.case_metrics(mask, mask, (2.0, 1.0, 1.0), voxel_mm3=1.5)
+  assert edges["volume_ml"] == pytest.approx(0.016)
+  assert sheared["volume_ml"] == pytest.approx(0.012)
+  assert sheared["truth_volume_ml"] == pytest.approx(0.012)

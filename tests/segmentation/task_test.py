@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import segmenter_config
 
 from cadjax.core import lookup, parallel
+from cadjax.data import classes
 from cadjax.segmentation import task
 from data_prep.errors import UserError
 
@@ -21,6 +22,50 @@ def test_overlaps_are_the_parts_of_each_classs_dice():
     assert both[k - 1] == 2 * (p & t).sum()
     assert sizes[k - 1] == p.sum() + t.sum()
   assert both[2] == 0
+
+
+def test_validation_averages_the_classes_that_it_has(monkeypatch):
+  """A voxel of plaque falsely found does not bring plaque into the mean."""
+  rng = np.random.default_rng(0)
+  mask = (rng.random((8, 16, 16)) < 0.2).astype(np.uint8)  # Aorta alone.
+  records = {
+    "plain": {"mask": mask, "mask_classes": np.ones(5, np.uint8)},
+    # Its lumen is not annotated.
+    "aorta": {"mask": 2 * mask, "mask_classes": np.array([1, 1, 0, 0, 0])},
+  }
+  found = dataset(
+    rows={"train": [{}], "validation": ["plain", "aorta"]},
+    read=lambda row: records[row] | {"image": None},
+  )
+  config = segmenter_config()
+  class_set = config.segment.classes
+  names = classes.get_class_set(class_set).names
+  present = task.classes_of(found, "validation", class_set)
+  assert present.tolist() == [name == "aorta" for name in names[1:]]
+  predicted = mask.copy()
+  monkeypatch.setattr(
+    task,
+    "make_sliding",
+    lambda *_: lambda *_: types.SimpleNamespace(labels=predicted),
+  )
+  monkeypatch.setattr(task.patches, "steps_per_epoch", lambda *_: 1)
+  devices = parallel.make_parallel("mesh", data=1)
+  validate = task.make_task(config, found, devices).validate
+  before = validate(None)
+  assert before["dice"] == before["dice_aorta"]
+  predicted[0, 0, :2] = 2
+  after = validate(None)
+  assert after["dice"] == after["dice_aorta"] > 0.5
+  assert np.isnan(after[f"dice_{names[2]}"])
+  with pytest.raises(UserError, match="no validation case has"):
+    task.make_task(
+      config,
+      dataset(
+        rows={"train": [{}], "validation": ["aorta"]},
+        read=lambda row: records[row] | {"image": None},
+      ),
+      devices,
+    )
 
 
 def dataset(**changes):

@@ -17,6 +17,7 @@ from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import tasks
 from cadjax.data import input_pipeline
+from cadjax.models import layers
 from cadjax.training import loop, steps, task
 from data_prep.errors import UserError
 
@@ -52,6 +53,42 @@ def test_loaded_model_repeats_the_validation_loss(tiny_workdir, tiny_config):
   logged = {r["step"]: r for r in lines(tiny_workdir) if "validation/loss" in r}
   assert logged[trained.step]["validation/loss"] == pytest.approx(
     focal.mean(), rel=1e-4
+  )
+
+
+def test_averaged_weights_get_the_statistics_of_their_own_maps(
+  tiny_config, tmp_path
+):
+  config = tiny_config.copy_and_resolve_references()
+  config.ema_decay = 0.9
+  config.epochs = 1
+  state = tasks.train_and_evaluate(config, tmp_path / "run")
+  kept = best_variables(tmp_path / "run")
+  dataset = input_pipeline.open_dataset(config.data)
+  model = task.make_model(config)
+  found = []
+  batches = dataset.train_batches(4, seed=config.seed, start=0, stop=4)
+  for batch, _ in batches:
+    image = steps.window(batch["image"], tuple(config.data.window_hu))
+    _, updates = model.apply(
+      {"params": state.ema_params, "batch_stats": state.batch_stats},
+      image,
+      train=True,
+      mutable=["batch_stats"],
+    )
+    found.append(
+      layers.batch_statistics(updates["batch_stats"], state.batch_stats)
+    )
+  expected = layers.pool_statistics(found)
+  for a, b in zip(
+    jax.tree.leaves(kept["batch_stats"]), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  # Those of the training are of other weights.
+  trained = jax.tree.leaves(jax.device_get(state.batch_stats))
+  assert any(
+    not np.allclose(a, b, rtol=0.05, atol=1e-3)
+    for a, b in zip(trained, jax.tree.leaves(expected), strict=True)
   )
 
 

@@ -35,7 +35,7 @@ def images(n, shape=(4, 3, 5), seed=0):
   return rng.integers(-400, 1400, (n, *shape, 1))
 
 
-def make(prepare_options=None, *, tx=None, ema_decay=0.0):
+def make(prepare_options=None, *, tx=None, ema_decay=0.0, accumulate=1):
   options = {"ndim": 3, "window_hu": (-200.0, 1000.0), "augment": None}
   prepare = steps.make_prepare(**options | (prepare_options or {}))
   tx = tx or optax.sgd(0.1)
@@ -51,6 +51,7 @@ def make(prepare_options=None, *, tx=None, ema_decay=0.0):
     seed=0,
     schedule=optax.constant_schedule(0.1),
     ema_decay=ema_decay,
+    accumulate=accumulate,
   )
   return state, jax.jit(step)
 
@@ -112,6 +113,25 @@ def test_moving_average_follows_its_formula():
     state.ema_params,
   )
   assert state.eval_variables()["params"] is state.ema_params
+
+
+def test_the_average_moves_once_an_update():
+  """Two steps make one: the average is that of every second state."""
+  tx = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+  state, step = make(tx=tx, ema_decay=0.9, accumulate=2)
+  average = jax.device_get(state.ema_params)
+  for t in range(6):
+    state, _ = step(state, batch_of(images(2, seed=t), [0, 1]))
+    if t % 2 == 1:
+      d = min(0.9, (1 + t // 2) / (10 + t // 2))
+      average = jax.tree.map(
+        lambda a, p, d=d: d * a + (1 - d) * np.asarray(p), average, state.params
+      )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+      average,
+      state.ema_params,
+    )
 
 
 def shift(key, image, mask):

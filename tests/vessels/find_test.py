@@ -55,6 +55,24 @@ def test_a_tube_keeps_its_length_radius_and_place(kind, line):
   assert np.abs(error[inside]).max() < voxel + 0.3
 
 
+@pytest.mark.parametrize("kind", ["cubic", "oblique"])
+def test_a_mask_far_from_every_centreline_is_told_of(kind):
+  mask, root, affine = scene(kind)
+  assert not any(
+    "centreline" in x for x in find_vessels(mask, root, affine).notes
+  )
+  # A blob beside the vessel, as of a vein or the myocardium.
+  blob = tubes.ball((16, 16, -20), 4.0, mask.shape, affine)
+  tree = find_vessels(mask | blob, root, affine)
+  (note,) = (x for x in tree.notes if "centreline" in x)
+  volume = blob.sum() * abs(np.linalg.det(affine[:3, :3]))
+  assert note.startswith(f"{volume:.0f} mm3 (")
+  # A speck of it is noise.
+  speck = tubes.ball((16, 16, -20), 1.5, mask.shape, affine)
+  few = find_vessels(mask | speck, root, affine).notes
+  assert not any("centreline" in x for x in few)
+
+
 def test_a_vessel_that_turns_back_keeps_its_radius_to_its_ends():
   turn = np.linspace(0, 1.5 * np.pi, 80)
   hook = np.column_stack([14 - 14 * np.cos(turn), 0 * turn, -14 * np.sin(turn)])
