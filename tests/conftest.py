@@ -148,6 +148,8 @@ def drawn_finding():
       "score": 1.0,
       "ranked_by": "",
     }
-    return Finding(**(values | changes))
+    values |= changes
+    line = np.array([values["position_mm"]], float)
+    return Finding(**({"line_mm": line} | values))
 
   return make
