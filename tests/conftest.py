@@ -7,6 +7,7 @@ than they compute, and take two thirds of the time that way.
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 os.environ["XLA_FLAGS"] = " ".join(
