@@ -417,7 +417,9 @@ def test_what_is_no_scan_stops_no_other(trained, scan, tmp_path, capsys):
   assert told.out == "scan: probability of CAD\n"
   lines = told.err.splitlines()
   for line, words in zip(
-    lines, ("a pipe", "leads nowhere", "is a folder", "ndims is -1"), strict=True
+    lines,
+    ("a pipe", "leads nowhere", "is a folder", "ndims is -1"),
+    strict=True,
   ):
     assert line.startswith("error: ")
     assert words in line
