@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, one_line
 from data_prep.splits import SPLITS
 
 CLASS_NAMES = (
@@ -78,7 +78,7 @@ def problems(case: Case) -> list[str]:
         f"{case.image or case.mask}: {name!r} holds characters that cannot be"
         " shown; rename the case"
       )
-  return list(dict.fromkeys(found))
+  return list(dict.fromkeys(map(one_line, found)))
 
 
 def parse_label(text: str, where: object) -> int | None:

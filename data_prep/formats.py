@@ -108,22 +108,22 @@ def _nifti_header(
     if not kind.may_contain_header(block):
       raise streams.DamagedError("no header of NIfTI")
   stored = kind(block, check=False)
+  # Of a pair, header and voxels are two files, .hdr and .img.
+  if stored["magic"].item() != kind.single_magic:
+    raise streams.DamagedError("a header without voxels")
+  # A float in NIfTI-1.
+  offset = stored["vox_offset"].item()
+  if not kind.single_vox_offset <= offset < math.inf or offset % 1:
+    raise streams.DamagedError(
+      f"vox_offset, where the voxels start, is {offset:g}: no byte after the"
+      " header"
+    )
   with _no_log():
     header = kind(block)
   for name in ("sform_code", "qform_code"):
     # An unknown code becomes 0: the affine would be another one.
     if stored[name] != header[name]:
       raise streams.DamagedError(f"{name} is {stored[name]}")
-  # Of a pair, header and voxels are two files, .hdr and .img.
-  if header["magic"].item() != kind.single_magic:
-    raise streams.DamagedError("a header without voxels")
-  # A float in NIfTI-1.
-  offset = header["vox_offset"].item()
-  if not kind.single_vox_offset <= offset < math.inf or offset % 1:
-    raise streams.DamagedError(
-      f"vox_offset, where the voxels start, is {offset:g}: no byte after the"
-      " header"
-    )
   # Extensions, which say nothing of the voxels.
   left = int(offset) - len(block)
   data.check_claim(left)

@@ -137,6 +137,7 @@ def test_strange_names_are_a_problem_of_their_case(tmp_path):
   assert set(found) == set(names[1:3])
   for problem in found.values():
     assert "cannot be shown; rename" in problem
+    assert problem.isprintable()
   text = check.table(reports)
   assert text.replace("\n", "").isprintable()
   assert text.count("\nproblem: ") == 4

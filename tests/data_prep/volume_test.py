@@ -999,10 +999,11 @@ def test_no_changed_bit_of_a_packed_nifti_is_accepted(tmp_path):
 @pytest.mark.parametrize(
   ("place", "value", "match"),
   [
-    (108, np.float32(0), "vox_offset"), (108, np.float32(348), "offset 348"),
-    (108, np.float32(352.5), "vox_offset"), (108, np.float32(-9), "offset -9"),
+    (108, np.float32(0), "vox_offset"), (108, np.float32(348), "vox_offset"),
+    (108, np.float32(352.5), "vox_offset"), (108, np.float32(-9), "vox_offset"),
     (108, np.float32(np.nan), "vox_offset"), (108, np.float32(1e9), "asks for"),
-    (108, np.float32(np.inf), "vox_offset"), (344, b"ni1\0", "without voxels"),
+    (108, np.float32(np.inf), "vox_offset"),
+    (108, np.float32(-np.inf), "vox_offset"), (344, b"ni1\0", "without voxels"),
     (42, np.int16([1400] * 3), "asks for 5488000000 bytes"),
     (42, np.int16([32767] * 3), "asks for"), (42, np.int16(-30), "not a 3D"),
     (40, np.int16([4, 30, 20, 10, 0]), "not a 3D"),
