@@ -88,7 +88,15 @@ def read_nifti(
     with np.errstate(all="ignore"):
       array = array * np.float32(slope) + np.float32(inter)
   affine, remarks = _nifti_affine(header, pixdim, path)
+  unit = header.get_xyzt_units()[0]
+  if scale := _MM.get(unit):
+    affine[:3] *= scale
+    remarks.append(f"the header's lengths are in {unit}s; converted to mm")
   return array, affine, remarks + notes
+
+
+# Of the header's unit of length; files that name none are in mm.
+_MM = {"meter": 1000.0, "micron": 0.001}
 
 
 def _nifti_header(

@@ -1201,3 +1201,20 @@ def test_the_real_scan_reads_the_right_way_up(real_ct):
   behind = middle[middle[:, 0] > 75].mean(0)
   front = middle[middle[:, 0] <= 75].mean(0)
   assert behind[1] > front[1]
+
+
+@pytest.mark.parametrize("code", ["sform", "qform", "none"])
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001)])
+def test_a_nifti_in_another_unit_is_in_mm(tmp_path, unit, mm, code):
+  affine = np.diag([-0.4, 0.5, 0.6, 1.0])
+  affine[:3, 3] = 20, -30, 40
+  stored = affine.copy()
+  stored[:3] /= mm
+  image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), stored)
+  image.header.set_xyzt_units(unit)
+  image.set_sform(stored, int(code == "sform"))
+  image.set_qform(stored, int(code == "qform"))
+  nib.save(image, tmp_path / "scan.nii.gz")
+  found = read_volume(tmp_path / "scan.nii.gz")
+  np.testing.assert_allclose(found.grid.spacing, (0.6, 0.5, 0.4), rtol=1e-5)
+  assert any(unit in note for note in found.notes)
