@@ -1210,7 +1210,8 @@ def test_a_nifti_in_another_unit_is_in_mm(tmp_path, unit, mm, code):
   affine[:3, 3] = 20, -30, 40
   stored = affine.copy()
   stored[:3] /= mm
-  image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), stored)
+  hu = np.linspace(-1000, 800, 120).reshape(4, 5, 6).astype(np.int16)
+  image = nib.Nifti1Image(hu, stored)
   image.header.set_xyzt_units(unit)
   image.set_sform(stored, int(code == "sform"))
   image.set_qform(stored, int(code == "qform"))
