@@ -224,22 +224,28 @@ class _Bench:
   def _read_honest(self, target, folder, entry) -> _Honest:
     if target.name not in self._honest:
       # The first reading loads libraries; the second is like those to come.
-      self._ask(_read(target, folder, entry), 300, None)
-      answer = self._ask(_read(target, folder, entry), 300, None)
-      if answer["outcome"] != "accepted":
-        raise RuntimeError(f"{target.name}: the honest example: {answer}")
-      words = tuple(answer["words"])
-      self._honest[target.name] = _Honest(answer["parts"], words, answer["rise"])
+      # Of a copy, as a reader may write: a manifest, or what it tidies up.
+      for _ in range(2):
+        case = self._folder / "case"
+        shutil.copytree(folder, case, symlinks=True)
+        answer = self._ask(_read(target, case, entry), 300, None)
+        shutil.rmtree(case)
+        if answer["outcome"] != "accepted":
+          raise RuntimeError(f"{target.name}: the honest example: {answer}")
+      self._honest[target.name] = _Honest(
+        answer["parts"], tuple(answer["words"]), answer["rise"]
+      )
     return self._honest[target.name]
 
   def _ask(self, request, deadline_s, most):
     if self._worker is None:
-      self._honest.clear()
       self._worker = Worker(self._module, self._folder / "stderr.txt")
     try:
       return self._worker.ask(request, deadline_s, most)
     except Died:
+      # The next one has to load its libraries first, by an honest example.
       self._worker = None
+      self._honest.clear()
       raise
 
 

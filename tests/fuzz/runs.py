@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,7 +19,15 @@ from fuzz.target import (
 )
 
 
-def _damage_file(rng, path, kinds=0.15) -> str:
+def _draw_file(rng: Rng, files: Sequence[pathlib.Path]) -> pathlib.Path:
+  """Draws a file: half of the time the larger, the likelier."""
+  if rng.random() < 0.5:
+    return pick(rng, files)
+  sizes = np.array([path.stat().st_size for path in files], np.float64)
+  return files[int(rng.choice(len(files), p=sizes / sizes.sum()))]
+
+
+def _damage_file(rng, path, kinds=0.12) -> str:
   """Damages one file according to its kind."""
   if rng.random() < kinds:
     return f"became {mutations.replace_path(rng, path)}"
@@ -100,7 +109,7 @@ class Records(Target):
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
     files = files_below(folder)
     text = [x for x in files if x.suffix in (".json", ".csv")]
-    path = pick(rng, files if rng.random() < 0.5 else text)
+    path = _draw_file(rng, files) if rng.random() < 0.5 else pick(rng, text)
     what = _damage_file(rng, path)
     guarded = frozenset({"records"})
     if ".array_record" in path.name:
@@ -159,12 +168,14 @@ class Workdir(Target):
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
     files = files_below(folder)
     best = [path for path in files if "best" in path.parts]
-    path = pick(rng, best if rng.random() < 0.6 else files)
+    path = _draw_file(rng, best) if rng.random() < 0.7 else pick(rng, files)
     name = path.relative_to(folder / entry)
     guarded = self.all if path in best else frozenset({"weights"})
     if rng.random() < 0.05:
-      path = pick(rng, [x for x in path.parents if (folder / entry) in x.parents]
-                  or [path])
+      path = pick(
+        rng,
+        [x for x in path.parents if (folder / entry) in x.parents] or [path],
+      )
       name = path.relative_to(folder / entry)
       kind = mutations.replace_path(rng, path)
       return Damage(f"{name} became {kind}", entry, guarded)
@@ -216,7 +227,7 @@ class Checkpoints(Target):
     )
 
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
-    path = pick(rng, files_below(folder))
+    path = _draw_file(rng, files_below(folder))
     if rng.random() < 0.08:
       # Without the folder of a step nothing tells that it was there.
       places = [x for x in path.parents if (folder / entry) in x.parents]

@@ -269,7 +269,9 @@ class Dicom(Scan):
     chosen, guarded = [path], frozenset({"shape"})
     if rng.random() < 0.4:
       chosen, guarded = slices, NOTHING
-    what = _set_tag(rng, chosen)
+    what, short = _set_tag(rng, chosen)
+    if short:
+      guarded = self.all
     where = path.name if len(chosen) == 1 else "every slice"
     return Damage(f"{where}: {what}", entry, guarded)
 
@@ -335,8 +337,12 @@ _SYNTAXES = (
 )
 
 
-def _set_tag(rng, paths) -> str:
-  """Deletes a tag, or gives it an extreme value, in some slices alike."""
+def _set_tag(rng, paths) -> tuple[str, bool]:
+  """Deletes a tag, or gives it an extreme value, in some slices alike.
+
+  Returns:
+    what was done, and whether pixels are lost by it.
+  """
   import pydicom
   from pydicom.datadict import dictionary_VR, tag_for_keyword
   from pydicom.dataelem import RawDataElement
@@ -361,7 +367,8 @@ def _set_tag(rng, paths) -> str:
         kind = "OW"
       place[tag] = RawDataElement(tag, kind, len(new), new, 0, False, True)
     data.save_as(path, enforce_file_format=False)
-  return f"{keyword} " + ("deleted" if delete else f"= {new[:60]!r}")
+  words = f"{keyword} " + ("deleted" if delete else f"= {new[:60]!r}")
+  return words, keyword == "PixelData" and len(new) < len(before)
 
 
 def _tag_value(rng, keyword, kind, before) -> bytes:

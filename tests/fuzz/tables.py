@@ -17,8 +17,8 @@ from fuzz.target import (
   Target,
   digest,
   files_below,
-  longest,
   rename,
+  said,
 )
 
 CASES = 4
@@ -50,8 +50,12 @@ def write_scans(folder: pathlib.Path, count: int) -> None:
   manifests.write(rows, folder / manifests.NAME)
 
 
-def _cases(cases, root: pathlib.Path) -> Found:
-  return Found({"cases": digest(repr(cases).replace(str(root), "ROOT"))})
+def _cases(cases, *roots: pathlib.Path) -> Found:
+  text = repr(cases)
+  # The longest first: a folder may have been renamed.
+  for root in roots:
+    text = text.replace(str(root), "ROOT")
+  return Found({"cases": digest(text)})
 
 
 class Manifest(Target):
@@ -76,7 +80,7 @@ class Manifest(Target):
     text = repr(reports).replace(str(folder), "ROOT")
     words = [text for report in reports for text in report["notes"]]
     return Found(
-      {"reports": digest(text)} | _cases(cases, folder).parts, longest(words)
+      {"reports": digest(text)} | _cases(cases, folder).parts, said(words)
     )
 
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
@@ -269,7 +273,7 @@ class Layout(Target):
     missing = [line for case in cases for line in sources.problems(case)]
     if missing:
       raise Refused(f"error: {missing[0]}")
-    return _cases(cases, folder)
+    return _cases(cases, folder / entry)
 
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
     draw = rng.random()
@@ -282,7 +286,9 @@ class Layout(Target):
       if draw > 0.85:
         path = pick(rng, sorted(x for x in (folder / entry).rglob("*")))
       where = path.relative_to(folder)
-      return Damage(f"{where} became {mutations.replace_path(rng, path)}", entry)
+      return Damage(
+        f"{where} became {mutations.replace_path(rng, path)}", entry
+      )
     if path not in tables:
       name = mutations.odd_name(rng, path.name)
       if draw < 0.6:
@@ -347,7 +353,9 @@ class Folder(Target):
     if draw < 0.8:
       path = pick(rng, sorted((folder / entry).rglob("*")))
       where = path.relative_to(folder)
-      return Damage(f"{where} became {mutations.replace_path(rng, path)}", entry)
+      return Damage(
+        f"{where} became {mutations.replace_path(rng, path)}", entry
+      )
     changed, what = mutations.damage_bytes(rng, path.read_bytes())
     path.write_bytes(changed)
     return Damage(f"{path.name}: {what}", entry)

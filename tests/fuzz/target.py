@@ -104,10 +104,14 @@ def rename(rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
 
 
 def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the files below a folder, sorted, so that a draw is repeatable."""
-  return sorted(path for path in folder.rglob("*") if path.is_file())
+  """Returns the files below a folder, in an order that a seed can rely on.
+
+  By folder and size before name: a checkpoint names its files at random.
+  """
+  found = [path for path in folder.rglob("*") if path.is_file()]
+  return sorted(found, key=lambda x: (x.parent, x.stat().st_size, x.name))
 
 
-def longest(words: Iterable[str]) -> tuple[str, ...]:
+def said(words: Iterable[str]) -> tuple[str, ...]:
   """Returns the words that are not empty, each once."""
   return tuple(dict.fromkeys(word for word in words if word.strip()))
