@@ -319,22 +319,32 @@ def _make_slice(plane: np.ndarray, number: int):
   return data
 
 
+# Group and element, kind of value, and what it is.
 _TAGS = (
-  *("Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber", "PatientID"),
-  *("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"),
-  *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
-  *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
-  *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-  *("RescaleSlope", "RescaleIntercept", "PixelData", "InstanceNumber"),
-  *("NumberOfFrames", "PixelPaddingValue", "SOPClassUID", "SOPInstanceUID"),
-  *("TransferSyntaxUID", "SpecificCharacterSet", "PatientName", "TriggerTime"),
-  *("AcquisitionNumber", "TemporalPositionIdentifier", "SliceThickness"),
+  *((0x0002, 0x0010, "UI", "transfer syntax"), (0x0008, 0x0008, "CS", "type")),
+  *((0x0008, 0x0016, "UI", "class"), (0x0008, 0x0018, "UI", "instance")),
+  *((0x0008, 0x0060, "CS", "modality"), (0x0008, 0x0005, "CS", "characters")),
+  *((0x0010, 0x0010, "PN", "name"), (0x0010, 0x0020, "LO", "patient")),
+  *((0x0018, 0x0050, "DS", "thickness"), (0x0018, 0x1060, "DS", "trigger")),
+  *((0x0020, 0x000E, "UI", "series"), (0x0020, 0x0011, "IS", "series number")),
+  *((0x0020, 0x0012, "IS", "acquisition"), (0x0020, 0x0013, "IS", "number")),
+  *((0x0020, 0x0032, "DS", "position"), (0x0020, 0x0037, "DS", "orientation")),
+  *((0x0020, 0x0032, "DS", "position"), (0x0020, 0x0037, "DS", "orientation")),
+  *((0x0028, 0x0030, "DS", "spacing"), (0x0020, 0x0100, "IS", "time")),
+  *((0x0028, 0x0002, "US", "samples"), (0x0028, 0x0004, "CS", "colours")),
+  *((0x0028, 0x0008, "IS", "frames"), (0x0028, 0x0010, "US", "rows")),
+  *((0x0028, 0x0011, "US", "columns"), (0x0028, 0x0100, "US", "allocated")),
+  *((0x0028, 0x0101, "US", "stored"), (0x0028, 0x0102, "US", "high bit")),
+  *((0x0028, 0x0103, "US", "signed"), (0x0028, 0x0120, "US", "padding")),
+  *((0x0028, 0x1052, "DS", "intercept"), (0x0028, 0x1053, "DS", "slope")),
+  *((0x7FE0, 0x0010, "OW", "pixels"), (0x7FE0, 0x0010, "OW", "pixels")),
 )
 _SYNTAXES = (
   *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"),
   *("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.50", "1.2.3", ""),
   *("1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.5"),
 )
+_LONG = (b"OB", b"OW", b"UN", b"UT", b"SQ")
 
 
 def _set_tag(rng, paths) -> tuple[str, bool]:
@@ -343,54 +353,77 @@ def _set_tag(rng, paths) -> tuple[str, bool]:
   Returns:
     what was done, and whether pixels are lost by it.
   """
-  import pydicom
-  from pydicom.datadict import dictionary_VR, tag_for_keyword
-  from pydicom.dataelem import RawDataElement
-  from pydicom.tag import Tag
-
-  keyword = pick(rng, _TAGS)
-  tag = Tag(tag_for_keyword(keyword))
-  kind = dictionary_VR(tag)
-  delete = rng.random() < 0.2
-  new, before = b"", None
+  *tag, kind, name = pick(rng, _TAGS)
+  change = None if rng.random() < 0.2 else _tag_change(rng, kind, name)
+  short = False
   for path in paths:
-    data = pydicom.dcmread(path)
-    place = data.file_meta if tag.group == 2 else data
-    if before is None:
-      before = place[tag].value if tag in place else ""
-      new = b"" if delete else _tag_value(rng, keyword, kind, before)
-    place.pop(tag, None)
-    if not delete:
-      # Raw: pydicom writes it as it is, and checks nothing.
-      kind = "US" if kind in ("US or SS", "OB or OW") else kind
-      if keyword == "PixelData":
-        kind = "OW"
-      place[tag] = RawDataElement(tag, kind, len(new), new, 0, False, True)
-    data.save_as(path, enforce_file_format=False)
-  words = f"{keyword} " + ("deleted" if delete else f"= {new[:60]!r}")
-  return words, keyword == "PixelData" and len(new) < len(before)
+    data = path.read_bytes()
+    elements = _elements(data)
+    old = elements.get(tuple(tag), (b"", b""))[1]
+    elements.pop(tuple(tag), None)
+    new = b"" if change is None else change(old)
+    if change is not None:
+      elements[tuple(tag)] = (kind.encode(), new)
+    short |= kind == "OW" and len(new) < len(old)
+    path.write_bytes(data[:132] + _joined(elements))
+  words = "deleted" if change is None else f"= {new[:60]!r}"
+  return f"the {name} {words}", short
 
 
-def _tag_value(rng, keyword, kind, before) -> bytes:
-  if keyword == "PixelData":
-    size = pick(rng, (0, 2, len(before) // 2, len(before) - 2, len(before) * 2))
-    return (before * 2)[:size]
-  if keyword == "TransferSyntaxUID":
-    text = pick(rng, _SYNTAXES)
-  elif kind in ("US", "US or SS"):
-    return mutations.packed(rng, "<H")[0]
-  elif kind in ("DS", "IS"):
-    many = not isinstance(before, (str, int, float))
-    numbers = [str(x) for x in before] if many else [str(before)]
-    numbers[int(rng.integers(len(numbers)))] = pick(rng, mutations.NUMBERS)
-    if rng.random() < 0.1:
-      numbers = numbers[:-1] if rng.random() < 0.5 else numbers * 2
-    text = "\\".join(numbers)
-  else:
-    text = pick(rng, (*mutations.WORDS, "CT", "MR", "LOCALIZER", "1.2.3.5"))
-    text = text[:60_000]
-  value = text.encode("utf-8", "surrogateescape")
+def _tag_change(rng, kind, name):
+  """Returns what makes a new value, as bytes, of the old one."""
+  if kind == "OW":
+    share = pick(rng, (0, 0.01, 0.5, 0.999, 1.001, 2))
+    return lambda old: (old * 2)[: 2 * int(len(old) * share / 2)]
+  if kind == "US":
+    value = mutations.packed(rng, "<H")[0]
+    return lambda old: value
+  if kind in ("DS", "IS"):
+    number, place = pick(rng, mutations.NUMBERS), float(rng.random())
+    times = int(pick(rng, (0, 1, 1, 1, 1, 1, 1, 1, 1, 2)))
+
+    def replaced(old: bytes) -> bytes:
+      numbers = old.split(b"\\")
+      numbers[int(place * len(numbers))] = number.encode()
+      return _even(b"\\".join(numbers * times))
+
+    return replaced
+  words = (*mutations.WORDS, "CT", "MR", "LOCALIZER", "RGB", "1.2.3.5")
+  text = pick(rng, _SYNTAXES if name == "transfer syntax" else words)
+  return lambda old: _even(text.encode("utf-8", "surrogateescape")[:60_000])
+
+
+def _even(value: bytes) -> bytes:
   return value + b" " * (len(value) % 2)
+
+
+def _elements(data: bytes) -> dict[tuple[int, int], tuple[bytes, bytes]]:
+  """Returns tag -> (kind, value) of a slice of `_make_slice`."""
+  found, at = {}, 132
+  while at < len(data):
+    group, element, kind = struct.unpack_from("<HH2s", data, at)
+    form, header = ("<I", 12) if kind in _LONG else ("<H", 8)
+    (size,) = struct.unpack_from(form, data, at + (8 if header == 12 else 6))
+    start = at + header
+    found[group, element] = (kind, data[start : start + size])
+    at = start + size
+  return found
+
+
+def _joined(elements: dict[tuple[int, int], tuple[bytes, bytes]]) -> bytes:
+  """Returns the file's bytes after "DICM", with the length of its first group.
+
+  The standard has tags in rising order.
+  """
+  parts = {}
+  for (group, element), (kind, value) in sorted(elements.items()):
+    form = "<HH2s2xI" if kind in _LONG else "<HH2sH"
+    header = struct.pack(form, group, element, kind, len(value))
+    parts[group, element] = header + value
+  meta = sum(len(x) for tag, x in parts.items() if tag[0] == 2)
+  meta -= len(parts[2, 0])
+  parts[2, 0] = parts[2, 0][:8] + struct.pack("<I", meta)
+  return b"".join(parts.values())
 
 
 TARGETS: tuple[Target, ...] = (

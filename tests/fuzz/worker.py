@@ -21,7 +21,6 @@ from typing import Any
 from fuzz import memory
 from fuzz.target import Refused
 
-
 # A line that tqdm draws.
 _BAR = re.compile(r"\d+%\|.*\|")
 
