@@ -102,7 +102,7 @@ class Worker:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
-        # Of its own group, so that it ends with all that it started.
+        # Ctrl-C is for this process, which then ends that one.
         start_new_session=True,
       )
 
@@ -141,9 +141,10 @@ class Worker:
     raise Died("crash", f"{_ending(code)}: {self._last_words()}")
 
   def close(self) -> None:
-    """Ends the process and those that it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(self._process.pid, signal.SIGKILL)
+    """Ends the process and all those below it, of whatever group."""
+    for one in memory.tree(self._process.pid):
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(one, signal.SIGKILL)
     self._process.stdin.close()
     self._process.wait()
     self._process.stdout.close()

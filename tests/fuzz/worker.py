@@ -15,11 +15,12 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from data_prep import errors
 from fuzz import memory
-from fuzz.target import Refused
+from fuzz.target import Found, Refused
 
 # A line that tqdm draws.
 _BAR = re.compile(r"\d+%\|.*\|")
@@ -28,9 +29,9 @@ _BAR = re.compile(r"\d+%\|.*\|")
 class _Words(logging.Handler):
   """Keeps the warnings that the project's own code logs for its users."""
 
-  def __init__(self):
+  def __init__(self, found: list[str]):
     super().__init__(logging.WARNING)
-    self.found: list[str] = []
+    self.found = found
 
   def emit(self, record: logging.LogRecord) -> None:
     own = {"cadjax", "data_prep", "fuzz"}
@@ -39,17 +40,17 @@ class _Words(logging.Handler):
 
 
 @contextlib.contextmanager
-def _own_warnings() -> Iterator[list[str]]:
-  """Gives the list of what is logged; keeps all logs off the screen.
+def _own_warnings(found: list[str]) -> Iterator[None]:
+  """Adds what is logged to a list; keeps all logs off the screen.
 
   What libraries log is for their developers and no word to the user.
   """
-  words = _Words()
+  words = _Words(found)
   loggers = (logging.getLogger(), logging.getLogger("absl"))
   before = [one.handlers for one in loggers]
   loggers[0].handlers, loggers[1].handlers = [words], []
   try:
-    yield words.found
+    yield
   finally:
     for one, handlers in zip(loggers, before, strict=True):
       one.handlers = handlers
@@ -61,53 +62,68 @@ def answer(targets: dict[str, Any], request: dict[str, str]) -> dict[str, Any]:
   folder = pathlib.Path(request["folder"])
   if request["do"] == "make":
     return {"entry": target.make(folder)}
+  found: list[Found] = []
   screen = io.StringIO()
   peak = memory.Peak(os.getpid())
   result: dict[str, Any]
-  try:
-    with (
-      _own_warnings() as words,
-      contextlib.redirect_stdout(screen),
-      contextlib.redirect_stderr(screen),
-      warnings.catch_warnings(),
-    ):
-      warnings.simplefilter("ignore")
-      found = target.read(folder, request["entry"])
-    said = [*found.words, *words, *screen.getvalue().splitlines()]
-    said = [text.replace(str(folder), "ROOT") for text in said]
-    said = [text for text in said if text.strip() and not _BAR.search(text)]
-    result = {"outcome": "accepted", "parts": found.parts, "words": said}
-  except Refused as error:
-    result = {"outcome": "refused", "message": str(error)}
-  except BaseException as error:
-    result = _raised(error)
+  words: list[str] = []
+
+  def read() -> None:
+    with _own_warnings(words):
+      found.append(target.read(folder, request["entry"]))
+
+  with (
+    contextlib.redirect_stdout(screen),
+    contextlib.redirect_stderr(screen),
+    warnings.catch_warnings(),
+  ):
+    warnings.simplefilter("ignore")
+    try:
+      _as_a_program(read)
+      shown = [*found[0].words, *words, *screen.getvalue().splitlines()]
+      shown = [text.replace(str(folder), "ROOT") for text in shown]
+      shown = [x for x in shown if x.strip() and not _BAR.search(x)]
+      result = {"outcome": "accepted", "parts": found[0].parts, "words": shown}
+    except Refused as error:
+      result = {"outcome": "refused", "message": str(error)}
+    except _Exit:
+      result = {"outcome": "refused", "message": screen.getvalue()}
+    except BaseException as error:
+      result = {"outcome": "raised", "message": _where(error)}
   return result | {"rise": peak.rise()}
 
 
-# What the programs report in one line, see `errors.run`: module and class.
-_REPORTED = (
-  ("data_prep.errors", "UserError"),
-  ("cadjax.core.lookup", "ConfigError"),
-)
+class _Exit(Exception):
+  """A program came to its end with the exit code of a user's mistake."""
 
 
-def _raised(error: BaseException) -> dict[str, Any]:
-  # A module that nobody has imported has raised nothing.
-  reported = tuple(
-    getattr(sys.modules[module], name)
-    for module, name in _REPORTED
-    if module in sys.modules
-  )
-  if isinstance(error, reported):
-    # As `errors.one_line` does.
-    text = " ".join(str(error).split())
-    return {"outcome": "refused", "message": f"error: {text}\n"}
+def _as_a_program(do: Callable[[], None]) -> None:
+  """Calls a function as the programs' main is called, by `errors.run`."""
+  # What nobody has imported has raised nothing.
+  lookup = sys.modules.get("cadjax.core.lookup")
+  expected = (lookup.ConfigError,) if lookup else ()
+  before, sys.argv = sys.argv, ["fuzz"]
+  try:
+    errors.run(
+      "fuzz", lambda _: do(), lambda *args, **values: None, expected=expected
+    )
+  except SystemExit as end:
+    if end.code == 2:
+      raise _Exit from end
+    if end.code:
+      raise
+  finally:
+    sys.argv = before
+
+
+def _where(error: BaseException) -> str:
+  """Returns an exception and the last of the project's lines that it passed."""
   frames = traceback.extract_tb(error.__traceback__)
   own = [x for x in frames if "/cadjax/" in x.filename or "prep/" in x.filename]
-  at = (own or frames)[-1]
+  at = [x for x in own or frames if not x.filename.endswith("errors.py")][-1]
   where = f"{pathlib.Path(at.filename).name}:{at.lineno} {at.name}"
   text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-  return {"outcome": "raised", "message": f"{text} ({where})"}
+  return f"{text} ({where})"
 
 
 def main() -> None:
