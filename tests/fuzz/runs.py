@@ -1,5 +1,6 @@
 """Data sets, and what a training leaves: workdirs and checkpoints."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -170,7 +171,11 @@ class Workdir(Target):
     best = [path for path in files if "best" in path.parts]
     path = _draw_file(rng, best) if rng.random() < 0.7 else pick(rng, files)
     name = path.relative_to(folder / entry)
-    guarded = self.all if path in best else frozenset({"weights"})
+    # What older versions wrote has no checksums of the files beside best/.
+    sealed = (folder / entry / "checksums.json").exists()
+    guarded = frozenset({"weights"})
+    if sealed or path in best:
+      guarded = self.all
     if rng.random() < 0.05:
       path = pick(
         rng,
@@ -196,12 +201,14 @@ class Checkpoints(Target):
   weight = 0.7
 
   def make(self, folder: pathlib.Path) -> str:
-    from cadjax.training import checkpoint
+    from cadjax.training import checkpoint, loop, workdir
 
-    (folder / "run").mkdir()
+    workdir.prepare(folder / "run", _tiny_config(), _dataset())
     saved = checkpoint.Checkpoints(folder / "run")
     for step in (10, 20):
-      saved.save(step, _state(step), {"best": 0.5 + step, "best_step": step})
+      saved.save_best(step, _state(step)["params"])
+      progress = loop.Progress(best=0.5 + step, best_step=step)
+      saved.save(step, _state(step), dataclasses.asdict(progress))
     saved.close()
     return "run"
 
@@ -227,7 +234,9 @@ class Checkpoints(Target):
     )
 
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
-    path = _draw_file(rng, files_below(folder))
+    files = files_below(folder / entry / "checkpoints")
+    files += files_below(folder / entry / "best")
+    path = _draw_file(rng, files)
     if rng.random() < 0.08:
       # Without the folder of a step nothing tells that it was there.
       places = [x for x in path.parents if (folder / entry) in x.parents]

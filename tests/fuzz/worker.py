@@ -22,6 +22,8 @@ from data_prep import errors
 from fuzz import memory
 from fuzz.target import Found, Refused
 
+_ROOT = pathlib.Path(__file__).parents[2]
+_OWN = tuple(f"{_ROOT}/{x}/" for x in ("cadjax", "data_prep", "tests"))
 # A line that tqdm draws.
 _BAR = re.compile(r"\d+%\|.*\|")
 
@@ -34,8 +36,7 @@ class _Words(logging.Handler):
     self.found = found
 
   def emit(self, record: logging.LogRecord) -> None:
-    own = {"cadjax", "data_prep", "fuzz"}
-    if own.intersection(pathlib.Path(record.pathname).parts):
+    if record.pathname.startswith(_OWN):
       self.found.append(record.getMessage())
 
 
@@ -119,8 +120,9 @@ def _as_a_program(do: Callable[[], None]) -> None:
 def _where(error: BaseException) -> str:
   """Returns an exception and the last of the project's lines that it passed."""
   frames = traceback.extract_tb(error.__traceback__)
-  own = [x for x in frames if "/cadjax/" in x.filename or "prep/" in x.filename]
-  at = [x for x in own or frames if not x.filename.endswith("errors.py")][-1]
+  # Where nothing of the project's was passed, the last of all.
+  own = [x for x in frames if x.filename.startswith(_OWN[:2])]
+  at = ([x for x in own if x.name != "guarded"] or frames)[-1]
   where = f"{pathlib.Path(at.filename).name}:{at.lineno} {at.name}"
   text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
   return f"{text} ({where})"
