@@ -73,9 +73,8 @@ class Manifest(Target):
 
     cases = sources.find_cases("manifest", folder / entry)
     reports = check.check(cases, num_workers=1)
-    check.table(reports)
-    problems = [text for report in reports for text in report["problems"]]
-    if problems:
+    lines = check.table(reports).splitlines()
+    if problems := [line for line in lines if line.startswith("problem: ")]:
       raise Refused(f"error: {problems[0]}")
     text = repr(reports).replace(str(folder), "ROOT")
     words = [text for report in reports for text in report["notes"]]
@@ -266,13 +265,13 @@ class Layout(Target):
     return "set"
 
   def read(self, folder: pathlib.Path, entry: str) -> Found:
-    from data_prep import sources
+    from data_prep import errors, sources
 
     cases = sources.find_cases(self.name, folder / entry)
-    # What `build` and `check` then ask of each.
+    # What `build` then asks of each, and how it says so.
     missing = [line for case in cases for line in sources.problems(case)]
     if missing:
-      raise Refused(f"error: {missing[0]}")
+      raise errors.UserError(missing[0])
     return _cases(cases, folder / entry)
 
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
