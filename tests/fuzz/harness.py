@@ -36,7 +36,7 @@ FAILURES = OUTCOMES[4:]
 # late, threads that start, pages of a library that is used for the first time.
 ALLOWANCE_BYTES = 64 << 20
 # Above its limit a process gets no further than this.
-_KILLED_ABOVE = 512 << 20
+KILLED_ABOVE = 512 << 20
 _POLL_S = 0.05
 _CHUNK = 50
 
@@ -127,7 +127,7 @@ class Worker:
     end = time.monotonic() + deadline_s
     while not select.select([process.stdout], [], [], _POLL_S)[0]:
       taken = memory.resident(process.pid) - before
-      if most is not None and taken > most + _KILLED_ABOVE:
+      if most is not None and taken > most + KILLED_ABOVE:
         self.close()
         raise Died("memory", f"{taken >> 20} MiB and rising")
       if time.monotonic() > end:

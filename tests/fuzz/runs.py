@@ -52,9 +52,8 @@ def _damage_file(rng, path, kinds=0.12) -> str:
 class Records(Target):
   """A built data set, read as a training reads it."""
 
-  name = "data set"
+  name = "dataset"
   parts = ("records", "rows", "metadata")
-  weight = 1.0
 
   def make(self, folder: pathlib.Path) -> str:
     from data_prep import build
@@ -132,7 +131,7 @@ def _tiny_config():
 class Workdir(Target):
   """The workdir of a classifier, loaded as every program loads it."""
 
-  name = "workdir best/"
+  name = "best"
   parts = ("weights", "config")
   weight = 0.7
 
@@ -194,11 +193,13 @@ def _honest(config) -> bool:
 
 
 class Checkpoints(Target):
-  """The checkpoints of a training that stopped, as it is resumed."""
+  """The workdir of a training that stopped, as the same command resumes it."""
 
-  name = "checkpoints/"
+  name = "checkpoints"
   parts = ("state", "meta")
   weight = 0.7
+  # The folders in it that are damaged.
+  _places = ("checkpoints", "best")
 
   def make(self, folder: pathlib.Path) -> str:
     from cadjax.training import checkpoint, loop, workdir
@@ -215,8 +216,9 @@ class Checkpoints(Target):
   def read(self, folder: pathlib.Path, entry: str) -> Found:
     import jax
 
-    from cadjax.training import checkpoint
+    from cadjax.training import checkpoint, workdir
 
+    workdir.prepare(folder / entry, _tiny_config(), _dataset())
     saved = checkpoint.Checkpoints(folder / entry)
     try:
       found = saved.restore(_state(0))
@@ -234,18 +236,27 @@ class Checkpoints(Target):
     )
 
   def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
-    files = files_below(folder / entry / "checkpoints")
-    files += files_below(folder / entry / "best")
+    root = folder / entry
+    files = [x for name in self._places for x in files_below(root / name)]
     path = _draw_file(rng, files)
     if rng.random() < 0.08:
       # Without the folder of a step nothing tells that it was there.
-      places = [x for x in path.parents if (folder / entry) in x.parents]
-      path = pick(rng, places)
+      path = pick(rng, [x for x in path.parents if root in x.parents])
       kind = mutations.replace_path(rng, path)
-      name = path.relative_to(folder / entry)
-      return Damage(f"{name} became {kind}", entry)
-    name = path.relative_to(folder / entry)
-    return Damage(f"{name}: {_damage_file(rng, path)}", entry, self.all)
+      return Damage(f"{path.relative_to(root)} became {kind}", entry)
+    what = _damage_file(rng, path)
+    return Damage(f"{path.relative_to(root)}: {what}", entry, self.all)
+
+
+class Resume(Checkpoints):
+  """The same, with damage to the JSON by which it knows its workdir again."""
+
+  name = "workdir-json"
+  weight = 0.5
+
+  def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
+    path = pick(rng, sorted((folder / entry).glob("*.json")))
+    return Damage(f"{path.name}: {_damage_file(rng, path)}", entry, self.all)
 
 
 def _state(value: int):
@@ -264,31 +275,6 @@ def _state(value: int):
     },
     jax.sharding.SingleDeviceSharding(jax.devices()[0]),
   )
-
-
-class Resume(Target):
-  """The JSON by which a training knows its workdir again."""
-
-  name = "workdir JSON"
-  parts = ("accepted",)
-  weight = 0.5
-
-  def make(self, folder: pathlib.Path) -> str:
-    from cadjax.training import workdir
-
-    workdir.prepare(folder / "run", _tiny_config(), _dataset())
-    return "run"
-
-  def read(self, folder: pathlib.Path, entry: str) -> Found:
-    from cadjax.training import workdir
-
-    workdir.prepare(folder / entry, _tiny_config(), _dataset())
-    workdir.is_finished(folder / entry)
-    return Found({"accepted": "yes"})
-
-  def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
-    path = pick(rng, files_below(folder))
-    return Damage(f"{path.name}: {_damage_file(rng, path)}", entry)
 
 
 def _dataset():

@@ -234,7 +234,7 @@ class Layout(Target):
   """Folders as sources publish them: names, lists and tables."""
 
   parts = ("cases",)
-  weight = 0.7
+  weight = 0.5
   _NAMES = {
     "imagecas": ("1-200/{}.img.nii.gz", "1-200/{}.label.nii.gz"),
     "imagecas_x": ("volumes/{}.img.nii.gz", "segmentations/{}.coronary.nii.gz"),
@@ -310,7 +310,8 @@ class Layout(Target):
 class Folder(Target):
   """A folder without a table, for which `check --write_manifest` writes one."""
 
-  name = "folder of scans"
+  name = "folder"
+  weight = 0.5
   parts = ("manifest",)
 
   def make(self, folder: pathlib.Path) -> str:
