@@ -350,6 +350,9 @@ KINDS: dict[str, Callable[[pathlib.Path], Any]] = {
   "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
 }
 
+# Those that nobody can tell from what was never there.
+GONE = ("nothing", "an empty folder", "a folder", "a link to its folder")
+
 
 def replace_path(rng: Rng, path: pathlib.Path) -> str:
   """Makes of a file or folder nothing, or something of another kind."""

@@ -240,10 +240,11 @@ class Checkpoints(Target):
     files = [x for name in self._places for x in files_below(root / name)]
     path = _draw_file(rng, files)
     if rng.random() < 0.08:
-      # Without the folder of a step nothing tells that it was there.
       path = pick(rng, [x for x in path.parents if root in x.parents])
       kind = mutations.replace_path(rng, path)
-      return Damage(f"{path.relative_to(root)} became {kind}", entry)
+      # Without the folder of a step nothing tells that it was there.
+      guarded = NOTHING if kind in mutations.GONE else self.all
+      return Damage(f"{path.relative_to(root)} became {kind}", entry, guarded)
     what = _damage_file(rng, path)
     return Damage(f"{path.relative_to(root)}: {what}", entry, self.all)
 

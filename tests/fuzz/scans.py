@@ -254,7 +254,7 @@ class Dicom(Scan):
     if draw < 0.16:
       kind = mutations.replace_path(rng, path)
       # What is not there cannot be missed at an end; what is, can be told.
-      gone = "nothing" in kind or "folder" in kind
+      gone = kind in mutations.GONE
       guarded = NOTHING if gone else frozenset({"shape"})
       return Damage(f"{path.name} became {kind}", entry, guarded)
     if draw < 0.26:
