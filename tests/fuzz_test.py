@@ -6,8 +6,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from fuzz import formats, harness, toys
+from fuzz import formats, harness, memory, toys
 from fuzz.target import Damage
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,6 +59,16 @@ def test_a_reader_that_takes_too_much_is_stopped(monkeypatch):
   monkeypatch.setattr(harness, "KILLED_ABOVE", 0)
   found = counts_of(["hoards"], 3, allowance_bytes=32 << 20)
   assert found == {"hoards": {"memory"}}
+
+
+def test_a_peak_is_that_of_one_case_alone():
+  size = 128 << 20
+  first = memory.Peak(os.getpid())
+  taken = np.ones(size, np.uint8)
+  assert first.rise() >= size
+  del taken
+  second = memory.Peak(os.getpid())
+  assert second.rise() < size // 2
 
 
 @pytest.mark.parametrize(
