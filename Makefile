@@ -5,8 +5,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: help env demo test test-slow test-colab test-latest bench bench-tpu \
-  lint clean experiments experiments-smoke
+.PHONY: help env demo test test-slow test-colab test-latest fuzz bench \
+  bench-tpu lint clean experiments experiments-smoke
 
 help:
 	@echo "make demo       environment, phantoms, trainings, evaluation, a linked report"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
 	@echo "make test-colab   Colab's versions: parallel, training, evaluation, explanation, notebooks"
 	@echo "make test-latest  the fast tests with the newest jax, flax, optax, orbax, grain, TFDS"
+	@echo "make fuzz       damages files at random; counts what the readers do"
 	@echo "make bench      times training and inference beside PyTorch's, in bench/"
 	@echo "make bench-tpu  compiles for a TPU that is not there, in bench/tpu"
 	@echo "make experiments        the paper's questions on phantoms: hours"
@@ -94,6 +95,12 @@ test-latest:
 	$(LATEST)/bin/python -m pip list --disable-pip-version-check | grep -E \
 	  '^(jax|jaxlib|flax|optax|orbax-checkpoint|grain|tensorflow-datasets) '
 	$(LATEST)/bin/python $(PYTEST)
+
+# Some 20 ms a case. `python -m fuzz --help` says how to repeat one.
+CASES ?= 10000
+
+fuzz: $(READY)
+	PYTHONPATH=tests $(PY) -m fuzz --cases=$(CASES)
 
 $(VENV)/.ready-bench: $(READY)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -87,6 +87,7 @@ OF_NO_MODULE = {
   "colab_test.py": "the notebooks",
   "commands_test.py": "the commands of the README and of make",
   "configs_test.py": "every shipped config",
+  "fuzz_test.py": "every reader, on damaged files",
   "imports_test.py": "who imports whom",
   "mirror_test.py": "this file",
   "own_test.py": "the recipe for own scans",

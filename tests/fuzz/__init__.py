@@ -1,0 +1,1 @@
+"""Damages files in every way that can be drawn, and counts what readers do."""

@@ -1,0 +1,5 @@
+"""All formats that are fuzzed."""
+
+from fuzz import runs, scans, tables
+
+TARGETS = (*scans.TARGETS, *tables.TARGETS, *runs.TARGETS)
