@@ -9,6 +9,7 @@ import pytest
 
 from cadjax import models
 from cadjax.core import lookup, parallel
+from cadjax.models import layers
 from cadjax.segmentation import losses as segmentation_losses
 from cadjax.training import losses, steps
 
@@ -186,7 +187,10 @@ def segmenter_steps(devices):
   prepare = steps.make_prepare(
     ndim=3, window_hu=window_hu, augment=jitter, class_set="aorta_coronaries"
   )
-  loss_fn = segmentation_losses.get_segment_loss({"name": "dice_ce"})
+  # Over the batch: of all devices together.
+  loss_fn = segmentation_losses.get_segment_loss(
+    {"name": "dice_ce", "batch": True}, devices.axis_name
+  )
   step = devices.train_step(
     steps.make_train_step(
       model,
@@ -237,4 +241,36 @@ def test_a_segmenter_on_eight_devices_equals_one(mode):
     assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
   flat_want, flat_got = jax.tree.leaves(want), jax.tree.leaves(got)
   for a, b in zip(flat_want, flat_got, strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def statistics(devices):
+  """Those of two batches, for weights that a training gives."""
+  config = {"name": "unet", "ndim": 2, "features": (2, 4), "norm": "batch"}
+  plain = models.get_model(config)
+  prepare = steps.make_prepare(
+    ndim=2, window_hu=(-200.0, 1000.0), augment=jitter
+  )
+  model = models.get_model(config, axis_name=devices.axis_name)
+  step = devices.train_step(steps.make_statistics_step(model, prepare, seed=3))
+  variables = plain.init(
+    jax.random.key(0), np.zeros((1, *SHAPE[1:], 1)), train=False
+  )
+  state = devices.put_replicated(variables | {"step": np.int32(5)})
+  found = []
+  for i in range(2):
+    batch = make_batch(np.random.default_rng(i), 2)
+    state, one = step(state, devices.put_batch(batch))
+    found.append(one)
+  assert int(state["step"]) == 7
+  return layers.pool_statistics(found)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "mesh"])
+def test_statistics_of_eight_devices_are_those_of_one(mode):
+  one = parallel.make_parallel("pmap", devices=jax.devices()[:1])
+  want = jax.tree.leaves(statistics(one))
+  got = jax.tree.leaves(statistics(parallel.make_parallel(**MODES[mode])))
+  assert len(want) == len(got) > 2
+  for a, b in zip(want, got, strict=True):
     np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
