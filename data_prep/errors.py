@@ -64,6 +64,7 @@ def run(
     more_help: gets the command line of a call for help; returns what is shown
       beside the flags.
   """
+  interrupt.unguard()
   own = flag_help.define(define_flags)
 
   def parse(argv: Sequence[str]) -> list[str]:
