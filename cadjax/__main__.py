@@ -106,13 +106,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
       lookup.check_known([name], PROGRAMS, "program")
       sys.argv = [f"cadjax {name}", *rest]
+      interrupt.guard()
       # As `python -m` does, so that both are the same in everything, in how
       # worker processes start as well.
       runpy.run_module(PROGRAMS[name][0], run_name="__main__", alter_sys=True)
   except lookup.ConfigError as error:
     sys.exit(_fail(str(error)))
-  except KeyboardInterrupt:
-    interrupt.stop()
 
 
 def _fail(message: str) -> int:

@@ -72,6 +72,7 @@ def run(
     more_help: gets the command line of a call for help; returns what is shown
       beside the flags.
   """
+  interrupt.unguard()
   for stream in (sys.stdout, sys.stderr):
     # Names of files may be what the terminal cannot show.
     if isinstance(stream, io.TextIOWrapper):

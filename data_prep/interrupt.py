@@ -1,44 +1,69 @@
 """Ctrl-C ends a program in one line, at whatever moment it comes."""
 
-import contextlib
+import _thread
 import os
 import signal
 import sys
-import types
-from typing import NoReturn
+import threading
+from typing import Any, NoReturn
 
 CODE = 130  # As shells have it: 128 and the number of SIGINT.
+_AGAIN_S = 0.05
 
 
 def stop(message: str = "stopped") -> NoReturn:
-  """Prints one line and exits with code 130; a second Ctrl-C does so at once.
+  """Prints one line and ends the process with code 130.
 
-  Raises:
-    SystemExit: so that files are closed and temporary folders removed.
+  For the end of a program, where all that was open is closed again: what
+  libraries do as Python ends waits for threads, or fails in them.
   """
-  # What ends in the background, such as a checkpoint, must not be a traceback.
-  with contextlib.suppress(ValueError):  # In another thread than the main one.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(CODE))
   print(message, file=sys.stderr)
-  sys.exit(CODE)
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except (OSError, ValueError):
+      continue  # To a closed pipe; there is nobody to tell.
+  os._exit(CODE)
 
 
 def guard_imports() -> None:
-  """Makes Ctrl-C one line while `python -m` still imports the program.
+  """Lets Ctrl-C end the process at once, while a program is imported.
 
-  Packages call it as they are imported; as libraries they change nothing.
+  Nothing is open then, and an exception in the middle of an extension module
+  may end in a crash. Packages call it as they are imported by `python -m`; as
+  libraries they change nothing.
   """
   if sys.argv[:1] == ["-m"]:
-    sys.excepthook = _report
+    guard()
 
 
-def _report(
-  kind: type[BaseException],
-  error: BaseException,
-  trace: types.TracebackType | None,
-) -> None:
-  if not issubclass(kind, KeyboardInterrupt):
-    sys.__excepthook__(kind, error, trace)
+def guard() -> None:
+  """Lets Ctrl-C end the process at once, until `unguard`."""
+  # A shell's background job ignores Ctrl-C, and is to do so further on.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)
+
+
+def unguard() -> None:
+  """Lets Ctrl-C raise KeyboardInterrupt, where nothing can swallow it.
+
+  Python ignores what a callback of the garbage collector raises, such as
+  that of jax: the interrupt is sent once more.
+  """
+  if signal.getsignal(signal.SIGINT) is _stop:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  sys.unraisablehook = _unraisable
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+  del number, frame
+  stop()
+
+
+def _unraisable(ignored: Any) -> None:
+  if not issubclass(ignored.exc_type, KeyboardInterrupt):
+    sys.__unraisablehook__(ignored)
     return
-  print("stopped", file=sys.stderr)
-  os._exit(CODE)
+  timer = threading.Timer(_AGAIN_S, _thread.interrupt_main)
+  timer.daemon = True
+  timer.start()

@@ -303,6 +303,7 @@ def remember(copy, path):
     *above, last = keys
     functools.reduce(dict.get, above, table)[last] = str(path)
     (copy / f"{name}.json").write_text(json.dumps(table))
+  workdir.seal(copy)
 
 
 def test_a_workdir_remembers_an_absolute_path(root, data, monkeypatch):

@@ -18,7 +18,8 @@ from cadjax.report import classified
 from cadjax.segmentation.scan import segment_scan
 from cadjax.training import checkpoint, reading, workdir
 from configs import resnet3d
-from data_prep import geometry
+from data_prep import checksums, geometry
+from data_prep.ctca import stored
 
 GRID = {"kind": "paper", "shape": [24, 16, 20]}
 STEP = 7
@@ -80,6 +81,12 @@ def write_workdir(
   files.write_json(path / "versions.json", workdir.software().to_dict())
   workdir.seal(path)
   return path
+
+
+def reseal(data: pathlib.Path) -> None:
+  """Writes the checksums of a changed data set, as if it were built so."""
+  found = json.loads((data / checksums.NAME).read_text())
+  stored.write(data, found["records"], found["metadata"])
 
 
 def messages(done):

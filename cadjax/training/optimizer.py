@@ -161,10 +161,10 @@ def _check(options: Mapping[str, Any], total_steps: int) -> None:
         f"config.optimizer.{field} is {options[field]}; it must be >= {low}"
       )
   for field in ("learning_rate", "eps"):
-    if not 0 < options[field] < math.inf:
+    if not 0 <= options[field] < math.inf:
       raise lookup.ConfigError(
-        f"config.optimizer.{field} is {options[field]}; it must be above 0 and"
-        " finite"
+        f"config.optimizer.{field} is {options[field]}; it must be at least 0"
+        " and finite"
       )
   for field in ("b1", "b2", "momentum"):
     if not 0 <= options[field] < 1:

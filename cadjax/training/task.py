@@ -174,8 +174,8 @@ def check_sizes(
   whole = [x for x in sizes if isinstance(x, int) and x >= low]
   if len(sizes) != axes or len(whole) != axes:
     raise lookup.ConfigError(
-      f"{name} is {tuple(sizes)}; it must be {axes} whole numbers, at least"
-      f" {low}"
+      f"{name} is {tuple(sizes)}; it must be {axes} sizes, whole numbers of at"
+      f" least {low}"
     )
 
 

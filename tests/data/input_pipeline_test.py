@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_runs import reseal
 
 from cadjax.data import input_pipeline
 from configs import resnet3d
@@ -25,12 +26,6 @@ def config_of(path, **fields):
 @pytest.fixture(scope="module")
 def dataset(tiny_data):
   return input_pipeline.open_dataset(config_of(tiny_data))
-
-
-def reseal(path):
-  """Writes the checksums anew, as of a data set that was built so."""
-  found = json.loads((path / checksums.NAME).read_text())
-  stored.write(path, found["records"], found["metadata"])
 
 
 def ids(rows):

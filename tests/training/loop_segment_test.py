@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tiny_runs import assert_same, best_variables, lines
+from tiny_runs import assert_same, best_variables, lines, reseal
 
 from cadjax import tasks
 from cadjax.classification.classifier import load_classifier
@@ -115,6 +115,7 @@ def test_unlabelled_cases_count_for_a_segmenter_alone(
   first = rows[0].split(",")
   first[column] = "-1"
   table.write_text("\n".join([header, ",".join(first), *rows[1:]]) + "\n")
+  reseal(copy)
   config = tiny_segment_config.copy_and_resolve_references()
   config.data.path = str(copy)
   assert len(tasks.find(config).open_dataset(config).rows["train"]) == 16
