@@ -9,6 +9,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import scipy.special
 from PIL import Image
 from tiny_runs import messages
 
@@ -280,9 +281,10 @@ def test_a_2d_model_is_explained_on_volumes(root, tiny_config, dataset):
 
   slices = np.random.default_rng(0).normal(size=(3, 16, 2))
   maker.trained = types.SimpleNamespace(logits=lambda x: slices)
+  # Those of the mean probability of the slices, by which it is called.
+  pooled = scipy.special.expit(slices[..., 1] - slices[..., 0]).mean(1)
   np.testing.assert_allclose(
-    maker.log_odds(np.stack([image] * 3)),
-    (slices[..., 1] - slices[..., 0]).mean(1),
+    maker.log_odds(np.stack([image] * 3)), scipy.special.logit(pooled)
   )
 
 
