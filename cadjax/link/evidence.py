@@ -39,7 +39,7 @@ class Share:
 def share_of_evidence(
   heat: np.ndarray,
   regions: Mapping[str, np.ndarray] | np.ndarray,
-  spacing: Sequence[float],
+  voxel_mm3: float,
   names: Mapping[int, str] | None = None,
 ) -> dict[str, Share]:
   """Measures the share of a heat map in each region and elsewhere.
@@ -51,7 +51,7 @@ def share_of_evidence(
     heat: [D, H, W], at least 0; NaN where not covered.
     regions: name -> mask [D, H, W], above 0 inside; or a label map [D, H, W]
       of whole numbers.
-    spacing: mm along D, H, W.
+    voxel_mm3: volume of a voxel; see `components.voxel_mm3`.
     names: label -> name, for a label map; other labels are elsewhere, and
       labels of one name are one region.
 
@@ -74,7 +74,7 @@ def share_of_evidence(
     sums = _of_labels(heat, covered, np.asarray(regions), names)
   total = float(heat.sum(where=covered, dtype=np.float64))
   count = int(covered.sum())
-  voxel_ml = float(np.prod(spacing)) / 1000
+  voxel_ml = voxel_mm3 / 1000
   return {
     name: _share(energy, voxels, total, count, voxel_ml)
     for name, (energy, voxels) in sums.items()

@@ -13,6 +13,7 @@ import numpy as np
 from cadjax.link import agreement, evidence, findings
 from cadjax.link.evidence import Share
 from cadjax.link.findings import Finding
+from cadjax.segmentation import components
 from cadjax.vessels import find
 from cadjax.vessels.tree import VesselTree
 from data_prep import geometry
@@ -71,8 +72,7 @@ class Structures:
   def volumes_ml(self) -> dict[str, float]:
     """Returns the volume of every class but the background."""
     counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
-    # Not the product of the spacings: a tilted gantry shears the grid.
-    voxel_ml = abs(float(np.linalg.det(self.volume.affine[:3, :3]))) / 1000
+    voxel_ml = components.voxel_mm3(self.volume.affine) / 1000
     return {
       name: float(count * voxel_ml)
       for name, count in zip(self.names[1:], counts[1:], strict=True)
@@ -174,11 +174,12 @@ def join(
   heats = {name: lay_on(heat, grid, target) for name, heat in maps.items()}
   labels, names = structures.regions
   spacing = structures.volume.spacing
+  voxel_mm3 = components.voxel_mm3(structures.volume.affine)
   grown = evidence.dilate(labels, spacing, NEAR_MM)
 
   def shares_in(regions):
     return {
-      name: evidence.share_of_evidence(heat, regions, spacing, names)
+      name: evidence.share_of_evidence(heat, regions, voxel_mm3, names)
       for name, heat in heats.items()
     }
 
@@ -198,7 +199,7 @@ def join(
     probability=probability,
     threshold=threshold,
     near_vessels=evidence.share_of_evidence(
-      heats[layer], {"near": reach}, spacing
+      heats[layer], {"near": reach}, voxel_mm3
     )["near"],
     plaque_mm3=structures.plaque_mm3,
     aorta_found=bool(structures.volumes_ml.get(AORTA, 1.0)),

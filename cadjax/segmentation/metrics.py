@@ -190,7 +190,6 @@ def lesion_detection(
   centers: np.ndarray | None = None,
   lengths_mm: np.ndarray | None = None,
   tolerance_mm: float = 2.0,
-  min_volume_mm3: float = 0.0,
 ) -> dict[str, float]:
   """Counts the lesions that a predicted mask finds and its false positives.
 
@@ -213,7 +212,6 @@ def lesion_detection(
       of the truth is one lesion.
     lengths_mm: [n], 0 if left out.
     tolerance_mm: at least 0.
-    min_volume_mm3: predicted components below this volume are ignored.
 
   Returns:
     lesions (their number), detected, recall = detected / lesions (NaN if there
@@ -230,11 +228,7 @@ def lesion_detection(
 
   parts, number = scipy.ndimage.label(predicted, CONNECTED_26)
   where = np.argwhere(parts)
-  found = [
-    part
-    for part in _groups(where * spacing, parts[parts > 0] - 1, number)
-    if len(part) * np.prod(spacing) >= min_volume_mm3
-  ]
+  found = _groups(where * spacing, parts[parts > 0] - 1, number)
   matches = detection.match(detection.distances(found, lesions, tolerance_mm))
   detected = float(len(matches.hits))
   return {

@@ -9,6 +9,7 @@ from cadjax.link import evidence
 from cadjax.vessels.find import find_vessels
 
 SHAPE, SPACING = (10, 14, 18), (0.5, 1.0, 2.0)
+VOXEL_MM3 = 1.0  # The product, as these axes are at right angles.
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ NAMES = {1: "aorta", 2: "LAD", 3: "RCA"}
 
 
 def test_shares_of_a_label_map_sum_to_one_and_are_right(heat, labels):
-  shares = evidence.share_of_evidence(heat, labels, SPACING, NAMES)
+  shares = evidence.share_of_evidence(heat, labels, VOXEL_MM3, NAMES)
   assert list(shares) == ["aorta", "LAD", "RCA", "elsewhere"]
   assert sum(s.energy for s in shares.values()) == pytest.approx(1)
   assert sum(s.volume for s in shares.values()) == pytest.approx(1)
@@ -43,8 +44,8 @@ def test_shares_of_a_label_map_sum_to_one_and_are_right(heat, labels):
 
 def test_masks_give_what_labels_give(heat, labels):
   masks = {name: labels == number for number, name in NAMES.items()}
-  one = evidence.share_of_evidence(heat, masks, SPACING)
-  other = evidence.share_of_evidence(heat, labels, SPACING, NAMES)
+  one = evidence.share_of_evidence(heat, masks, VOXEL_MM3)
+  other = evidence.share_of_evidence(heat, labels, VOXEL_MM3, NAMES)
   assert list(one) == list(other)
   for name in one:
     np.testing.assert_allclose(
@@ -54,7 +55,7 @@ def test_masks_give_what_labels_give(heat, labels):
 
 def test_labels_of_one_name_are_one_region(heat, labels):
   merged = evidence.share_of_evidence(
-    heat, labels, SPACING, {2: "coronary", 3: "coronary"}
+    heat, labels, VOXEL_MM3, {2: "coronary", 3: "coronary"}
   )
   assert list(merged) == ["coronary", "elsewhere"]
   inside = (labels == 2) | (labels == 3)
@@ -65,7 +66,7 @@ def test_labels_of_one_name_are_one_region(heat, labels):
 
 def test_elsewhere_is_what_no_overlapping_mask_holds(heat, labels):
   masks = {"a": labels < 2, "b": labels < 3}
-  shares = evidence.share_of_evidence(heat, masks, SPACING)
+  shares = evidence.share_of_evidence(heat, masks, VOXEL_MM3)
   assert shares["elsewhere"].energy == pytest.approx(
     heat[labels >= 3].sum() / heat.sum()
   )
@@ -73,18 +74,20 @@ def test_elsewhere_is_what_no_overlapping_mask_holds(heat, labels):
 
 
 def test_a_flat_map_has_lift_one(labels):
-  shares = evidence.share_of_evidence(np.ones(SHAPE), labels, SPACING, NAMES)
+  shares = evidence.share_of_evidence(np.ones(SHAPE), labels, VOXEL_MM3, NAMES)
   for share in shares.values():
     assert share.lift == pytest.approx(1)
 
 
 def test_an_empty_map_is_nan_and_so_is_the_lift_of_nothing(heat, labels):
-  shares = evidence.share_of_evidence(np.zeros(SHAPE), labels, SPACING, NAMES)
+  shares = evidence.share_of_evidence(np.zeros(SHAPE), labels, VOXEL_MM3, NAMES)
   for share in shares.values():
     assert np.isnan(share.energy)
     assert np.isnan(share.lift)
     assert share.volume > 0
-  none = evidence.share_of_evidence(heat, labels, SPACING, {7: "none"})["none"]
+  none = evidence.share_of_evidence(heat, labels, VOXEL_MM3, {7: "none"})[
+    "none"
+  ]
   assert none.energy == 0
   assert np.isnan(none.lift)
 
@@ -92,9 +95,9 @@ def test_an_empty_map_is_nan_and_so_is_the_lift_of_nothing(heat, labels):
 def test_voxels_that_are_not_covered_do_not_count(heat, labels):
   half = heat.copy()
   half[:, :, 9:] = np.nan
-  one = evidence.share_of_evidence(half, labels, SPACING, NAMES)
+  one = evidence.share_of_evidence(half, labels, VOXEL_MM3, NAMES)
   other = evidence.share_of_evidence(
-    heat[..., :9], labels[..., :9], SPACING, NAMES
+    heat[..., :9], labels[..., :9], VOXEL_MM3, NAMES
   )
   for name in one:
     np.testing.assert_allclose(
@@ -104,13 +107,13 @@ def test_voxels_that_are_not_covered_do_not_count(heat, labels):
 
 def test_bad_input_is_refused(heat, labels):
   with pytest.raises(ValueError, match="negative"):
-    evidence.share_of_evidence(-heat, labels, SPACING, NAMES)
+    evidence.share_of_evidence(-heat, labels, VOXEL_MM3, NAMES)
   with pytest.raises(ValueError, match="names"):
-    evidence.share_of_evidence(heat, labels, SPACING)
+    evidence.share_of_evidence(heat, labels, VOXEL_MM3)
   with pytest.raises(ValueError, match="label map"):
-    evidence.share_of_evidence(heat, labels[1:], SPACING, NAMES)
+    evidence.share_of_evidence(heat, labels[1:], VOXEL_MM3, NAMES)
   with pytest.raises(ValueError, match="LAD"):
-    evidence.share_of_evidence(heat, {"LAD": labels[1:]}, SPACING)
+    evidence.share_of_evidence(heat, {"LAD": labels[1:]}, VOXEL_MM3)
 
 
 def test_dilate_takes_the_nearest_label_within_reach():
@@ -151,6 +154,6 @@ def test_every_voxel_of_a_vessel_belongs_to_its_nearest_branch():
   expected = np.array([number[n] for n in tree.names])[away.argmin(0)]
   np.testing.assert_array_equal(labels[mask], expected)
   heat = np.random.default_rng(0).random(shape)
-  shares = evidence.share_of_evidence(heat, labels, (0.6,) * 3, names)
+  shares = evidence.share_of_evidence(heat, labels, 0.6**3, names)
   assert sum(s.energy for s in shares.values()) == pytest.approx(1)
   assert shares["elsewhere"].volume == pytest.approx((labels == 0).mean())

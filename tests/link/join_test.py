@@ -148,3 +148,32 @@ def test_an_empty_map_is_said(drawn, structures):
   assert any("heat map is empty" in sentence for sentence in linked.statements)
   assert np.isnan(linked.shares["a"]["aorta"].energy)
   assert isinstance(structures.volume, Volume)
+
+
+def test_volumes_of_a_sheared_grid_are_those_of_its_determinant():
+  """A gantry tilted by 20 degrees: the product of spacings is 6 % too much."""
+  shape = (20, 16, 16)
+  tilt = np.radians(20)
+  affine = np.array(
+    [
+      [0, 0, 1.0, 0],
+      [np.sin(tilt), 1.0, 0, 0],
+      [np.cos(tilt), 0, 0, 0],
+      [0, 0, 0, 1.0],
+    ]
+  )
+  labels = np.zeros(shape, np.uint8)
+  labels[4:16, 4:8, 4:8] = 1
+  hu = np.zeros(shape, np.int16)
+  found = link_join.find_structures(
+    Volume(hu, Grid.from_affine(shape, affine)),
+    labels,
+    ("background", "coronaries"),
+  )
+  linked = join(found, np.ones(shape, np.float32), found.volume.grid)
+  total = sum(one.volume_ml for one in linked.shares["a"].values())
+  expected = np.prod(shape) * np.cos(tilt) / 1000
+  assert total == pytest.approx(expected, rel=1e-6)
+  assert found.volumes_ml["coronaries"] == pytest.approx(
+    12 * 4 * 4 * np.cos(tilt) / 1000
+  )
