@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_prep import isolation, matching, streams
-from data_prep.errors import UserError
+from data_prep.errors import UserError, to_number
 
 _NOT_IMAGES = ("DICOMDIR", "LOCKFILE", "VERSION")
 # What distinguishes the phases of a cardiac series when one series holds many:
@@ -383,10 +383,8 @@ def _read_header(path: pathlib.Path) -> Slice | None:
     return reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else ""
 
   def numbers(tag: str) -> tuple[float, ...]:
-    try:
-      return tuple(float(part) for part in text(tag).split("\\"))
-    except ValueError:
-      return ()
+    found = [to_number(part) for part in text(tag).split("\\")]
+    return () if None in found else tuple(found)
 
   return Slice(
     path=path,

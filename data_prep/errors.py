@@ -41,6 +41,20 @@ def one_line(text: BaseException | str) -> str:
   )
 
 
+def to_number(text: str) -> float | None:
+  """Returns the number that a header's text is; None if it is none.
+
+  Python's own reads "1_0" as 10, and digits of other scripts.
+  """
+  text = text.strip()
+  if not text.isascii() or "_" in text:
+    return None
+  try:
+    return float(text)
+  except ValueError:
+    return None
+
+
 def of_system(error: OSError) -> str:
   """Returns what the system refused, of which file, and what to do."""
   where = f"{error.filename}: " if error.filename is not None else ""

@@ -181,7 +181,8 @@ def _nifti_affine(
   corners = np.array([[0, 0, 0, 1], [*header.get_data_shape()[:3], 1]]).T
   apart = np.abs((sform - qform) @ corners).max()
   if not apart <= 0.1:
-    said = f"sform and qform differ by up to {apart:.1f} mm; took the sform"
+    by = f" by up to {apart:.1f} mm" if np.isfinite(apart) else ""
+    said = f"sform and qform differ{by}; took the sform"
     return sform, [said]
   return sform, []
 

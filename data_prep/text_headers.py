@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from data_prep import streams
-from data_prep.errors import UserError, one_line
+from data_prep.errors import UserError, one_line, to_number
 from data_prep.formats import check_shape
 from data_prep.streams import DamagedError
 
@@ -33,6 +33,7 @@ _MM = {
 }
 _NO_SPACING = "has no usable voxel spacing in its header"
 _NO_ORIENTATION = "no orientation in the header; assumed to be stored as LPS"
+_NO_ORIGIN = "no origin in the header; assumed to be 0, 0, 0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +257,7 @@ def _nrrd_axes(
     steps = [None if text == "none" else _vector(text) for text in texts]
     origin = _vector(fields.get("spaceorigin", "(0,0,0)"))
     notes = () if space in _NRRD_SPACES else (_NO_ORIENTATION,)
+    notes += () if "spaceorigin" in fields else (_NO_ORIGIN,)
   else:
     spacings = [math.nan] * len(sizes)
     if "spacings" in fields:
@@ -375,14 +377,17 @@ def _meta_affine(
   if not (np.isfinite(spacing).all() and (spacing > 0).all()):
     raise UserError(f"{path}: {_NO_SPACING}")
   origin, matrix = np.zeros(3), np.eye(3)
-  notes: tuple[str, ...] = (_NO_ORIENTATION,)
   if (key := _first(fields, _META_ORIGIN)) in fields:
     origin = np.array(_numbers(fields, key, dimension, float)[:3])
+    notes = ()
+  else:
+    notes = (_NO_ORIGIN,)
   if (key := _first(fields, _META_MATRIX)) in fields:
     numbers = _numbers(fields, key, dimension**2, float)
     # One row of the text for each axis of the array.
     matrix = np.array(numbers).reshape(dimension, dimension)[:3, :3].T
-    notes = ()
+  else:
+    notes = (_NO_ORIENTATION, *notes)
   if not np.allclose(np.linalg.norm(matrix, axis=0), 1, rtol=0, atol=0.01):
     raise DamagedError("its axes are not unit vectors")
   scale = _mm(fields.get("distanceunits", "").replace("?", ""), path)
@@ -401,10 +406,10 @@ def _first(fields: dict[str, str], names: Sequence[str]) -> str:
 
 
 def _number(text: str) -> float:
-  try:
-    return float(text)
-  except ValueError as error:
-    raise DamagedError(f"{text[:40]!r} is no number") from error
+  number = to_number(text)
+  if number is None:
+    raise DamagedError(f"{text[:40]!r} is no number")
+  return number
 
 
 def _numbers(fields: dict[str, str], name: str, count: int, kind: type) -> list:

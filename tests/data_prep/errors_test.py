@@ -101,3 +101,9 @@ def test_what_is_printed_to_a_full_disk_is_one_line():
   assert done.returncode == 2
   assert done.stderr.startswith("error: No space left on device")
   assert done.stderr.count("\n") == 1
+
+
+def test_numbers_are_those_of_plain_text():
+  assert errors.to_number(" -1.5e2 ") == -150
+  for text in ("1_0", "\u0663", "", "1,5", "ten"):
+    assert errors.to_number(text) is None

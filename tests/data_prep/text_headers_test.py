@@ -310,3 +310,23 @@ def test_no_changed_bit_of_compressed_voxels_is_accepted(tmp_path, name):
   (tmp_path / name).write_bytes(header.encode() + data[:-1])
   with pytest.raises(UserError, match="breaks off before its end"):
     read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["1_0 0.7 2.5", "\u0663 0.7 2.5", "1,0 1 1"])
+def test_what_python_alone_takes_for_a_number_is_refused(mha, nrrd, text):
+  with pytest.raises(UserError, match="is no number"):
+    read(mha, meta_header(ElementSpacing=text))
+  header = nrrd_header(space_directions=None, space=None, space_origin=None)
+  header = header.replace("kinds", f"spacings: {text}\nkinds")
+  with pytest.raises(UserError, match="is no number"):
+    read(nrrd, header)
+
+
+def test_a_scan_without_an_origin_says_so(mha, nrrd):
+  for path, header in (
+    (mha, meta_header(Offset=None)),
+    (nrrd, nrrd_header(space_origin=None)),
+  ):
+    _, affine, notes = read(path, header)
+    np.testing.assert_array_equal(affine[:3, 3], 0)
+    assert notes == ["no origin in the header; assumed to be 0, 0, 0"]
