@@ -297,6 +297,23 @@ def test_an_experiment_ends_in_answers(whole):
   assert (whole / "forest.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_cell_of_an_older_version_keeps_the_rules_of_its_figures(
+  whole, tmp_path
+):
+  """One of them is enough: its figures are among those that are compared."""
+  made = plan.load_plan(str(DIMENSION), "tiny")
+  shutil.copytree(whole / "cells", tmp_path / "cells")
+  store = Store(tmp_path / "cells")
+  assert summary.summarise(made, store)["rules"] == summary.RULES_VERSION
+  name = made.cells()[0].name
+  cell = store.read(name)
+  del cell["rules"]
+  store.finish(name, cell)
+  result = summary.summarise(made, store)
+  assert result["rules"] == 1
+  assert summary.outdated(result, "ece")
+
+
 def command(folder):
   return [
     *(sys.executable, "-m", "cadjax.experiment", f"--plan={DIMENSION}"),
