@@ -13,7 +13,7 @@ from fuzz.target import Damage
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The machine of a test may be slow, or busy with others.
-LIMITS = harness.Limits(deadline_s=120)
+LIMITS = harness.Limits(deadline_s=60)
 
 
 def counts_of(names, cases=12, **limits):
