@@ -78,6 +78,21 @@ def check_kind(path: pathlib.Path) -> os.stat_result:
   return status
 
 
+def check_kinds(*paths: pathlib.Path) -> None:
+  """Does `check_kind` for what is there, folders with all that they hold.
+
+  Raises:
+    UserError: of the first that is neither a file nor a folder.
+  """
+  for path in paths:
+    if not os.path.lexists(path):
+      continue
+    check_kind(path)
+    for folder, _, names in os.walk(path):
+      for name in names:
+        check_kind(pathlib.Path(folder, name))
+
+
 def is_file(path: pathlib.Path) -> bool:
   """Tells whether a path leads to a regular file."""
   try:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_prep import streams
 from data_prep.errors import UserError
 
 # One line of a table: column to value.
@@ -214,6 +215,8 @@ def _mapping(value: Any) -> Any:
 
 def read_json(path: pathlib.Path) -> Any:
   """Reads a JSON file; UserError if it is not one."""
+  if path.exists() and not streams.is_file(path):
+    raise UserError(f"{path} is no file")
   try:
     return json.loads(path.read_text())
   except (json.JSONDecodeError, UnicodeDecodeError) as error:

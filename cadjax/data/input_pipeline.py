@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_prep import streams
 from data_prep.ctca import stored
 from data_prep.errors import UserError, one_line
 
@@ -388,6 +389,7 @@ def open_dataset(
     UserError: if there is no such data set or it cannot be used.
   """
   path = find_dataset(config.path)
+  streams.check_kinds(path)
   stored.check_features(path)
   found = stored.check(path)
   rows = _read_cases(path)

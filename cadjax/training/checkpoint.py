@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from data_prep import checksums
+from data_prep import checksums, streams
 from data_prep.errors import UserError, one_line
 
 PyTree = Any
@@ -78,8 +78,10 @@ def check_workdir(workdir: pathlib.Path) -> bool:
     what older versions wrote has none.
 
   Raises:
-    UserError: a file has changed since it was written.
+    UserError: a file has changed since it was written, or one of the workdir
+      or its checkpoints is neither a file nor a folder.
   """
+  check_kinds(workdir)
   try:
     return checksums.check(workdir) is not None
   except UserError as error:
@@ -87,6 +89,19 @@ def check_workdir(workdir: pathlib.Path) -> bool:
       f"{error}; restore it from a copy, or train again in another workdir (or"
       f" delete {workdir / checksums.NAME} if you changed the file yourself)"
     ) from error
+
+
+def check_kinds(workdir: pathlib.Path) -> None:
+  """Raises `UserError` for pipes and devices, which opening could wait for.
+
+  And for a file where a folder of checkpoints should be, which would look
+  like a workdir without any.
+  """
+  folders = [workdir / name for name in ("checkpoints", "best")]
+  streams.check_kinds(*folders, *workdir.glob("*.json"))
+  for folder in folders:
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f"{folder} is a file, where a folder should be")
 
 
 def _check(folder: pathlib.Path, sealed: bool) -> None:

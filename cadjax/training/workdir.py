@@ -239,6 +239,7 @@ def prepare(
   """
   wanted = json.loads(json.dumps(config.to_dict()))
   data = json.loads(json.dumps(describe_dataset(dataset)))
+  checkpoint.check_kinds(workdir)
   if (workdir / "config.json").exists() and not checkpoint.is_empty(workdir):
     checkpoint.check_workdir(workdir)
     # Runs from before there were segmenters do not say their task.

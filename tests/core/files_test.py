@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -128,3 +129,9 @@ def test_only_a_result_of_the_same_kind_is_replaced(tmp_path):
     write_result(out, overwrite=True)
   with pytest.raises(UserError, match="is a file"):
     write_result(out / "notes.txt", overwrite=True)
+
+
+def test_a_pipe_is_no_json(tmp_path):
+  os.mkfifo(tmp_path / "a.json")
+  with pytest.raises(UserError, match="is no file"):
+    files.read_json(tmp_path / "a.json")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -209,3 +210,16 @@ def test_a_subset_leaves_validation_and_test_alone(tiny_config):
   assert len(part.rows["train"]) == 6
   for split in ("validation", "test"):
     assert part.rows[split] == whole.rows[split]
+
+
+def test_a_pipe_in_a_data_set_is_refused_before_it_is_opened(
+  tiny_data, tmp_path
+):
+  copy = tmp_path / "data"
+  shutil.copytree(input_pipeline.find_dataset(tiny_data), copy)
+  for name in ("features.json", "cases.csv"):
+    (copy / name).rename(copy / "kept")
+    os.mkfifo(copy / name)
+    with pytest.raises(UserError, match="a pipe, socket or device"):
+      input_pipeline.open_dataset(config_of(copy))
+    (copy / "kept").replace(copy / name)

@@ -1,5 +1,6 @@
 """State to disk and back."""
 
+import os
 import random
 import shutil
 
@@ -200,3 +201,31 @@ def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     checkpoints.save(1, state_of(1.0), {})
   monkeypatch.undo()
   checkpoints.close()
+
+
+@pytest.mark.parametrize("name", ["best", "checkpoints", "config.json"])
+def test_pipes_and_devices_are_refused_before_they_are_opened(
+  whole, tmp_path, name
+):
+  """Opening a pipe waits for ever, and a device never ends."""
+  run = tmp_path / "run"
+  shutil.copytree(whole[0], run)
+  place = run / name
+  if name == "checkpoints":
+    place = place / "3" / "state"
+    place.parent.mkdir(parents=True)
+  else:
+    if place.is_dir():
+      place = next(path for path in place.rglob("*") if path.is_file())
+    place.unlink()
+  os.mkfifo(place)
+  with pytest.raises(UserError, match="a pipe, socket or device"):
+    checkpoint.check_workdir(run)
+  with pytest.raises(UserError, match="a pipe, socket or device"):
+    workdir.load_trained(run)
+
+
+def test_a_file_where_checkpoints_should_be_is_no_empty_workdir(tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  with pytest.raises(UserError, match="a file, where a folder should be"):
+    checkpoint.check_kinds(tmp_path)
