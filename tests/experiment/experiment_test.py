@@ -13,6 +13,7 @@ import time
 import jax
 import ml_collections
 import pytest
+from tiny_runs import reseal
 
 from cadjax.core import files, lookup
 from cadjax.experiment import estimate, measures, page, plan, summary
@@ -435,6 +436,7 @@ def test_cases_without_a_label_train_no_classifier(
   first[at] = ""
   lines = [header, *map(",".join, rows)]
   (copy / "cases.csv").write_text("\n".join(lines) + "\n")
+  reseal(copy)
   arms = {"a": {"title": "A", "config": tiny_config}}
   made = plan.make_plan(fields(arms=arms, comparisons=(), metric="dice"))
   given = {"": [{"patient_id": "p", "dice": 0.5}]}

@@ -22,7 +22,8 @@ def make_dataset(shapes=SHAPES):
     mask[1:3, 5:9, 2:6] = 1
     mask[2, 6, 3] = 3
     known = np.array([1, 1, 1, i % 2, 1], np.uint8)
-    records.append({"image": image, "mask": mask, "mask_classes": known})
+    record = {"image": image, "mask": mask, "mask_classes": known}
+    records.append(record | {"case_id": f"c{i}".encode()})
     rows.append({"stored": "train", "index": str(i), "case_id": f"c{i}"})
   rows = {"train": rows, "validation": [], "test": []}
   return input_pipeline.Dataset("there", rows, {}, {"train": records}, "")
