@@ -14,6 +14,8 @@ from PIL import Image
 from tiny_runs import messages
 
 from cadjax import models, tasks
+from cadjax.classification.classifier import load_classifier
+from cadjax.classification.scan import read_calibration
 from cadjax.core import files
 from cadjax.data import input_pipeline
 from cadjax.evaluation import classifiers, common
@@ -125,6 +127,7 @@ def read_rows(path):
 def test_evaluation_leaves_rows_figures_and_strict_json(trained, result):
   folder = trained / "eval"
   assert {p.name for p in folder.iterdir()} == {
+    "checksums.json",
     "metrics.json",
     *(f"{x}.png" for x in ("roc", "pr", "calibration", "confusion")),
     *(f"validation_cases.{x}" for x in ("csv", "jsonl")),
@@ -195,6 +198,23 @@ def test_two_dimensional_model_reports_slices_and_poolings(root, data):
   assert result["slice_setting"]["n_slices"] == len(rows) * SHAPE[0]
   assert result["slice"]["accuracy"]["method"] == "bootstrap over patients"
   assert {"uncalibrated_vote", "uncalibrated_max"} <= set(table[0])
+
+
+def test_a_changed_threshold_is_not_believed(trained, result, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(trained, copy)
+  classifier = load_classifier(copy)
+  threshold = read_calibration(classifier).threshold
+  assert threshold == result["threshold"]
+  path = copy / "eval" / "metrics.json"
+  text = path.read_text()
+  path.write_text(text.replace(f'"threshold": {threshold}', '"threshold": 0.9'))
+  assert path.read_text() != text
+  with pytest.raises(UserError, match="is damaged.*run cadjax.evaluate again"):
+    read_calibration(classifier)
+  # Of an older version, which wrote no checksums.
+  (copy / "eval" / "checksums.json").unlink()
+  assert read_calibration(classifier).threshold == 0.9
 
 
 def test_comparison_with_another_workdir(root, data, trained, result):

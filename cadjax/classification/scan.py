@@ -10,6 +10,7 @@ from cadjax.core import files
 from cadjax.data import scans
 from cadjax.metrics import calibration
 from cadjax.training.reading import Reading, begin
+from data_prep import checksums
 from data_prep.errors import UserError
 
 
@@ -98,13 +99,18 @@ def read_calibration(trained: Classifier) -> Calibration:
   """Reads what cadjax.evaluate left in the workdir, if it was run.
 
   Raises:
-    UserError: eval/metrics.json is not what cadjax.evaluate writes.
+    UserError: eval/metrics.json is not what cadjax.evaluate writes, or has
+      changed since.
   """
   path = trained.path / "eval" / "metrics.json"
   pooling = trained.config.eval.pooling
   missing = "cadjax.evaluate has not been run on this classifier"
   if not path.exists():
     return Calibration(None, missing, 0.5, f"the default: {missing}", pooling)
+  try:
+    checksums.check(path.parent)
+  except UserError as error:
+    raise UserError(f"{error}; run cadjax.evaluate again") from error
   found = files.read_json(path)
   try:
     if found["step"] != trained.step:

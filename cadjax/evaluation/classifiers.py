@@ -15,6 +15,7 @@ from cadjax.evaluation import common
 from cadjax.metrics import binary, calibration, patient_level
 from cadjax.metrics.intervals import Difference, Interval
 from cadjax.report import curves
+from data_prep import checksums
 from data_prep.errors import UserError
 
 # Of the column of metrics.
@@ -99,7 +100,11 @@ def _write(
   patients = patient_level.patient_rows(rows, result)
   files.write_rows(paths.folder, paths.patients, patients)
   write_figures(paths.folder, rows, result)
+  # `predict` takes threshold and temperature from it. Killed in between, it
+  # is one without a checksum, as older versions wrote it.
+  (paths.folder / checksums.NAME).unlink(missing_ok=True)
   files.write_json(paths.metrics, files.strict(result))
+  checksums.write(paths.folder, [paths.metrics.name])
 
 
 def score_rows(

@@ -293,7 +293,7 @@ def test_twenty_kills_end_bit_identical(tiny_data, tmp_path):
       sys.executable, "-m", "cadjax.main", "--config=configs/resnet3d.py",
       f"--workdir={path}", f"--config.data.path={tiny_data}",
       "--config.data.batch_size=4", "--config.model.depth=10",
-      "--config.model.width=4", "--config.epochs=40", "--config.patience=40",
+      "--config.model.width=4", "--config.epochs=120", "--config.patience=120",
       "--config.checkpoint_every=3", "--config.optimizer.warmup_steps=2",
       "--compilation_cache",
     ]  # fmt: skip
@@ -304,7 +304,7 @@ def test_twenty_kills_end_bit_identical(tiny_data, tmp_path):
   rng, kills = random.Random(0), 0
   while kills < 20:
     process = subprocess.Popen(command(tmp_path / "killed"), **quiet)
-    time.sleep(rng.uniform(8, 25))
+    time.sleep(rng.uniform(6, 16))
     if process.poll() is not None:
       break
     process.kill()
