@@ -88,15 +88,20 @@ def read_nifti(
     with np.errstate(all="ignore"):
       array = array * np.float32(slope) + np.float32(inter)
   affine, remarks = _nifti_affine(header, pixdim, path)
-  unit = header.get_xyzt_units()[0]
-  if scale := _MM.get(unit):
+  # The lower three bits; the others are of time.
+  code = int(header["xyzt_units"]) & 7
+  if code in _LENGTHS:
+    unit, scale = _LENGTHS[code]
     affine[:3] *= scale
     remarks.append(f"the header's lengths are in {unit}s; converted to mm")
+  elif code not in (_UNSAID, _MM):
+    remarks.append("unknown unit of length in the header; assumed to be mm")
   return array, affine, remarks + notes
 
 
-# Of the header's unit of length; files that name none are in mm.
-_MM = {"meter": 1000.0, "micron": 0.001}
+# Units of length as NIfTI numbers them.
+_UNSAID, _MM = 0, 2
+_LENGTHS = {1: ("meter", 1000.0), 3: ("micron", 0.001)}
 
 
 def _nifti_header(

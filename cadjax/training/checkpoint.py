@@ -58,11 +58,19 @@ def _manager(
     handler = _Json()
     registry.add(values, ocp.args.JsonSave, handler)
     registry.add(values, ocp.args.JsonRestore, handler)
-  return ocp.CheckpointManager(
-    path.absolute(),
-    options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-    handler_registry=registry,
-  )
+  try:
+    return ocp.CheckpointManager(
+      path.absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+      handler_registry=registry,
+    )
+  except OSError:  # Of the system, which says so itself.
+    raise
+  except Exception as error:  # Of orbax's own files, which it reads here.
+    raise UserError(
+      f"{path} cannot be used ({_reason(error)}); restore it from a copy, or"
+      " start again in an empty workdir"
+    ) from error
 
 
 def _best_manager(workdir: pathlib.Path) -> ocp.CheckpointManager:

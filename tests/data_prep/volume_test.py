@@ -1102,8 +1102,8 @@ def test_a_missing_orientation_is_said(tmp_path, name):
   hu = make_hu()
   (tmp_path / name).write_bytes(header.encode() + hu.tobytes())
   volume = read_volume(tmp_path / name)
-  assert volume.notes == (
-    "no orientation in the header; assumed to be stored as LPS",
+  assert volume.notes[0] == (
+    "no orientation in the header; assumed to be stored as LPS"
   )
   np.testing.assert_array_equal(volume.hu, hu)
   assert_grid(volume.grid, straight(origin=(0, 0, 0)))
@@ -1219,3 +1219,13 @@ def test_a_nifti_in_another_unit_is_in_mm(tmp_path, unit, mm, code):
   found = read_volume(tmp_path / "scan.nii.gz")
   np.testing.assert_allclose(found.grid.spacing, (0.6, 0.5, 0.4), rtol=1e-5)
   assert any(unit in note for note in found.notes)
+
+
+def test_a_nifti_of_an_unknown_unit_says_so(tmp_path):
+  hu = np.linspace(-1000, 800, 120).reshape(4, 5, 6).astype(np.int16)
+  image = nib.Nifti1Image(hu, np.diag([-0.4, 0.5, 0.6, 1.0]))
+  image.header["xyzt_units"] = 8 + 7
+  nib.save(image, tmp_path / "scan.nii")
+  found = read_volume(tmp_path / "scan.nii")
+  np.testing.assert_allclose(found.grid.spacing, (0.6, 0.5, 0.4), rtol=1e-5)
+  assert "unknown unit of length in the header; assumed to be mm" in found.notes

@@ -229,3 +229,13 @@ def test_a_file_where_checkpoints_should_be_is_no_empty_workdir(tmp_path):
   (tmp_path / "checkpoints").write_text("")
   with pytest.raises(UserError, match="a file, where a folder should be"):
     checkpoint.check_kinds(tmp_path)
+
+
+def test_damaged_notes_of_orbax_are_one_line(tmp_path):
+  kept = checkpoint.Checkpoints(tmp_path)
+  kept.save(3, {"x": jnp.ones(2)}, {"epoch": 1})
+  kept.close()
+  (path,) = tmp_path.rglob("checkpoints/3/_CHECKPOINT_METADATA")
+  path.write_text("[]")
+  with pytest.raises(UserError, match="start again in an empty workdir"):
+    checkpoint.Checkpoints(tmp_path)
