@@ -107,7 +107,8 @@ def check_kinds(workdir: pathlib.Path) -> None:
   """
   folders = [workdir / name for name in ("checkpoints", "best")]
   streams.check_kinds(*folders, *workdir.glob("*.json"))
-  for folder in folders:
+  steps = [path for x in folders for path in x.glob("*") if path.name.isdigit()]
+  for folder in (*folders, *steps):
     if folder.exists() and not folder.is_dir():
       raise UserError(f"{folder} is a file, where a folder should be")
 

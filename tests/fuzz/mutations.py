@@ -381,7 +381,9 @@ def odd_name(rng: Rng, name: str) -> str:
   """Draws a name that few expect, with the ending of `name`."""
   at = name.find(".")
   ending = name[at:] if at > 0 else ""
-  return os.fsdecode(pick(rng, NAMES)) + ending
+  # Systems take names of at most 255 bytes.
+  start = bytes(pick(rng, NAMES))[: 255 - len(os.fsencode(ending))]
+  return os.fsdecode(start) + ending
 
 
 def remove(path: pathlib.Path) -> None:

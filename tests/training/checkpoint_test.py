@@ -225,8 +225,11 @@ def test_pipes_and_devices_are_refused_before_they_are_opened(
     workdir.load_trained(run)
 
 
-def test_a_file_where_checkpoints_should_be_is_no_empty_workdir(tmp_path):
-  (tmp_path / "checkpoints").write_text("")
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/20", "best/7"])
+def test_a_file_where_checkpoints_should_be_is_no_empty_workdir(tmp_path, name):
+  """Or, of the newest checkpoint, the one before would be taken unsaid."""
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).write_text("")
   with pytest.raises(UserError, match="a file, where a folder should be"):
     checkpoint.check_kinds(tmp_path)
 
