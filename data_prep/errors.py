@@ -32,7 +32,7 @@ class UserError(ValueError):
 def one_line(text: BaseException | str) -> str:
   """Returns a text, or an error's message, on a single line that shows all.
 
-  Names of files may hold control characters, or bytes that are no text; both
+  Names of files may hold control characters, or undecodable bytes; both
   are written as escapes.
   """
   return "".join(

@@ -119,7 +119,7 @@ def _nifti_header(
     kind = nib.Nifti2Header
     block += _take(data, kind.sizeof_hdr - len(block))
     if not kind.may_contain_header(block):
-      raise streams.DamagedError("no header of NIfTI")
+      raise streams.DamagedError("it has no NIfTI header")
   stored = kind(block, check=False)
   # Of a pair, header and voxels are two files, .hdr and .img.
   if stored["magic"].item() != kind.single_magic:
@@ -182,7 +182,7 @@ def _nifti_affine(
   try:
     qform = _qform(header, path)
   except UserError:
-    return sform, ["the qform is no rotation; took the sform"]
+    return sform, ["the qform is not a rotation; took the sform"]
   corners = np.array([[0, 0, 0, 1], [*header.get_data_shape()[:3], 1]]).T
   apart = np.abs((sform - qform) @ corners).max()
   if not apart <= 0.1:
@@ -197,5 +197,5 @@ def _qform(header: nib.Nifti1Header, path: pathlib.Path) -> np.ndarray:
     return header.get_qform()
   except (HeaderDataError, ValueError) as error:
     raise UserError(
-      f"{path}: its qform is no rotation ({one_line(error)})"
+      f"{path}: its qform is not a rotation ({one_line(error)})"
     ) from error

@@ -408,7 +408,7 @@ def _first(fields: dict[str, str], names: Sequence[str]) -> str:
 def _number(text: str) -> float:
   number = to_number(text)
   if number is None:
-    raise DamagedError(f"{text[:40]!r} is no number")
+    raise DamagedError(f"{text[:40]!r} is not a number")
   return number
 
 
@@ -420,7 +420,7 @@ def _numbers(fields: dict[str, str], name: str, count: int, kind: type) -> list:
   if kind is float:
     return numbers
   if not all(0 < n < 2**40 and n == int(n) for n in numbers):
-    raise DamagedError(f"{name}: {fields[name][:40]!r} are no sizes")
+    raise DamagedError(f"{name}: {fields[name][:40]!r} are not sizes")
   return [int(n) for n in numbers]
 
 

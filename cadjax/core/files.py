@@ -216,7 +216,7 @@ def _mapping(value: Any) -> Any:
 def read_json(path: pathlib.Path) -> Any:
   """Reads a JSON file; UserError if it is not one."""
   if path.exists() and not streams.is_file(path):
-    raise UserError(f"{path} is no file")
+    raise UserError(f"{path} is not a regular file")
   try:
     return json.loads(path.read_text())
   except (json.JSONDecodeError, UnicodeDecodeError) as error:

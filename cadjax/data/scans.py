@@ -208,6 +208,6 @@ def _real(path: pathlib.Path) -> pathlib.Path:
 def _shown(name: str) -> str:
   """Returns a name that can be shown, written and be a folder's.
 
-  Control characters, and bytes that are no text, become underscores.
+  Control characters and undecodable bytes become underscores.
   """
   return "".join(x if x.isprintable() else "_" for x in name)

@@ -36,7 +36,7 @@ MODES = {
   "plaque": "(c) the plaque segmentation",
   "combined": "(d) all together",
 }
-# They use no map, so that there is no layer to choose.
+# These use no map, so there is no layer to choose.
 _WITHOUT_MAP = ("chance", "plaque")
 # Their scores are relative to the maximum of the scan's own map.
 _BY_MAP = ("map", "vessel_map")

@@ -52,7 +52,7 @@ def define_flags() -> None:
     "table",
     None,
     "Write the results of all experiments under --workdir as a table into this"
-    " README, between its marks, and their pages anew; do nothing else.",
+    " README, between its marks, rewrite their pages, and do nothing else.",
   )
 
 

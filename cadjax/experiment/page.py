@@ -74,7 +74,7 @@ def render(
 
 
 def render_again(folder: pathlib.Path) -> None:
-  """Writes the page anew from results.json, cost.json and the plan.
+  """Rewrites the page from results.json, cost.json and the plan.
 
   For results whose cells are elsewhere: the figures stay, what they answer
   and how they are marked is that of this version. The page of a plan that
@@ -177,8 +177,8 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
 def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   """Writes the table of all results under `root` into a README.
 
-  Between the marks of "experiments", and the page of each anew; returns how
-  many experiments there are.
+  Between the marks of "experiments". The page of each experiment is rewritten
+  as well. Returns how many experiments there are.
 
   Raises:
     UserError: of `files.replace_table`, or there are no results.

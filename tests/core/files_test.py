@@ -133,5 +133,5 @@ def test_only_a_result_of_the_same_kind_is_replaced(tmp_path):
 
 def test_a_pipe_is_no_json(tmp_path):
   os.mkfifo(tmp_path / "a.json")
-  with pytest.raises(UserError, match="is no file"):
+  with pytest.raises(UserError, match="is not a regular file"):
     files.read_json(tmp_path / "a.json")

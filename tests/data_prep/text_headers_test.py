@@ -214,11 +214,11 @@ BAD_NRRD = [
   ({"spacings": "1 1 1"}, "both spacings and"),
   ({"space_units": '"mm" "cm" "mm"'}, "units of length"),
   ({"space_units": '"inch" "inch" "inch"'}, "units of length"),
-  ({"space_origin": "(x,0,0)"}, "no number"),
+  ({"space_origin": "(x,0,0)"}, "not a number"),
   ({"dimension": "-1"}, "dimension is -1"),
   ({"dimension": "100"}, "dimension is 100"),
   ({"sizes": "30 20"}, "2 numbers"),
-  ({"sizes": "30 20 -10"}, "no sizes"),
+  ({"sizes": "30 20 -10"}, "not sizes"),
   ({"sizes": "1400 1400 1400"}, "asks for 5488000000 bytes"),
   ({"sizes": f"{2**33} {2**33} 10"}, "asks for"),
   ({"type": "block"}, "type 'block'"),
@@ -238,7 +238,7 @@ BAD_META = [
   ({"NDims": "x"}, "ndims is x"),
   ({"NDims": None}, "ndims is None"),
   ({"DimSize": "30 20"}, "2 numbers, not 3"),
-  ({"DimSize": "30 20 0"}, "no sizes"),
+  ({"DimSize": "30 20 0"}, "not sizes"),
   ({"DimSize": "1400 1400 1400"}, "asks for 5488000000 bytes"),
   ({"ElementSpacing": None}, "no usable voxel spacing"),
   ({"ElementSpacing": "nan 1 1"}, "no usable voxel spacing"),
@@ -314,11 +314,11 @@ def test_no_changed_bit_of_compressed_voxels_is_accepted(tmp_path, name):
 
 @pytest.mark.parametrize("text", ["1_0 0.7 2.5", "\u0663 0.7 2.5", "1,0 1 1"])
 def test_what_python_alone_takes_for_a_number_is_refused(mha, nrrd, text):
-  with pytest.raises(UserError, match="is no number"):
+  with pytest.raises(UserError, match="is not a number"):
     read(mha, meta_header(ElementSpacing=text))
   header = nrrd_header(space_directions=None, space=None, space_origin=None)
   header = header.replace("kinds", f"spacings: {text}\nkinds")
-  with pytest.raises(UserError, match="is no number"):
+  with pytest.raises(UserError, match="is not a number"):
     read(nrrd, header)
 
 

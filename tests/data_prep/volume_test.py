@@ -1053,10 +1053,10 @@ def test_a_qform_that_is_no_rotation(tmp_path):
   content = bytearray(path.read_bytes())
   content[256:268] = np.array([2, 2, 2], "<f4").tobytes()  # quatern_b to d
   path.write_bytes(content)
-  assert "qform is no rotation; took the sform" in read_volume(path).notes[0]
+  assert "qform is not a rotation; took the sform" in read_volume(path).notes[0]
   content[254:256] = bytes(2)  # sform_code
   path.write_bytes(content)
-  with pytest.raises(UserError, match="qform is no rotation"):
+  with pytest.raises(UserError, match="qform is not a rotation"):
     read_volume(path)
 
 
