@@ -158,3 +158,17 @@ def _is_running(pid):
       return file.read().rsplit(")")[-1].split()[0] != "Z"
   except FileNotFoundError:
     return False
+
+
+def allocate(count, limit):
+  with isolation.at_most(limit):
+    return len(bytearray(count))
+
+
+def test_memory_beyond_the_limit_is_refused_and_the_limit_ends():
+  if not os.path.exists("/proc/self/statm"):
+    pytest.skip("this system has no such limit")
+  assert isolation.call(allocate, 10**6, 10**8, path="x") == 10**6
+  with pytest.raises(MemoryError):
+    isolation.call(allocate, 10**9, 10**8, path="x")
+  assert isolation.call(allocate, 3 * 10**8, 10**9, path="x") == 3 * 10**8
