@@ -7,15 +7,9 @@ from typing import Any
 
 from data_prep.errors import UserError, one_line
 from data_prep.splits import SPLITS
+from data_prep.tissues import Tissue
 
-CLASS_NAMES = (
-  "background",
-  "aorta",
-  "lumen",
-  "stable_plaque",
-  "unstable_plaque",
-)
-AORTA, LUMEN = 1, 2
+AORTA, LUMEN = Tissue.AORTA, Tissue.LUMEN
 
 SPLIT_WORDS = {
   "train": "train",

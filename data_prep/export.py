@@ -1,7 +1,8 @@
 """Writes phantoms as a scanner would: `cadjax export --out=DIR`.
 
-For each phantom a NIfTI scan, its class mask and its lesions, and a
-manifest.csv with which the folder is a `--source=manifest`.
+For each phantom a NIfTI scan, its class mask and its lesions, the tissue of
+every voxel in the folder tissues, and a manifest.csv with which the folder is a
+`--source=manifest`.
 """
 
 import csv
@@ -17,6 +18,7 @@ from absl import flags
 
 from data_prep import errors, geometry, phantom, sources, splits, workers
 from data_prep.errors import UserError
+from data_prep.tissues import Tissue
 from data_prep.volume import write_nifti
 
 
@@ -31,7 +33,8 @@ def export_case(
 
   Args:
     case: one of `sources.phantom`.
-    out: folder for NAME.nii.gz, NAME_mask.nii.gz and NAME_lesions.json.
+    out: folder for NAME.nii.gz, NAME_mask.nii.gz and NAME_lesions.json, with
+      a folder tissues.
     severity: "clinical" or "overt".
     spacing_mm: voxel size; None for the scanner's own.
   """
@@ -50,6 +53,8 @@ def export_case(
   }
   write_nifti(out / row["image"], drawn.volume.hu, drawn.volume.grid)
   write_nifti(out / row["mask"], drawn.mask, drawn.volume.grid)
+  tissues_path = out / "tissues" / row["image"]
+  write_nifti(tissues_path, drawn.tissues, drawn.volume.grid)
   truth = {
     "label": case.label,
     "cad_rads": drawn.cad_rads,
@@ -86,7 +91,13 @@ def export(
   """
   out = pathlib.Path(out)
   try:
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "tissues").mkdir(parents=True, exist_ok=True)
+    names = {
+      tissue.value: {"name": tissue.name.lower(), "snomed_ct": tissue.code}
+      for tissue in Tissue
+    }
+    text = json.dumps(names, indent=2)
+    (out / "tissues" / "names.json").write_text(text + "\n")
   except OSError as error:
     raise UserError(f"{out}: cannot write there: {error}") from error
   results = workers.ordered_map(

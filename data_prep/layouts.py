@@ -13,7 +13,6 @@ from typing import Any
 from data_prep import manifests, matching, streams
 from data_prep.cases import (
   AORTA,
-  CLASS_NAMES,
   LUMEN,
   SPLIT_WORDS,
   Case,
@@ -22,6 +21,7 @@ from data_prep.cases import (
 )
 from data_prep.errors import UserError
 from data_prep.tables import TableError, by_id, column_name, read_table
+from data_prep.tissues import CLASS_NAMES, VESSEL_CLASSES
 
 
 def imagecas(root: pathlib.Path, *, split_column: str = "") -> list[Case]:
@@ -175,8 +175,9 @@ def manifest(root: pathlib.Path) -> list[Case]:
 
   Columns: `manifests.REQUIRED`, optionally those of `manifests.OPTIONAL`:
   mask, aorta_mask, split and mask_classes (those of `CLASS_NAMES` that the mask
-  annotates, separated by spaces; all if empty). Paths are relative to the csv.
-  A mask holds indices of `CLASS_NAMES`. An empty label means unknown.
+  annotates, separated by spaces; those of vessels and plaque if empty). Paths
+  are relative to the csv. A mask holds indices of `CLASS_NAMES`, of vessels and
+  plaque or of a class that the column names. An empty label means unknown.
   """
   table = root / manifests.NAME if root.is_dir() else root
   if table == root and root.name.lower().endswith(matching.EXTENSIONS):
@@ -201,6 +202,7 @@ def manifest(root: pathlib.Path) -> list[Case]:
       for name in ("image", "mask", "aorta_mask")
     }
     split = row.get("split")
+    known = _known(row.get("mask_classes", ""), table)
     cases.append(
       Case(
         case_id=row["case_id"],
@@ -208,8 +210,8 @@ def manifest(root: pathlib.Path) -> list[Case]:
         label=parse_label(row["label"], f"{table} row {number}"),
         split=parse_split(split, f"{table} row {number}") if split else None,
         extra={
-          "mask_classes": {i: i for i in range(len(CLASS_NAMES))},
-          "known": _known(row.get("mask_classes", ""), table),
+          "mask_classes": {i: i for i in {*range(len(VESSEL_CLASSES)), *known}},
+          "known": known,
         },
         **paths,
       )
@@ -259,7 +261,7 @@ def _key(text: str) -> str:
 
 
 def _known(text: str, table: pathlib.Path) -> tuple[int, ...]:
-  names = text.replace(",", " ").split() or CLASS_NAMES[1:]
+  names = text.replace(",", " ").split() or VESSEL_CLASSES[1:]
   unknown = sorted(set(names) - set(CLASS_NAMES))
   if unknown:
     raise UserError(

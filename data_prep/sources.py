@@ -8,7 +8,6 @@ from typing import Any
 
 from data_prep import layouts, matching
 from data_prep.cases import (
-  CLASS_NAMES,
   Case,
   parse_label,
   parse_split,
@@ -16,6 +15,7 @@ from data_prep.cases import (
 )
 from data_prep.errors import UserError
 from data_prep.tables import by_id, read_table
+from data_prep.tissues import CLASS_NAMES
 
 __all__ = [
   "CLASS_NAMES",

@@ -21,6 +21,7 @@ from cadjax.core import lookup
 from cadjax.data import classes
 from data_prep import checksums
 from data_prep.errors import UserError
+from data_prep.tissues import VESSEL_CLASSES
 
 USES = ("none", "channels", "region")
 # Plaque counts as coronary artery: as a class of its own it would give the
@@ -115,12 +116,11 @@ def make_reader(
         f"{path}: the mask is {mask.shape}, the volume"
         f" {record['image'].shape}; predict the masks on this data set"
       )
-    if mask.dtype != np.uint8 or mask.max(initial=0) >= len(
-      classes.CLASS_NAMES
-    ):
+    most = len(VESSEL_CLASSES) - 1
+    if mask.dtype != np.uint8 or mask.max(initial=0) > most:
       raise UserError(
         f"{path}: the mask is of {mask.dtype} up to {mask.max()}; it must hold"
-        f" the classes 0 to {len(classes.CLASS_NAMES) - 1} as uint8"
+        f" the classes 0 to {most} as uint8"
       )
     return mask
 

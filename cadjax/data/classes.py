@@ -14,15 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cadjax.core import lookup
+from data_prep.tissues import CLASS_NAMES, VESSEL_CLASSES
 
-# Those of the records, in their order.
-CLASS_NAMES = (
-  "background",
-  "aorta",
-  "lumen",
-  "stable_plaque",
-  "unstable_plaque",
-)
 Array = Any  # numpy's or jax's; what comes in goes out.
 
 
@@ -44,7 +37,7 @@ class ClassSet:
 
   @property
   def table(self) -> np.ndarray:
-    """uint8 [5]: stored class -> class of the set."""
+    """uint8 [classes]: stored class -> class of the set."""
     table = np.zeros(len(CLASS_NAMES), np.uint8)
     for number, parts in enumerate(self.parts.values(), 1):
       table[[CLASS_NAMES.index(part) for part in parts]] = number
@@ -57,7 +50,25 @@ CLASS_SETS = {
     {"aorta": ("aorta",), "coronaries": _CORONARIES}
   ),
   "coronaries": ClassSet({"coronaries": _CORONARIES}),
-  "four": ClassSet({name: (name,) for name in CLASS_NAMES[1:]}),
+  "four": ClassSet({name: (name,) for name in VESSEL_CLASSES[1:]}),
+  "chest": ClassSet(
+    {
+      "aorta": ("aorta", "aortic_wall"),
+      "left_ventricle": ("left_ventricle",),
+      "right_ventricle": ("right_ventricle",),
+      "left_atrium": ("left_atrium",),
+      "right_atrium": ("right_atrium",),
+      "myocardium": ("myocardium",),
+      "great_vessels": (
+        "pulmonary_artery",
+        "pulmonary_veins",
+        "superior_vena_cava",
+        "inferior_vena_cava",
+      ),
+      "lungs": ("lung", "lung_vessels"),
+      "bone": ("bone", "marrow"),
+    }
+  ),
 }
 
 
@@ -92,7 +103,7 @@ def map_known(known: Array, class_set: str) -> Array:
   one that distinguishes plaque.
 
   Args:
-    known: [..., 5], whether each of `CLASS_NAMES` is annotated.
+    known: [..., classes], whether each of `CLASS_NAMES` is annotated.
     class_set: a key of `CLASS_SETS`.
 
   Returns:

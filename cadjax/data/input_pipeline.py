@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from data_prep import streams
 from data_prep.ctca import stored
 from data_prep.errors import UserError, one_line
+from data_prep.tissues import CLASS_NAMES
 
 CaseRow = dict[str, str]
 Batch = dict[str, np.ndarray]
@@ -103,7 +104,10 @@ class Dataset:
         f"{self.path}: the record of the case {row['case_id']} is damaged"
         f" ({reason}); build the data set again, or restore it from a copy"
       )
-    return record
+    # Older data sets knew of fewer classes.
+    known = record["mask_classes"]
+    missing = len(CLASS_NAMES) - len(known)
+    return {**record, "mask_classes": np.pad(known, (0, missing))}
 
   def batch(
     self, rows: Sequence[CaseRow], size: int, slices: Sequence | None = None

@@ -26,8 +26,8 @@ from cadjax.explanation import cam, checks, location
 from cadjax.explanation.cad_maps import CadMaps, Cells
 from cadjax.report import curves, tables
 from cadjax.segmentation import metrics
-from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
+from data_prep.tissues import CLASS_NAMES
 
 # The classes of a structure; it is known where a case annotates the first.
 STRUCTURES = {

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from data_prep import geometry, phantom, plausibility, splits
-from data_prep.cases import AORTA, CLASS_NAMES, Case, problems
+from data_prep.cases import AORTA, Case, problems
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
+from data_prep.tissues import CLASS_NAMES
 from data_prep.volume import (
   Grid,
   Volume,
@@ -119,8 +120,8 @@ def read_classes(
     volume: the scan, on whose grid the masks must lie.
 
   Returns:
-    uint8 classes, None without a mask; and uint8 [5], 1 for each class that
-    the masks annotate.
+    uint8 classes, None without a mask; and uint8 [classes], 1 for each class
+    that the masks annotate.
 
   Raises:
     UserError: a mask is unreadable, lies on another grid or has a label that
@@ -198,7 +199,7 @@ def make_record(
       scanner=recipe.scanner,
       population=recipe.population,
     )
-    volume, mask, source = drawn.volume, drawn.mask, drawn.volume.grid
+    volume, mask, source = drawn.volume, drawn.tissues, drawn.volume.grid
     known = np.ones(len(CLASS_NAMES), np.uint8)
     lesions, cad_rads, notes = drawn.lesions, drawn.cad_rads, []
   else:

@@ -45,7 +45,8 @@ class Phantom:
 
   Attributes:
     volume: int16 HU.
-    mask: uint8 [D, H, W], the numbers of `CLASSES`.
+    tissues: uint8 [D, H, W], the values of `Tissue`, of which the first five
+      are `CLASSES`.
     segments: uint8 [D, H, W], the numbers of `SEGMENTS`, 0 elsewhere; a
       plaque belongs to its segment.
     centerlines: segment name -> [N, 4], LPS mm (x, y, z) along the lumen's
@@ -60,13 +61,18 @@ class Phantom:
   """
 
   volume: Volume
-  mask: np.ndarray
+  tissues: np.ndarray
   segments: np.ndarray
   centerlines: dict[str, np.ndarray]
   lesions: list[dict[str, Any]]
   label: int
   cad_rads: int
   params: dict[str, Any]
+
+  @property
+  def mask(self) -> np.ndarray:
+    """uint8 [D, H, W], the numbers of `CLASSES`; 0 in other tissues."""
+    return np.where(self.tissues < len(CLASSES), self.tissues, np.uint8(0))
 
   def lesion_line(self, lesion: Mapping[str, Any]) -> np.ndarray:
     """Returns the centreline along a lesion, [K, 3] LPS mm.
@@ -129,7 +135,7 @@ def make_phantom(
   if label:
     found = plaques.draw_lesions(streams["lesions"], tree, severity)
   voxels = acquisition.place_grid(grid, body.center, scan)
-  volume, mask, segments, sizes = _render(
+  volume, tissues, segments, sizes = _render(
     voxels, body, patient, scan, tree, found, streams
   )
   lesions = [
@@ -138,7 +144,7 @@ def make_phantom(
   ]
   return Phantom(
     volume=volume,
-    mask=mask,
+    tissues=tissues,
     segments=segments,
     centerlines=_centerlines(tree, found),
     lesions=lesions,
@@ -210,7 +216,7 @@ def _streams(seed: int) -> dict[str, np.random.Generator]:
 
 
 def _render(voxels, body, patient, scan, tree, found, streams):
-  """Returns (volume, mask, segments, mm3 of each plaque)."""
+  """Returns (volume, tissues, segments, mm3 of each plaque)."""
   canvas = shapes.blank(voxels, scan["blur_mm"])
   texture = acquisition.Texture(streams["texture"])
   chest = thorax.Thorax(body.center, patient["body_scale"], patient)
@@ -224,11 +230,14 @@ def _render(voxels, body, patient, scan, tree, found, streams):
     canvas, tree, found, scan["contrast_hu"], motion, scan["blur_mm"]
   )
   calcium.draw_calcium(canvas, body, chest, streams["calcium"])
-  mask[(mask == 0) & (aorta <= 0)] = lumen.AORTA
+  # Calcium on a wall hides no vessel from the masks.
+  tissues = canvas.tissues
+  tissues[aorta <= 0] = lumen.AORTA
+  np.copyto(tissues, mask, where=mask > 0)
   hu = canvas.hu
   hu += acquisition.noise(voxels, scan, streams["noise"])
   np.clip(np.rint(hu, out=hu), -1024, 3071, out=hu)
-  return Volume(hu.astype(np.int16), voxels), mask, segments, sizes
+  return Volume(hu.astype(np.int16), voxels), tissues, segments, sizes
 
 
 def _centerlines(tree, found) -> dict[str, np.ndarray]:

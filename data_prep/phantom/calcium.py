@@ -6,6 +6,7 @@ from data_prep.phantom import heart as heart_lib
 from data_prep.phantom import shapes, thorax, vessels
 from data_prep.phantom.heart import Heart
 from data_prep.phantom.thorax import Thorax
+from data_prep.tissues import Tissue
 
 
 def draw_calcium(
@@ -40,7 +41,11 @@ def draw_calcium(
       radii = radii * min(1.0, left / volume) ** (1 / 3)
       left -= min(volume, left)
       shapes.blob(
-        canvas, point, radii, amount["calcium_hu"] * rng.uniform(0.8, 1.2)
+        canvas,
+        point,
+        radii,
+        amount["calcium_hu"] * rng.uniform(0.8, 1.2),
+        Tissue.CALCIUM,
       )
 
 

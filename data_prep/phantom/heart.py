@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.phantom import shapes
+from data_prep.tissues import Tissue
 
 MITRAL = np.array([0.0, 17.0, 2.0])
 _APEX_WAY = np.array([0.80, -0.52, -0.28])
@@ -278,27 +279,27 @@ def draw_heart(
   right = contrast * scanner["right_heart"]
   mixing = points.to_voxels(texture(points.at, 9.0)) * scanner["mixing"]
 
-  def layer(distance, hu, lattice=points):
+  def layer(distance, hu, tissue, lattice=points):
     distance = lattice.to_voxels(distance) * heart.scale
-    shapes.paint(canvas, points.box, distance, hu)
+    shapes.paint(canvas, points.box, distance, hu, tissue)
 
   parts = chambers(q, size)
   ra, la, rv = parts.ra, parts.la, parts.rv
   around = sac(q, parts, size)
-  layer(around - 1.0, 20.0)
-  layer(around, size["fat_hu"])
+  layer(around - 1.0, 20.0, Tissue.PERICARDIUM)
+  layer(around, size["fat_hu"], Tissue.EPICARDIAL_FAT)
   walls = shapes.union(shapes.union(ra, la, 2) - 2.0, rv - 3.2, 2)
-  layer(walls, size["myocardium_hu"] - 15)
+  layer(walls, size["myocardium_hu"] - 15, Tissue.MYOCARDIUM)
   in_ra = np.clip(right * (1.15 + 1.3 * mixing), 40, 1500)
   in_rv = np.clip(right * (1.0 + 0.7 * mixing), 40, 1200)
-  layer(ra, in_ra)
-  layer(shapes.meet(rv, ra * -1 - 1.2), in_rv)
-  layer(parts.lv_outside, size["myocardium_hu"])
-  layer(la, contrast * 1.02)
+  layer(ra, in_ra, Tissue.RIGHT_ATRIUM)
+  layer(shapes.meet(rv, ra * -1 - 1.2), in_rv, Tissue.RIGHT_VENTRICLE)
+  layer(parts.lv_outside, size["myocardium_hu"], Tissue.MYOCARDIUM)
+  layer(la, contrast * 1.02, Tissue.LEFT_ATRIUM)
   fine = canvas.voxels.lattice(low, high, 1.5)
   fine_q = heart.from_patient(fine.at)
   blood = shapes.meet(lv_inside(fine_q, size), -papillary(fine_q, size), 1)
-  layer(blood, contrast, fine)
+  layer(blood, contrast, Tissue.LEFT_VENTRICLE, fine)
   _draw_valves(canvas, heart)
 
 
@@ -308,4 +309,6 @@ def _draw_valves(canvas: shapes.Canvas, heart: Heart) -> None:
   edge = lv_point(14.0, np.array([50.0, 230.0]), 6.0)
   for a, b in zip(ring, edge, strict=True):
     ends = heart.to_patient(np.stack([a, b]))
-    shapes.paint_tube(canvas, ends, np.array([1.4, 1.0]), 120.0)
+    shapes.paint_tube(
+      canvas, ends, np.array([1.4, 1.0]), 120.0, Tissue.MYOCARDIUM
+    )

@@ -13,20 +13,25 @@ import numpy as np
 from scipy.interpolate import make_interp_spline
 
 from data_prep.phantom.voxels import Box, Coordinates, Voxels
+from data_prep.tissues import Tissue
 from data_prep.volume import Grid
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Canvas:
-  """HU on a grid, and the width over which an edge goes from 0 to 1.
+  """HU and tissues on a grid, and how wide an edge is.
 
   Attributes:
     hu: [D, H, W] float32, changed in place by the painters.
+    tissues: [D, H, W] uint8, values of `Tissue`, changed in place as well: a
+      voxel is of the shape painted last in which its centre lies.
     voxels: where they lie.
-    edge_mm: width of an edge; about a voxel or the scanner's blur.
+    edge_mm: over which an edge goes from 0 to 1; about a voxel or the
+      scanner's blur.
   """
 
   hu: np.ndarray
+  tissues: np.ndarray
   voxels: Voxels
   edge_mm: float
 
@@ -42,7 +47,12 @@ def blank(grid: Grid, blur_mm: float, hu: float = -1000.0) -> Canvas:
   voxel_mm = float(np.prod(grid.spacing)) ** (1 / 3)
   # A ramp of width w blurs like a Gaussian of w / sqrt(12); so does a voxel.
   edge_mm = float(np.sqrt(voxel_mm**2 + 12 * blur_mm**2))
-  return Canvas(np.full(grid.shape, hu, np.float32), Voxels(grid), edge_mm)
+  return Canvas(
+    np.full(grid.shape, hu, np.float32),
+    np.zeros(grid.shape, np.uint8),
+    Voxels(grid),
+    edge_mm,
+  )
 
 
 def cover(distance: np.ndarray, edge_mm: float) -> np.ndarray:
@@ -57,6 +67,7 @@ def paint(
   box: Box,
   distance: np.ndarray,
   hu: float | np.ndarray,
+  tissue: Tissue | None,
   opacity: float = 1.0,
 ) -> None:
   """Lays a shape over the canvas, with soft edges.
@@ -66,8 +77,11 @@ def paint(
     box: slices along D, H, W.
     distance: signed distance in mm, broadcastable to the box.
     hu: of the shape; a number or an array.
+    tissue: what it is of; None leaves the tissues as they are.
     opacity: share of the shape's HU where it covers a voxel whole.
   """
+  if tissue is not None:
+    np.copyto(canvas.tissues[box], np.uint8(tissue), where=distance < 0)
   share = cover(distance, canvas.edge_mm)
   if opacity != 1:
     share *= np.float32(opacity)
@@ -126,6 +140,7 @@ def draw(
   high: np.ndarray,
   shape: Callable[[Coordinates], np.ndarray],
   hu: float,
+  tissue: Tissue | None,
   *,
   opacity: float = 1.0,
   step_mm: float = 3.0,
@@ -137,11 +152,15 @@ def draw(
   )
   if points is not None:
     distance = points.to_voxels(shape(points.at))
-    paint(canvas, points.box, distance, hu, opacity)
+    paint(canvas, points.box, distance, hu, tissue, opacity)
 
 
 def blob(
-  canvas: Canvas, center: np.ndarray, radii: np.ndarray, hu: float
+  canvas: Canvas,
+  center: np.ndarray,
+  radii: np.ndarray,
+  hu: float,
+  tissue: Tissue | None,
 ) -> None:
   """Paints a small ellipsoid; its integral is right even below a voxel."""
   radii = np.broadcast_to(np.asarray(radii, float), 3)
@@ -156,6 +175,7 @@ def blob(
     center + radii,
     lambda at: ellipsoid(at, center, radii),
     hu,
+    tissue,
     opacity=opacity,
     step_mm=0,
   )
@@ -193,7 +213,11 @@ def tube_distance(
 
 
 def paint_tube(
-  canvas: Canvas, points: np.ndarray, radii: np.ndarray, hu: float
+  canvas: Canvas,
+  points: np.ndarray,
+  radii: np.ndarray,
+  hu: float,
+  tissue: Tissue | None,
 ) -> None:
   """Paints one polyline as a tube; `radii` has one radius per point."""
   reach = float(np.max(radii)) + canvas.edge_mm
@@ -203,11 +227,16 @@ def paint_tube(
   box, _ = found
   inner = canvas.voxels.part(box)
   distance = tube_distance(inner, [(points, radii)], canvas.edge_mm)
-  paint(canvas, box, distance, hu)
+  paint(canvas, box, distance, hu, tissue)
 
 
 def thin_tubes(
-  canvas: Canvas, ends: np.ndarray, radii: np.ndarray, hu: float, below: float
+  canvas: Canvas,
+  ends: np.ndarray,
+  radii: np.ndarray,
+  hu: float,
+  below: float,
+  tissue: Tissue | None,
 ) -> None:
   """Paints straight tubes brighter than what is around them, by maximum.
 
@@ -219,6 +248,7 @@ def thin_tubes(
     radii: [N, 2] mm, at both ends.
     hu: of the tubes.
     below: HU of what is around them.
+    tissue: what they are of.
   """
   w = canvas.edge_mm
   r = radii.mean(1)
@@ -235,7 +265,11 @@ def thin_tubes(
       np.minimum(a, b) - reach[k], np.maximum(a, b) + reach[k]
     )
     if found is not None:
-      share = cover(capsule(found[1], a, b, ra, rb), w)
+      distance = capsule(found[1], a, b, ra, rb)
+      if tissue is not None:
+        where = canvas.tissues[found[0]]
+        np.copyto(where, np.uint8(tissue), where=distance < 0)
+      share = cover(distance, w)
       share *= np.float32(gain[k] * (hu - below))
       share += np.float32(below)
       part = canvas.hu[found[0]]

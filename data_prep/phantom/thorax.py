@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.phantom import shapes, vessels
 from data_prep.phantom.heart import Heart
 from data_prep.phantom.voxels import Lattice
+from data_prep.tissues import Tissue
 
 _MIDLINE = -24.0
 _SPINE_Y = 103.0
@@ -211,28 +212,34 @@ def draw_thorax(
   points = Lattice(canvas.voxels.grid, everything, 4.0)
   b = thorax.from_patient(points.at)
 
-  def layer(distance, hu, opacity=1.0):
+  def layer(distance, hu, tissue, opacity=1.0):
     voxels = points.to_voxels(distance * thorax.scale)
-    shapes.paint(canvas, everything, voxels, hu, opacity)
+    shapes.paint(canvas, everything, voxels, hu, tissue, opacity)
 
   inside = cavity(b)
   outside = skin(b, patient)
-  layer(outside, 10.0)
-  layer(outside + 2.0, patient["fat_hu"])
+  layer(outside, 10.0, Tissue.SKIN)
+  layer(outside + 2.0, patient["fat_hu"], Tissue.FAT)
   strands = texture(points.at, 13.0)
-  layer(chest_muscle(b), 50.0)
+  layer(chest_muscle(b), 50.0, Tissue.MUSCLE)
   flesh = np.maximum(chest_muscle(b) + 3, -(inside - 5))
-  layer(np.maximum(flesh, 9 * (1.15 - strands)), patient["fat_hu"], 0.9)
+  layer(
+    np.maximum(flesh, 9 * (1.15 - strands)), patient["fat_hu"], Tissue.FAT, 0.9
+  )
   gravity = np.float32(0.35) * (b[1] - 35) + 15 * texture(points.at, 25.0)
-  layer(inside, patient["lung_hu"] + points.to_voxels(gravity + 0 * inside))
+  layer(
+    inside,
+    patient["lung_hu"] + points.to_voxels(gravity + 0 * inside),
+    Tissue.LUNG,
+  )
   _draw_lungs(canvas, thorax, rng, scanner)
   above = diaphragm(b, patient)
   _draw_abdomen(layer, b, above, inside, patient)
   outline = vessels.outlines(heart)
   soft = mediastinum(points.at, b, outline)
   soft = shapes.meet(soft, inside - 1.5)
-  layer(soft - 0.8, 0.0)
-  layer(soft, patient["fat_hu"] + 12)
+  layer(soft - 0.8, 0.0, Tissue.SOFT_TISSUE)
+  layer(soft, patient["fat_hu"] + 12, Tissue.FAT)
   _draw_bones(canvas, thorax)
   _draw_tubes(canvas, thorax)
 
@@ -240,18 +247,20 @@ def draw_thorax(
 def _draw_abdomen(layer, b, above, inside, patient) -> None:
   x, y, z = b
   under = np.maximum(above, inside)
-  layer(under, 45.0)
-  layer(under + 3, patient["fat_hu"])
+  layer(under, 45.0, Tissue.MUSCLE)
+  layer(under + 3, patient["fat_hu"], Tissue.FAT)
   edge = (x - np.float32(22) - np.float32(0.7) * (z + 45)) * np.float32(0.8)
-  layer(shapes.meet(under + 3.5, edge, 10), patient["liver_hu"])
+  layer(shapes.meet(under + 3.5, edge, 10), patient["liver_hu"], Tissue.LIVER)
   stomach = shapes.meet(
     shapes.ellipsoid(b, (56, 8, -82), (36, 48, 38)), under + 6, 5
   )
-  layer(stomach, 55.0)
-  layer(stomach + 4, 25.0)
-  layer(shapes.meet(stomach + 4, y + np.float32(4)), -960.0)
+  layer(stomach, 55.0, Tissue.STOMACH)
+  layer(stomach + 4, 25.0, Tissue.STOMACH)
+  layer(shapes.meet(stomach + 4, y + np.float32(4)), -960.0, Tissue.GAS)
   spleen = shapes.ellipsoid(b, (92, 82, -88), (26, 44, 40))
-  layer(shapes.meet(spleen, under + 5, 5), patient["liver_hu"] + 45)
+  layer(
+    shapes.meet(spleen, under + 5, 5), patient["liver_hu"] + 45, Tissue.SPLEEN
+  )
 
 
 def _draw_lungs(canvas, thorax, rng, scanner) -> None:
@@ -263,6 +272,7 @@ def _draw_lungs(canvas, thorax, rng, scanner) -> None:
     radii * thorax.scale,
     0.75 * scanner["contrast_hu"],
     thorax.patient["lung_hu"],
+    Tissue.LUNG_VESSELS,
   )
 
 
@@ -298,10 +308,10 @@ def _draw_bones(canvas: shapes.Canvas, thorax: Thorax) -> None:
   ribs, cartilage = rib_tubes(thorax)
   spurs = _processes(thorax)
   soft = shapes.tube_distance(canvas.voxels, cartilage, margin)
-  shapes.paint(canvas, everything, soft, 110.0)
+  shapes.paint(canvas, everything, soft, 110.0, Tissue.CARTILAGE)
   hard = shapes.tube_distance(canvas.voxels, ribs + spurs, margin)
-  shapes.paint(canvas, everything, hard, bone)
-  shapes.paint(canvas, everything, hard + 1.6, marrow)
+  shapes.paint(canvas, everything, hard, bone, Tissue.BONE)
+  shapes.paint(canvas, everything, hard + 1.6, marrow, Tissue.MARROW)
   _draw_spine(canvas, thorax, bone, marrow)
   _draw_sternum(canvas, thorax, bone, marrow)
 
@@ -371,17 +381,17 @@ def _draw_spine(canvas, thorax, bone, marrow) -> None:
   )
   body = shapes.meet(around + waist, phase - np.float32(10.3), 2)
 
-  def layer(distance, hu):
+  def layer(distance, hu, tissue):
     voxels = points.to_voxels(distance * thorax.scale)
-    shapes.paint(canvas, points.box, voxels, hu)
+    shapes.paint(canvas, points.box, voxels, hu, tissue)
 
   canal = shapes.ellipsoid(
     (x, y, 0 * z), (_MIDLINE, _SPINE_Y + 20.5, 0), (9, 7.5, 1e3)
   )
-  layer(canal, 25.0)
-  layer(np.maximum(around, phase - 12.6) + 1, 85.0)
-  layer(body, 0.75 * bone)
-  layer(body + 1.3, marrow)
+  layer(canal, 25.0, Tissue.SPINAL_CANAL)
+  layer(np.maximum(around, phase - 12.6) + 1, 85.0, Tissue.CARTILAGE)
+  layer(body, 0.75 * bone, Tissue.BONE)
+  layer(body + 1.3, marrow, Tissue.MARROW)
 
 
 def _draw_sternum(canvas, thorax, bone, marrow) -> None:
@@ -399,13 +409,13 @@ def _draw_sternum(canvas, thorax, bone, marrow) -> None:
   along = np.maximum(z - np.float32(120), np.float32(-38) - z)
   plate = shapes.meet(shapes.meet(across, deep, 5), along, 4)
   joint = np.abs(z - np.float32(82)) - np.float32(1.5)
-  for distance, hu in (
-    (plate, 0.7 * bone),
-    (plate + 1.3, 0.8 * marrow),
-    (np.maximum(plate, joint), 90.0),
+  for distance, hu, tissue in (
+    (plate, 0.7 * bone, Tissue.BONE),
+    (plate + 1.3, 0.8 * marrow, Tissue.MARROW),
+    (np.maximum(plate, joint), 90.0, Tissue.CARTILAGE),
   ):
     voxels = points.to_voxels(distance * thorax.scale)
-    shapes.paint(canvas, points.box, voxels, hu)
+    shapes.paint(canvas, points.box, voxels, hu, tissue)
 
 
 def _draw_tubes(canvas, thorax) -> None:
@@ -413,9 +423,13 @@ def _draw_tubes(canvas, thorax) -> None:
   rows = np.array(_ESOPHAGUS, float)
   line = shapes.spline(rows, 8.0)
   points = thorax.to_patient(line[:, :3])
-  shapes.paint_tube(canvas, points, line[:, 3] * thorax.scale, 45.0)
-  for wall, hu in ((1.4, 30.0), (0.0, -990.0)):
+  shapes.paint_tube(
+    canvas, points, line[:, 3] * thorax.scale, 45.0, Tissue.ESOPHAGUS
+  )
+  layers = ((1.4, 30.0, Tissue.SOFT_TISSUE), (0.0, -990.0, Tissue.AIRWAYS))
+  for wall, hu, tissue in layers:
     for row in _AIRWAYS:
       line = shapes.spline(np.array(row, float), 8.0)
       points = thorax.to_patient(line[:, :3])
-      shapes.paint_tube(canvas, points, (line[:, 3] + wall) * thorax.scale, hu)
+      radii = (line[:, 3] + wall) * thorax.scale
+      shapes.paint_tube(canvas, points, radii, hu, tissue)

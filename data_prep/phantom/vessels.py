@@ -11,6 +11,7 @@ from data_prep.phantom.heart import (
   ROOT_WAY,
   Heart,
 )
+from data_prep.tissues import Tissue
 
 # x, y, z, radius relative to the ascending aorta, share of the heart's turn.
 _AORTA = np.array(
@@ -148,10 +149,19 @@ def draw_veins(
   """Paints what lies under the heart's chambers: veins and cavae."""
   contrast = scanner["contrast_hu"]
   for row in _VEINS:
-    shapes.paint_tube(canvas, *_tube(heart, row), contrast * 1.02)
+    shapes.paint_tube(
+      canvas, *_tube(heart, row), contrast * 1.02, Tissue.PULMONARY_VEINS
+    )
   below = 60 + 0.25 * contrast * scanner["right_heart"]
-  shapes.paint_tube(canvas, *_tube(heart, _IVC), below)
-  shapes.paint_tube(canvas, *_tube(heart, _CORONARY_SINUS), 0.55 * contrast)
+  shapes.paint_tube(
+    canvas, *_tube(heart, _IVC), below, Tissue.INFERIOR_VENA_CAVA
+  )
+  shapes.paint_tube(
+    canvas,
+    *_tube(heart, _CORONARY_SINUS),
+    0.55 * contrast,
+    Tissue.CORONARY_SINUS,
+  )
 
 
 def draw_arteries(
@@ -167,24 +177,32 @@ def draw_arteries(
   cava = np.clip(contrast * scanner["cava"], 120, 1500)
   for row in _PULMONARY.values():
     points, radii = _tube(heart, row)
-    shapes.paint_tube(canvas, points, radii + 1.0, 40.0)
+    shapes.paint_tube(canvas, points, radii + 1.0, 40.0, Tissue.SOFT_TISSUE)
   outlet = heart.to_patient(np.stack([[7.0, -25.0, 22.0], PULMONARY_VALVE]))
   wide = 11.0 * heart.scale * heart.size["rv_scale"]
-  shapes.paint_tube(canvas, outlet, np.array([wide, wide]), lungs)
+  shapes.paint_tube(
+    canvas, outlet, np.array([wide, wide]), lungs, Tissue.RIGHT_VENTRICLE
+  )
   for row in _PULMONARY.values():
-    shapes.paint_tube(canvas, *_tube(heart, row), lungs)
-  shapes.paint_tube(canvas, *_tube(heart, _SVC), cava)
+    shapes.paint_tube(
+      canvas, *_tube(heart, row), lungs, Tissue.PULMONARY_ARTERY
+    )
+  shapes.paint_tube(
+    canvas, *_tube(heart, _SVC), cava, Tissue.SUPERIOR_VENA_CAVA
+  )
   margin = canvas.edge_mm + 3
   distance = aorta_distance(canvas.voxels, heart, margin)
   near = canvas.voxels.region(*_bounds(heart))
   box = near or canvas.voxels.everywhere
-  shapes.paint(canvas, box, distance[box] - 1.5, 45.0)
+  shapes.paint(canvas, box, distance[box] - 1.5, 45.0, Tissue.AORTIC_WALL)
   outflow = heart.to_patient(
     np.stack([np.array([9.0, 3.0, -3.0]), AORTIC_VALVE])
   )
   inner = 0.7 * heart.size["aorta_radius_mm"]
-  shapes.paint_tube(canvas, outflow, np.full(2, inner), contrast)
-  shapes.paint(canvas, box, distance[box], contrast)
+  shapes.paint_tube(
+    canvas, outflow, np.full(2, inner), contrast, Tissue.LEFT_VENTRICLE
+  )
+  shapes.paint(canvas, box, distance[box], contrast, Tissue.AORTA)
   return distance
 
 

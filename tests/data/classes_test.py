@@ -7,11 +7,7 @@ import pytest
 
 from cadjax.core import lookup
 from cadjax.data import classes
-from data_prep import cases
-
-
-def test_the_stored_classes_are_those_of_the_records():
-  assert classes.CLASS_NAMES == cases.CLASS_NAMES
+from data_prep import tissues
 
 
 @pytest.mark.parametrize(
@@ -23,20 +19,37 @@ def test_the_stored_classes_are_those_of_the_records():
       [0, 1, 2, 2, 2],
     ),
     ("coronaries", ("background", "coronaries"), [0, 0, 1, 1, 1]),
-    ("four", cases.CLASS_NAMES, [0, 1, 2, 3, 4]),
+    ("four", tissues.VESSEL_CLASSES, [0, 1, 2, 3, 4]),
   ],
 )
 def test_names_and_table(task, expected, table):
   made = classes.CLASS_SETS[task]
   assert made.names == expected
   assert made.table.dtype == np.uint8
-  np.testing.assert_array_equal(made.table, table)
+  np.testing.assert_array_equal(made.table[:5], table)
+  assert not made.table[5:].any()
+
+
+def test_the_classes_of_the_chest_are_made_of_tissues():
+  made = classes.CLASS_SETS["chest"]
+  number = dict(zip(tissues.CLASS_NAMES, made.table, strict=True))
+  names = {name: made.names[at] for name, at in number.items()}
+  assert names["aorta"] == names["aortic_wall"] == "aorta"
+  assert names["left_ventricle"] == "left_ventricle"
+  assert names["pulmonary_veins"] == names["inferior_vena_cava"]
+  assert names["marrow"] == "bone"
+  assert names["lung_vessels"] == "lungs"
+  assert names["lumen"] == names["fat"] == "background"
 
 
 @pytest.mark.parametrize("task", classes.CLASS_SETS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_a_mask_is_mapped_alike_by_numpy_and_jax(task, dtype):
-  mask = np.random.default_rng(0).integers(0, 5, (2, 3, 4, 5)).astype(dtype)
+  mask = (
+    np.random.default_rng(0)
+    .integers(0, len(classes.CLASS_NAMES), (2, 3, 4, 5))
+    .astype(dtype)
+  )
   expected = np.vectorize(classes.CLASS_SETS[task].table.tolist().__getitem__)(
     mask
   )

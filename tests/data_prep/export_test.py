@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep import export, geometry, phantom, sources
 from data_prep.ctca import records
-from data_prep.volume import read_volume
+from data_prep.volume import read_mask, read_volume
 
 
 def test_files_hold_the_phantom_and_make_a_source(tmp_path):
@@ -27,7 +27,9 @@ def test_files_hold_the_phantom_and_make_a_source(tmp_path):
     np.testing.assert_allclose(volume.affine, expected.volume.affine, atol=1e-4)
     mask, known = records.read_classes(case, volume)
     np.testing.assert_array_equal(mask.hu, expected.mask)
-    assert known.all()
+    assert np.flatnonzero(known).tolist() == [0, 1, 2, 3, 4]
+    tissues = read_mask(tmp_path / "tissues" / f"{case.case_id}.nii.gz")
+    np.testing.assert_array_equal(tissues.hu, expected.tissues)
     truth = json.loads((tmp_path / f"{case.case_id}_lesions.json").read_text())
     assert truth["cad_rads"] == expected.cad_rads
     assert len(truth["lesions"]) == len(expected.lesions)
