@@ -5,7 +5,8 @@ and works under `jax.jit` and `jax.vmap`:
 
   key: a JAX random key; the same key gives the same result.
   image: float32 [*space, channels] in [0, 1], [H, W] or [D, H, W] in space.
-  mask: [*space] of any integer type, or None; only `spatial` changes it.
+  mask: [*space] of any integer type, or None; only `spatial` changes it. Of a
+    training, its values are those of `Tissue`.
   options: where one has a value per axis, in the order of the axes; one
     number stands for all axes.
 
@@ -22,6 +23,8 @@ from jax.scipy import ndimage
 
 from cadjax.core import lookup
 
+# Above the values of `Tissue`, so that a new one leaves the draws as they are.
+_MOST_TISSUES = 64
 Example = tuple[jax.Array, jax.Array | None]
 PerAxis = float | Sequence[float]
 
@@ -98,6 +101,65 @@ def spatial(
   return jnp.stack(channels, axis=-1), mask
 
 
+def tissues(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  probability: float = 0.5,
+  texture: float = 0.04,
+  softness: float = 1.0,
+  shift_probability: float = 0.0,
+  shift: float = 0.1,
+  bias: float = 0.2,
+) -> Example:
+  """Draws the image anew from its mask, or shifts the values of each tissue.
+
+  A network that saw a tissue in any intensity relies on shapes, and so finds it
+  in scans whose contrast, energy and kernel no phantom has. Billot et al. 2023,
+  SynthSeg, https://doi.org/10.1016/j.media.2023.102789, section 3: each label
+  gets a mean and a standard deviation, then the whole is blurred and multiplied
+  with a smooth field. Needs masks that name the tissue of every voxel.
+
+  Options:
+    probability: of drawing the image anew.
+    texture: largest standard deviation within a tissue, uniform from 0; means
+      are uniform in [0, 1].
+    softness: largest standard deviation in voxels of the blur of what was
+      drawn anew, uniform from a quarter of it: labels have no partial volume.
+    shift_probability: of shifting an image that was not drawn anew.
+    shift: largest shift of a tissue, uniform in [-shift, shift].
+    bias: largest standard deviation of the logarithm of the smooth field,
+      uniform from 0; of what was drawn anew.
+  """
+  if mask is None:
+    raise lookup.ConfigError(
+      "config.augment.tissues needs masks, which this training does not read"
+    )
+  space = image.shape[:-1]
+  keys = jax.random.split(key, 9)
+  means = jax.random.uniform(keys[0], (_MOST_TISSUES,))
+  widths = texture * jax.random.uniform(keys[1], (_MOST_TISSUES,))
+  white = jax.random.normal(keys[2], (math.prod(space),)).reshape(space)
+  drawn = (means[mask] + widths[mask] * white)[..., None]
+  width = softness * jax.random.uniform(keys[3], (), minval=0.25)
+  drawn = _gaussian(drawn, width)
+  cells = (min(4, n) for n in space)
+  field = jax.image.resize(
+    jax.random.normal(keys[4], tuple(cells)), space, "cubic"
+  )
+  field = bias * jax.random.uniform(keys[5], ()) * field
+  drawn = jnp.clip(drawn * jnp.exp(field)[..., None], 0.0, 1.0)
+  shifts = jax.random.uniform(
+    keys[6], (_MOST_TISSUES,), minval=-shift, maxval=shift
+  )
+  shifted = jnp.clip(image + shifts[mask][..., None], 0.0, 1.0)
+  anew = jax.random.bernoulli(keys[7], probability)
+  moved = jax.random.bernoulli(keys[8], shift_probability)
+  image = jnp.where(anew, drawn, jnp.where(moved, shifted, image))
+  return image, mask
+
+
 def blur(
   key: jax.Array,
   image: jax.Array,
@@ -113,8 +175,13 @@ def blur(
     sigma: largest standard deviation in voxels, uniform from 0.
   """
   on, drawn = _draw(key, probability, 0.0, sigma)
+  return _gaussian(image, jnp.where(on, drawn, 0.0)), mask
+
+
+def _gaussian(image: jax.Array, width: jax.Array) -> jax.Array:
+  """Blurs [*space, channels] by a standard deviation in voxels."""
   # A width of nearly 0 makes each kernel exactly [.., 0, 1, 0, ..].
-  width = jnp.where(on, jnp.maximum(drawn, 1e-3), 1e-3)
+  width = jnp.maximum(width, 1e-3)
   for axis, n in enumerate(image.shape[:-1]):
     # A product with a matrix, not a sum over taps: XLA on CPU would compute
     # what came before (an interpolation) again for every tap.
@@ -123,7 +190,7 @@ def blur(
     kernel = kernel / jnp.sum(kernel, axis=1, keepdims=True)
     image = jnp.tensordot(kernel, image, (1, axis), precision="highest")
     image = jnp.moveaxis(image, 0, axis)
-  return image, mask
+  return image
 
 
 def noise(
@@ -230,12 +297,24 @@ def cutout(
 # In the order in which they act.
 AUGMENTATIONS = {
   "spatial": spatial,
+  "tissues": tissues,
   "blur": blur,
   "noise": noise,
   "intensity": intensity,
   "gamma": gamma,
   "cutout": cutout,
 }
+
+# Whose key is which: a new one comes last, wherever it acts.
+_STREAMS = (
+  "spatial",
+  "blur",
+  "noise",
+  "intensity",
+  "gamma",
+  "cutout",
+  "tissues",
+)
 
 
 def augment(
@@ -264,9 +343,9 @@ def augment(
     lookup.UnknownName: for an unknown augmentation or option.
   """
   _check(options)
-  for i, (name, fn) in enumerate(AUGMENTATIONS.items()):
+  for name, fn in AUGMENTATIONS.items():
     if name in options:
-      key_fn = jax.random.fold_in(key, i)
+      key_fn = jax.random.fold_in(key, _STREAMS.index(name))
       image, mask = fn(key_fn, image, mask, **options[name])
   return image, mask
 

@@ -25,7 +25,7 @@ ALWAYS = {
   },
   **{
     name: {"probability": 1.0}
-    for name in ("blur", "noise", "intensity", "gamma", "cutout")
+    for name in ("tissues", "blur", "noise", "intensity", "gamma", "cutout")
   },
 }
 # Drawn, but with a range that leaves nothing to change.
@@ -117,6 +117,41 @@ def test_keys_decide():
   np.testing.assert_array_equal(a[0], b[0])
   np.testing.assert_array_equal(a[1], b[1])
   assert float(jnp.abs(a[0] - c[0]).max()) > 0.05
+
+
+def test_tissues_are_drawn_anew_flat_and_each_on_its_own():
+  mask = jnp.asarray(
+    np.repeat(np.arange(4), 8)[:, None, None] * np.ones((32, 16, 16)), jnp.uint8
+  )
+  image = jnp.zeros((*mask.shape, 1))
+  options = {"probability": 1.0, "texture": 0.0, "softness": 0.0, "bias": 0.0}
+  fn = jax.jit(lambda key: augment.tissues(key, image, mask, **options)[0])
+  means = []
+  for seed in range(40):
+    drawn = np.asarray(fn(jax.random.key(seed)))[..., 0]
+    each = [drawn[np.asarray(mask) == number] for number in range(4)]
+    assert max(np.ptp(values) for values in each) < 1e-5
+    means.append([values.mean() for values in each])
+  means = np.array(means)
+  # Uniform in [0, 1], and no tissue tells the value of another.
+  assert 0.2 < means.std(0).min() < means.std(0).max() < 0.4
+  correlation = np.corrcoef(means.T)[np.triu_indices(4, 1)]
+  assert np.abs(correlation).max() < 0.5
+
+
+def test_tissues_are_shifted_where_they_are_not_drawn_anew():
+  image, mask = example(SHAPES[1])
+  image = 0.4 + 0.2 * image
+  options = {"probability": 0.0, "shift_probability": 1.0, "shift": 0.1}
+  moved, same = augment.tissues(KEY, image, mask, **options)
+  np.testing.assert_array_equal(same, mask)
+  change = np.asarray(moved - image)[..., 0]
+  for number in (0, 1):
+    values = change[np.asarray(mask) == number]
+    assert np.ptp(values) < 1e-6
+    assert 0 < abs(values[0]) <= 0.1
+  with pytest.raises(lookup.ConfigError, match="needs masks"):
+    augment.tissues(KEY, image, None)
 
 
 def test_one_more_does_not_change_what_the_others_draw():

@@ -1,0 +1,60 @@
+"""The wide segmenter: a 3D U-Net for the whole chest at 2 mm, on phantoms.
+
+Command (data: cadjax build --source=phantom --severity=clinical --cases=320
+--grid=spacing --spacing_mm=2 --scanner=fov_mm=360,length_mm=290
+--out=weights/wide_data):
+
+  cadjax train --config=wide --workdir=weights/wide
+
+It finds the aorta, the chambers of the heart, the great vessels, the lungs and
+the bones, and so the box in which the coronary arteries are read. Half of the
+patches are drawn anew from their labels, in any intensity: see `tissues` in
+cadjax/data/augment.py.
+"""
+
+import ml_collections
+
+from configs import unet3d
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns `configs/unet3d.py` for the whole chest; `arg` is not used."""
+  config = unet3d.get_config(arg)
+  with config.unlocked():
+    config.segment.classes = "chest"
+    config.segment.window = (96, 96, 96)
+    config.segment.overlap = 0.25
+    config.segment.min_component_mm3 = 500.0
+    config.data.path = "weights/wide_data"
+    config.data.window_hu = (-1000.0, 1000.0)
+    config.data.patch_size = (64, 64, 64)
+    config.data.patches_per_volume = 4
+    config.data.foreground_share = 0.5
+    config.data.batch_size = 2
+    config.data.eval_batch_size = 1
+    config.model.features = (8, 24, 48, 96)
+    config.model.deep_supervision = False
+    config.loss.batch = True
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 50
+    config.augment.spatial = {
+      "probability": 0.8,
+      "rotation_degrees": 12.0,
+      "scale": 0.2,
+      "translation": 0.0,
+      "elastic_probability": 0.3,
+      "elastic_mm": 4.0,
+      "spacing_mm": 2.0,
+    }
+    config.augment.tissues = {
+      "probability": 0.5,
+      "shift_probability": 0.7,
+      "shift": 0.1,
+    }
+    config.augment.blur = {"probability": 0.4, "sigma": 1.2}
+    config.augment.noise = {"probability": 0.6, "sigma": 0.04}
+    config.augment.gamma = {"probability": 0.3, "largest": 1.4}
+    config.ema_decay = 0.99
+    config.epochs = 30
+    config.patience = 30
+  return config.lock()
