@@ -67,3 +67,11 @@ class Tissue(enum.IntEnum):
 CLASS_NAMES = tuple(tissue.name.lower() for tissue in Tissue)
 # What masks of coronary data sets annotate, unless they say otherwise.
 VESSEL_CLASSES = CLASS_NAMES[:5]
+# What masks of the heart have: blood and muscle, not the fat around them.
+HEART = (
+  Tissue.LEFT_VENTRICLE,
+  Tissue.RIGHT_VENTRICLE,
+  Tissue.LEFT_ATRIUM,
+  Tissue.RIGHT_ATRIUM,
+  Tissue.MYOCARDIUM,
+)

@@ -8,9 +8,12 @@ import jax
 import numpy as np
 
 from cadjax.classification import priors
+from cadjax.data import scans
 from cadjax.training import steps, workdir
 from cadjax.training.task import make_model
+from data_prep import geometry
 from data_prep.errors import UserError
+from data_prep.volume import Volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +29,49 @@ class Classifier(workdir.Trained):
     Raises:
       UserError: it sees masks beside the volume and `prior` is False.
     """
-    if priors.used(trained.config) and not prior:
+    use = priors.used(trained.config) and trained.config.data.prior.use
+    # Where the heart is can be told of any scan, see `prepare`.
+    if use and use != "heart" and not prior:
       raise UserError(
         f"{trained.path} was trained with masks beside the volume"
         f" (config.data.prior.use = {trained.config.data.prior.use!r}); only"
         " cadjax.evaluate can give it these"
       )
     return cls(**vars(trained))
+
+  def prepare(self, scan: scans.Scan) -> scans.Prepared:
+    """Lays a scan on the model's grid, blank where the model sees nothing.
+
+    Args:
+      scan: of `scans.read_scan`; a classifier that sees the heart alone needs
+        its heart mask.
+
+    Raises:
+      UserError: the scan cannot be laid on the grid, or has no heart mask where
+        one is needed.
+    """
+    prepared = super().prepare(scan)
+    use = priors.used(self.config) and self.config.data.prior.use
+    if use != "heart":
+      return prepared
+    if scan.heart_mask is None:
+      raise UserError(
+        f"{scan.name}: the classifier {self.path} sees the heart alone, and"
+        " where it is was not given; give a segmenter that finds it (--wide) or"
+        " its mask (--heart_mask)"
+      )
+    model_input = prepared.model_input
+    heart = Volume(
+      (scan.heart_mask.hu > 0).view(np.uint8), scan.heart_mask.grid
+    )
+    on_grid = geometry.mask_to_grid(heart, model_input.grid) > 0
+    if not on_grid.any():
+      raise UserError(
+        f"{scan.name}: the heart mask lies outside of what the classifier"
+        f" {self.path} sees"
+      )
+    kept = priors.keep_heart(model_input, on_grid, self.config)
+    return dataclasses.replace(prepared, model_input=kept)
 
   @functools.cached_property
   def _eval_step(self):

@@ -5,6 +5,7 @@ arteries, as prior knowledge, help the classifier? `config.data.prior` says
 how it sees them, and whether they are those of the records or predicted.
 """
 
+import dataclasses
 import pathlib
 import zipfile
 import zlib
@@ -16,14 +17,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
+from scipy import ndimage
 
 from cadjax.core import lookup
 from cadjax.data import classes
 from data_prep import checksums
 from data_prep.errors import UserError
-from data_prep.tissues import VESSEL_CLASSES
+from data_prep.tissues import CLASS_NAMES, HEART, Tissue
+from data_prep.volume import Volume
 
-USES = ("none", "channels", "region")
+USES = ("none", "channels", "region", "heart")
 # Plaque counts as coronary artery: as a class of its own it would give the
 # label away.
 CLASS_SET = "aorta_coronaries"
@@ -56,8 +59,8 @@ def make_prior(
 
   From a windowed image [N, (D,) H, W, 1] and stored classes [N, (D,) H, W] to
   the model's input: with two more channels, aorta and coronary arteries (0 or
-  1), or the image with all 0 but the coronary arteries and a margin around
-  them.
+  1), or the image with all 0 but the coronary arteries, or the heart, and a
+  margin around them.
   """
   if not used(config):
     return None
@@ -65,15 +68,47 @@ def make_prior(
   margin = tuple(config.data.prior.margin_voxels)[-ndim:]
 
   def prior(image, mask):
+    if use == "heart":
+      return _keep(image, jnp.isin(mask, jnp.asarray(HEART)), margin)
     mask = classes.map_mask(mask, CLASS_SET)
     if use == "channels":
       seen = [(mask == number)[..., None] for number in (AORTA, CORONARIES)]
       return jnp.concatenate([image, *seen], axis=-1, dtype=image.dtype)
-    near = (mask == CORONARIES).astype(image.dtype)[..., None]
-    window = tuple(2 * m + 1 for m in margin)
-    return image * nn.max_pool(near, window, padding="SAME")
+    return _keep(image, mask == CORONARIES, margin)
 
   return prior
+
+
+def _keep(
+  image: jax.Array, inside: jax.Array, margin: tuple[int, ...]
+) -> jax.Array:
+  """Sets all to 0 but what is inside and a margin around it."""
+  near = inside.astype(image.dtype)[..., None]
+  window = tuple(2 * m + 1 for m in margin)
+  return image * nn.max_pool(near, window, padding="SAME")
+
+
+def keep_heart(
+  model_input: Volume, heart: np.ndarray, config: ml_collections.ConfigDict
+) -> Volume:
+  """Blanks a scan away from its heart, as `make_prior` does a record.
+
+  Args:
+    model_input: int16 HU [D, H, W] on the model's grid.
+    heart: bool [D, H, W], where the heart is.
+    config: of a classifier whose `data.prior.use` is "heart".
+
+  Returns:
+    The volume with the lowest HU of the model's window outside.
+  """
+  margin = list(config.data.prior.margin_voxels)
+  if config.model.ndim == 2:
+    margin[0] = 0  # A slice knows of no other.
+  size = [2 * m + 1 for m in margin]
+  near = ndimage.maximum_filter(heart, size, mode="constant")
+  low = np.int16(config.data.window_hu[0])
+  hu = np.where(near, model_input.hu, low)
+  return dataclasses.replace(model_input, hu=hu)
 
 
 def make_reader(
@@ -85,11 +120,14 @@ def make_reader(
     folder: of `write_mask`; "" for the masks of the records.
     use: of `USES`, which says what those masks must contain.
   """
-  needed = [CORONARIES] if use == "region" else [AORTA, CORONARIES]
+  needed = {
+    "region": [Tissue.LUMEN],
+    "heart": list(HEART),
+  }.get(use, [Tissue.AORTA, Tissue.LUMEN])
 
   def read(row, record):
     if not folder:
-      known = classes.map_known(np.asarray(record["mask_classes"]), CLASS_SET)
+      known = np.asarray(record["mask_classes"])
       if not known[needed].all():
         raise UserError(
           f"the mask of the case {row['case_id']} does not annotate all that"
@@ -116,7 +154,7 @@ def make_reader(
         f"{path}: the mask is {mask.shape}, the volume"
         f" {record['image'].shape}; predict the masks on this data set"
       )
-    most = len(VESSEL_CLASSES) - 1
+    most = len(CLASS_NAMES) - 1
     if mask.dtype != np.uint8 or mask.max(initial=0) > most:
       raise UserError(
         f"{path}: the mask is of {mask.dtype} up to {mask.max()}; it must hold"

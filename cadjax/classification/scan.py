@@ -240,7 +240,7 @@ def classify_scan(classifier: Classifier, scan: scans.Scan) -> ClassifiedScan:
       or the logits are not finite.
   """
   fitted = read_calibration(classifier)
-  prepared = scans.prepare_scan(scan, classifier.grid, classifier.reference)
+  prepared = classifier.prepare(scan)
   logits, probs = score(classifier, prepared.model_input.hu)
   slices = None
   if classifier.config.model.ndim == 2:

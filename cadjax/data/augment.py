@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.scipy import ndimage
 
 from cadjax.core import lookup
+from data_prep.tissues import HEART
 
 # Above the values of `Tissue`, so that a new one leaves the draws as they are.
 _MOST_TISSUES = 64
@@ -294,6 +295,41 @@ def cutout(
   return image, mask
 
 
+def surroundings(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  *,
+  probability: float = 0.5,
+  reach: float = 4.0,
+) -> Example:
+  """Blanks what is not near the heart, at a random distance.
+
+  A classifier that meets many borders and many values beyond them cannot rely
+  on the lungs, the wall of the chest or where its input ends. Needs masks that
+  name the tissues of the heart.
+
+  Options:
+    probability: of blanking.
+    reach: largest width in voxels of the blur that moves the border, uniform
+      from a quarter of it; the border is where between 0.02 and 0.5 of the
+      heart is left, the value beyond it uniform in [0, 1].
+  """
+  if mask is None:
+    raise lookup.ConfigError(
+      "config.augment.surroundings needs masks; config.data.prior.use = 'heart'"
+      " reads them"
+    )
+  keys = jax.random.split(key, 4)
+  heart = jnp.isin(mask, jnp.asarray(HEART, mask.dtype))
+  width = reach * jax.random.uniform(keys[0], (), minval=0.25)
+  near = _gaussian(heart.astype(image.dtype)[..., None], width)
+  level = jax.random.uniform(keys[1], (), minval=0.02, maxval=0.5)
+  value = jax.random.uniform(keys[2], ())
+  on = jax.random.bernoulli(keys[3], probability)
+  return jnp.where(on & (near < level), value, image), mask
+
+
 # In the order in which they act.
 AUGMENTATIONS = {
   "spatial": spatial,
@@ -303,6 +339,7 @@ AUGMENTATIONS = {
   "intensity": intensity,
   "gamma": gamma,
   "cutout": cutout,
+  "surroundings": surroundings,
 }
 
 # Whose key is which: a new one comes last, wherever it acts.
@@ -314,6 +351,7 @@ _STREAMS = (
   "gamma",
   "cutout",
   "tissues",
+  "surroundings",
 )
 
 

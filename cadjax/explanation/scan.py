@@ -123,7 +123,7 @@ def explain_scan(
   if not isinstance(model, Explainer):
     explainer = Explainer(model, ExplainOptions(methods=tuple(methods)))
   trained = explainer.model
-  prepared = scans.prepare_scan(scan, trained.grid, trained.reference)
+  prepared = trained.prepare(scan)
   shape = prepared.model_input.shape
   with scans.memory_error_as_user_error("explaining", shape):
     if explainer.is_segmenter:

@@ -140,7 +140,7 @@ def segment_scan(
     UserError: the scan cannot be laid on the model's grid, memory is short,
       or the network gives NaN.
   """
-  prepared = scans.prepare_scan(scan, segmenter.grid, segmenter.reference)
+  prepared = segmenter.prepare(scan)
   volume, model_input = prepared.scan, prepared.model_input
   options = segmenter.config.segment
   with scans.memory_error_as_user_error("segmenting", model_input.shape):

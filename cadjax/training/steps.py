@@ -342,7 +342,8 @@ def make_eval_step(
   def eval_step(variables, batch):
     image = batch["image"]
     examples = flatten_slices(window(image, window_hu), ndim)
-    if prior is not None:
+    # A scan's volume has met its prior before, see `Classifier.prepare`.
+    if prior is not None and "prior" in batch:
       examples = prior(examples, flatten_slices(batch["prior"], ndim))
     logits, _ = model.apply(variables, examples, train=False)
     return logits.reshape(image.shape[0], -1, logits.shape[-1])

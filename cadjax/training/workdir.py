@@ -16,6 +16,7 @@ import numpy as np
 from cadjax import __version__
 from cadjax.core import files
 from cadjax.core.files import read_json
+from cadjax.data import scans
 from cadjax.data.input_pipeline import Dataset
 from cadjax.training import checkpoint
 from cadjax.training.task import task_of
@@ -61,6 +62,17 @@ class Trained:
   def grid(self) -> geometry.GridSpec:
     """The recipe of the grid that it was trained on."""
     return geometry.GridSpec.from_dict(self.dataset["grid"])
+
+  def prepare(self, scan: scans.Scan) -> scans.Prepared:
+    """Lays a scan on the model's grid.
+
+    Args:
+      scan: of `scans.read_scan`.
+
+    Raises:
+      UserError: the scan cannot be laid on the grid.
+    """
+    return scans.prepare_scan(scan, self.grid, self.reference)
 
   @property
   def reference(self) -> dict[str, list[float]]:

@@ -1,5 +1,6 @@
 """What a classifier sees beside the volume."""
 
+import dataclasses
 import json
 import random
 
@@ -11,13 +12,19 @@ import pytest
 from tiny_runs import write_workdir
 
 from cadjax import tasks
-from cadjax.classification import priors, task
+from cadjax.classification import classifier, priors, task
+from cadjax.classification.scan import classify_scan
 from cadjax.core import lookup
-from cadjax.data import input_pipeline
+from cadjax.data import input_pipeline, scans
 from cadjax.evaluation import common
 from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.training import workdir
+from configs import resnet3d
+from data_prep import geometry, phantom
 from data_prep.errors import UserError
+from data_prep.geometry import GridSpec
+from data_prep.tissues import HEART, Tissue
+from data_prep.volume import Grid, Volume
 
 
 def config_of(use: str, ndim: int = 3, margin=(1, 1, 1)):
@@ -57,6 +64,71 @@ def test_region_keeps_the_margin_around_coronaries_alone(ndim):
   assert priors.channels(config) == 1
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_heart_keeps_chambers_and_muscle_in_records_and_scans_alike(ndim):
+  rng = np.random.default_rng(0)
+  hu = rng.integers(-1000, 1200, (6, 7, 8)).astype(np.int16)
+  mask = np.full(hu.shape, Tissue.FAT, np.uint8)
+  mask[2:4, 3, 3:5] = Tissue.MYOCARDIUM
+  mask[3, 2, 4] = Tissue.LEFT_VENTRICLE
+  mask[5] = Tissue.LUMEN
+  config = config_of("heart", ndim, (0, 1, 2))
+  config.data.window_hu = (-200.0, 1000.0)
+  image = np.clip((hu[..., None].astype(np.float32) + 200) / 1200, 0, 1)
+  batch = (image, mask) if ndim == 2 else (image[None], mask[None])
+  seen = priors.make_prior(config)(*map(jnp.asarray, batch))
+  kept = priors.keep_heart(
+    Volume(hu, Grid(hu.shape, (1, 1, 1), (0, 0, 0), np.eye(3))),
+    np.isin(mask, HEART),
+    config,
+  ).hu
+  windowed = np.clip((kept.astype(np.float32) + 200) / 1200, 0, 1)
+  np.testing.assert_allclose(
+    np.asarray(seen).reshape(hu.shape), windowed, atol=1e-6
+  )
+  changed = np.argwhere(kept != hu)
+  inside = np.argwhere(kept == hu)
+  assert (inside.min(0) == [2, 1, 1]).all()
+  assert (inside.max(0) == [3, 4, 6]).all()
+  assert len(changed) + len(inside) == hu.size
+
+
+def test_a_scan_without_a_heart_mask_is_refused_by_one_that_sees_the_heart(
+  tmp_path,
+):
+  config = resnet3d.get_config().copy_and_resolve_references()
+  with config.unlocked():
+    config.model.update(depth=10, width=4)
+    config.data.prior.use = "heart"
+    config.data.prior.margin_voxels = (1, 1, 1)
+  path = write_workdir(tmp_path / "run", config=config)
+  loaded = classifier.load_classifier(path)
+  drawn = phantom.make_phantom(3, grid=GridSpec("spacing", spacing_mm=(4,) * 3))
+  scan = scans.Scan("a", "a.nii", drawn.volume)
+  with pytest.raises(UserError, match=r"a\.nii: .* sees the heart alone"):
+    classify_scan(loaded, scan)
+  heart = np.isin(drawn.tissues, HEART).astype(np.uint8)
+  masked = dataclasses.replace(
+    scan, heart_mask=Volume(heart, drawn.volume.grid)
+  )
+  found = classify_scan(loaded, masked)
+  grid = found.reading.model_input.grid
+  on_grid = geometry.to_grid(drawn.volume, loaded.grid).hu
+  labels = geometry.mask_to_grid(Volume(heart, drawn.volume.grid), grid)
+  want = loaded.logits(
+    on_grid[None, ..., None], Tissue.MYOCARDIUM * labels[None]
+  )
+  np.testing.assert_allclose(
+    found.prediction.logits, want[0, 0], rtol=1e-4, atol=1e-4
+  )
+  grid = drawn.volume.grid
+  origin = tuple(np.array(grid.origin) + 2000)
+  away = Volume(heart, dataclasses.replace(grid, origin=origin))
+  blank = dataclasses.replace(scan, heart_mask=away)
+  with pytest.raises(UserError, match="heart mask lies outside"):
+    classify_scan(loaded, blank)
+
+
 def test_without_a_prior_there_is_none():
   assert priors.make_prior(config_of("none")) is None
   assert not priors.used(ml_collections.ConfigDict({"data": {}}))
@@ -92,8 +164,8 @@ def test_damaged_predicted_masks_are_one_line(tmp_path):
     except UserError:
       continue
     np.testing.assert_array_equal(found, mask)
-  priors.write_mask(tmp_path, "one", mask + 4)
-  with pytest.raises(UserError, match="must hold the classes 0 to 4"):
+  priors.write_mask(tmp_path, "one", mask + 100)
+  with pytest.raises(UserError, match="must hold the classes 0 to 38"):
     read({"case_id": "one"}, record)
 
 
@@ -143,6 +215,8 @@ def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
     ("channels", [1, 0, 1, 0, 0], False),
     ("region", [1, 0, 1, 0, 0], True),
     ("region", [1, 1, 0, 0, 0], False),
+    ("heart", [1, 1, 1, 1, 1, 0, 1, 1, 1, 1], False),
+    ("heart", [1, 0, 0, 0, 0, 1, 1, 1, 1, 1], True),
   ],
 )
 def test_a_mask_that_does_not_know_the_vessels_is_refused(use, known, enough):

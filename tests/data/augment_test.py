@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from cadjax.core import lookup
 from cadjax.data import augment
+from data_prep.tissues import Tissue
 
 KEY = jax.random.key(3)
 SHAPES = [(20, 30), (10, 20, 30)]
@@ -25,7 +26,10 @@ ALWAYS = {
   },
   **{
     name: {"probability": 1.0}
-    for name in ("tissues", "blur", "noise", "intensity", "gamma", "cutout")
+    for name in (
+      *("tissues", "blur", "noise", "intensity", "gamma", "cutout"),
+      "surroundings",
+    )
   },
 }
 # Drawn, but with a range that leaves nothing to change.
@@ -152,6 +156,28 @@ def test_tissues_are_shifted_where_they_are_not_drawn_anew():
     assert 0 < abs(values[0]) <= 0.1
   with pytest.raises(lookup.ConfigError, match="needs masks"):
     augment.tissues(KEY, image, None)
+
+
+def test_surroundings_go_and_the_heart_stays():
+  mask = np.zeros((20, 30, 40), np.uint8)
+  mask[7:13, 10:20, 12:28] = Tissue.LEFT_VENTRICLE
+  image = jnp.full((*mask.shape, 1), 0.3)
+  run = jax.jit(
+    lambda key: augment.surroundings(
+      key, image, jnp.asarray(mask), probability=1.0, reach=2.0
+    )[0]
+  )
+  sizes = set()
+  for seed in range(5):
+    seen = np.asarray(run(jax.random.key(seed)))[..., 0]
+    kept = seen == np.float32(0.3)
+    assert kept[8:12, 11:19, 13:27].all()
+    assert not kept[0].any()
+    assert np.ptp(seen[~kept]) == 0
+    sizes.add(int(kept.sum()))
+  assert len(sizes) == 5
+  with pytest.raises(lookup.ConfigError, match="needs masks"):
+    augment.surroundings(KEY, image, None)
 
 
 def test_one_more_does_not_change_what_the_others_draw():
