@@ -65,8 +65,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.model.conv = "auto"  # On CPUs: auto, exact (no Winograd) or lax.
 
   config.loss = ml_collections.ConfigDict()
-  # Classifier: focal or cross_entropy. Segmenter: dice, dice_ce, focal, tversky
-  # or cldice.
+  # Classifier: focal or cross_entropy. Segmenter: dice, dice_ce, focal,
+  # tversky, cldice or skeleton_recall.
   config.loss.name = "focal"
   # Focusing parameter of the focal loss; 0 is cross-entropy.
   config.loss.gamma = 2.0

@@ -324,6 +324,44 @@ def test_cldice_asks_for_the_whole_vessel():
   assert lost["rim"][0] < 0.01
 
 
+def test_skeleton_recall_counts_a_branch_by_its_length():
+  """A thin branch costs more than as many voxels off a thick vessel."""
+  mask = np.zeros((1, 26, 15, 15), int)
+  mask[:, 1:25, 2:9, 2:9] = 1  # 7 wide.
+  mask[:, 1:25, 12, 12] = 1  # 1 wide.
+  branch, rim = mask.copy(), mask.copy()
+  branch[:, :, 12, 12] = 0
+  rim[:, 1:25, 2, 2] = 0
+  known = np.ones((1, 2), bool)
+  loss = functools.partial(segmentation_losses.skeleton_recall, iterations=4)
+  found = {}
+  for name, shown in (("all", mask), ("branch", branch), ("rim", rim)):
+    logits = 20 * np.eye(2, dtype=np.float32)[shown]
+    voxels = segmentation_losses.dice_ce(logits, mask, known)
+    found[name] = float((loss(logits, mask, known) - voxels)[0])
+  # Of a tube 3 x 3 in the vessel, 25 of 24 * 9 + 24 by far.
+  assert abs(found["all"]) < 1e-5
+  assert found["branch"] > 0.05
+  assert found["rim"] < 1e-4
+
+
+def test_skeleton_recall_of_a_vessel_and_its_plaque_asks_for_the_class():
+  mask = np.zeros((1, 20, 7, 7), int)
+  mask[:, :, 2:5, 2:5] = 1
+  mask[:, 8:12, 2:5, 2:5] = 2
+  known = np.ones((1, 3), bool)
+  lumen_alone = 20 * np.eye(3, dtype=np.float32)[np.minimum(mask, 1)]
+  options = {"iterations": 2, "weights": (1.0, 1.0, 3.0)}
+  plain = segmentation_losses.dice_ce(
+    lumen_alone, mask, known, weights=options["weights"]
+  )
+  whole = segmentation_losses.skeleton_recall(
+    lumen_alone, mask, known, **options
+  )
+  # All of the plaque's part is missed, none of the lumen's.
+  np.testing.assert_allclose(whole - plain, [0.75], atol=1e-4)
+
+
 def stored(known):
   """A mask as a source with these classes would have it."""
   mask = draw()[1]
@@ -541,6 +579,8 @@ def test_unknown_names_are_told(config, message):
     ({"name": "focal", "gamma": -1.0}, "gamma is -1.0"),
     ({"name": "cldice", "weight": 2.0}, r"weight is 2.0; .* in \[0, 1\]"),
     ({"name": "cldice", "classes": (0, 4)}, r"\[0, 4\]; .* in 1 ... 3"),
+    ({"name": "skeleton_recall", "weight": -1.0}, r"weight is -1.0; .* >= 0"),
+    ({"name": "skeleton_recall", "classes": (4,)}, r"\[4\]; .* in 1 ... 3"),
   ],
 )
 def test_impossible_options_are_told(config, message):
