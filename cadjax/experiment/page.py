@@ -124,8 +124,8 @@ def markdown(folder: pathlib.Path, results: Sequence[pathlib.Path]) -> str:
     results: their results.json.
   """
   lines = [
-    "| question | answer, with 95 % interval | cost |",
-    "| --- | --- | --- |",
+    "| question | answer, with 95 % interval | phantoms | cost |",
+    "| --- | --- | --- | --- |",
   ]
   for file in results:
     result = files.read_json(file)
@@ -137,7 +137,8 @@ def markdown(folder: pathlib.Path, results: Sequence[pathlib.Path]) -> str:
     minutes = round(cost["cell_seconds"] / 60)
     lines.append(
       f"| [{result['question']}]({page}) (`{result['plan']}`) |"
-      f" {'<br>'.join(answers)} | {cost['cells']} cells, {minutes} min of"
+      f" {'<br>'.join(answers)} | edition {result.get('edition', 1)} |"
+      f" {cost['cells']} cells, {minutes} min of"
       f" {', '.join(cost['devices'])} |"
     )
   return "\n".join(lines)

@@ -24,7 +24,7 @@ from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
 from cadjax.experiment.store import Store
 from cadjax.training import workdir
-from data_prep import build, errors, export, workers
+from data_prep import build, errors, export, phantom, workers
 from data_prep.errors import UserError
 
 POLL_S = 2.0
@@ -77,7 +77,8 @@ class Experiment:
       if self.cells.read(cell.name)["digest"] != digest(self.plan, cell):
         raise UserError(
           f"{self.cells.folder(cell.name)} was done by another version of the"
-          " plan or at another scale; use another --workdir"
+          " plan, at another scale or on phantoms of another edition; use"
+          " another --workdir"
         )
 
   def _run_one(self, states: Mapping[Cell, str], bar: tqdm) -> bool:
@@ -125,6 +126,7 @@ class Experiment:
       {
         "digest": digest(self.plan, cell),
         "rules": summary.RULES_VERSION,
+        "edition": phantom.EDITION,
         "entries": entries,
         "sizes": sizes,
         "cost": {
@@ -179,7 +181,7 @@ class Experiment:
   def _dataset(self, name: str) -> pathlib.Path:
     """Returns where a data set is, built by this process or another one."""
     given = list(self.plan.data[name])
-    folder = f"{name}_{_hash(given)}"
+    folder = f"{name}_{_hash(_given(self.plan, name))}"
     while self.data.state(folder) != "done":
       with self.data.claim(folder) as mine:
         if mine and self.data.state(folder) == "running":
@@ -245,12 +247,21 @@ def digest(plan: Plan, cell: Cell) -> str:
   return _hash(
     {
       "config": arm.config and arm.config.to_json_best_effort(sort_keys=True),
-      "data": {name: list(plan.data[name]) for name in used},
+      "data": {name: _given(plan, name) for name in used},
       "measure": [arm.measure, dict(arm.options)],
       "cell": [cell.fold, cell.seed],
       "needs": needs,
     }
   )
+
+
+def _given(plan: Plan, name: str) -> list[str]:
+  """Returns what a data set is made of; phantoms differ between editions."""
+  given = list(plan.data[name])
+  if "--source=phantom" in given or given[0] == "export":
+    # The first edition had no number.
+    given += [f"edition {phantom.EDITION}"] if phantom.EDITION > 1 else []
+  return given
 
 
 def _hash(value: Any) -> str:

@@ -12,6 +12,7 @@ from cadjax.experiment.plan import Cell, Plan
 from cadjax.experiment.store import Store
 from cadjax.metrics import intervals
 from cadjax.report import pages
+from data_prep import phantom
 
 # The version of the rules that figures are scored by: results.json has it as
 # "rules", and 1 where it has none. For metrics whose names begin so, the first
@@ -98,6 +99,10 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     "rules": min(
       (cells.read(name).get("rules", 1) for name in done),
       default=RULES_VERSION,
+    ),
+    "edition": min(
+      (cells.read(name).get("edition", 1) for name in done),
+      default=phantom.EDITION,
     ),
     "plan": plan.name,
     "scale": plan.scale,

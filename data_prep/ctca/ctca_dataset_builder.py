@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_prep import sources, splits, workers
+from data_prep import phantom, sources, splits, workers
 from data_prep.ctca import records, stored
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
@@ -146,6 +146,7 @@ class Ctca(tfds.core.ShardBasedBuilder):
       "grid": config.grid.to_dict(),
       "seed": config.seed,
       "severity": config.severity if config.source == "phantom" else None,
+      "edition": phantom.EDITION if config.source == "phantom" else None,
       "scanner": config.scanner,
       "population": config.population,
       "fractions": list(config.fractions),

@@ -28,7 +28,11 @@ from data_prep.phantom.population import (
 )
 from data_prep.volume import Grid, Volume
 
-__all__ = ["CLASSES", "SEGMENTS", "Phantom", "make_phantom"]
+__all__ = ["CLASSES", "EDITION", "SEGMENTS", "Phantom", "make_phantom"]
+
+# Of the phantoms' anatomy and scanner: the same seed is another patient in
+# another edition. 1 was that of cadjax 0.1 and 0.2.
+EDITION = 2
 
 CLASSES = {
   "background": 0,
@@ -57,7 +61,7 @@ class Phantom:
     label: 0 normal, 1 coronary artery disease.
     cad_rads: 0 to 5, of the worst stenosis.
     params: all that was drawn: "patient", "scanner", "coronaries", "seed",
-      "severity".
+      "severity", "edition".
   """
 
   volume: Volume
@@ -152,6 +156,7 @@ def make_phantom(
     cad_rads=max((row["cad_rads"] for row in lesions), default=0),
     params={
       "seed": int(seed),
+      "edition": EDITION,
       "severity": severity,
       "patient": patient,
       "scanner": scan,

@@ -19,6 +19,7 @@ from cadjax.core import files, lookup
 from cadjax.experiment import estimate, measures, page, plan, summary
 from cadjax.experiment import run as runner
 from cadjax.experiment.store import Store, machine
+from data_prep import phantom
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -305,13 +306,15 @@ def test_a_cell_of_an_older_version_keeps_the_rules_of_its_figures(
   made = plan.load_plan(str(DIMENSION), "tiny")
   shutil.copytree(whole / "cells", tmp_path / "cells")
   store = Store(tmp_path / "cells")
-  assert summary.summarise(made, store)["rules"] == summary.RULES_VERSION
+  now = summary.summarise(made, store)
+  assert now["rules"] == summary.RULES_VERSION
+  assert now["edition"] == phantom.EDITION
   name = made.cells()[0].name
   cell = store.read(name)
-  del cell["rules"]
+  del cell["rules"], cell["edition"]
   store.finish(name, cell)
   result = summary.summarise(made, store)
-  assert result["rules"] == 1
+  assert result["rules"] == result["edition"] == 1
   assert summary.outdated(result, "ece")
 
 
