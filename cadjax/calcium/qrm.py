@@ -1,0 +1,376 @@
+"""Measures the nine inserts of a QRM cardiac calcification phantom.
+
+  python -m cadjax.calcium.qrm --input=SCAN
+
+For users who have scanned this phantom without contrast (the cardiac
+calcification insert in the thorax phantom of QRM, Moehrendorf): prints volume,
+mass and Agatston score of each insert beside the truth, so that a scanner and
+its protocol, or this program, can be judged. --out also writes the table.
+
+Known is the geometry, and nothing else: three arms of 800, 400 and 200 mg/cm3
+of hydroxyapatite (HA), each with cylinders of 5, 3 and 1 mm, as long as they
+are wide, one behind the other on a line towards the axis; and on the axis, in
+other slices, a rod of 200 mg/cm3 beside one of water. What is measured:
+
+  calibration    200 mg/cm3 over the rod's HU above water
+  130 HU         the scores of `calcium.score`, of the voxels from 130 HU on
+  integrated     the sum of HU above the background around, in a cylinder 2 mm
+                 wider than the insert, times the calibration: a mass that
+                 keeps what partial volume spreads below 130 HU. Over the HU of
+                 the arm's largest insert it is a volume.
+  noise          the same sum at 40 places without inserts; an insert whose
+                 integrated mass is below 3 SD of it is called invisible. 130
+                 HU finds an insert if anything there scores.
+
+The integrated mass lacks the tissue that the insert displaces: with the
+background 40 HU above water, 3 % of 800 mg/cm3 and 12 % of 200.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+from scipy import ndimage
+
+from cadjax.calcium import score as calcium
+from cadjax.core import files
+from data_prep import errors
+from data_prep.errors import UserError
+from data_prep.volume import Volume, read_volume
+
+DENSITIES_MG_CM3 = (800.0, 400.0, 200.0)
+SIZES_MM = (5.0, 3.0, 1.0)
+ROD_MG_CM3 = 200.0
+ROD_MM = 20.0
+# Of the cylinder that holds all inserts; its edge is left out.
+_INSIDE_MM = 46.0
+# Blur reaches as far; the background ring is behind it.
+_REACH_MM = 2.0
+_RING_MM = (1.0, 4.0)
+_ROD_CORE_MM, _WATER_CORE_MM = 7.0, 6.0
+_PLATEAU_MM = 1.2
+_LEAST_INSERT_MM3 = 10.0
+_SAME_ARM_DEGREES = 12.0
+_EMPTY_PLACES = 40
+_VISIBLE_SD = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Insert:
+  """One insert: the truth and what was measured.
+
+  Attributes:
+    density_mg_cm3: true density of hydroxyapatite.
+    size_mm: true diameter and length.
+    volume_mm3: true volume.
+    mass_mg: true mass.
+    agatston: measured score.
+    threshold_mm3: measured volume from 130 HU on.
+    threshold_mg: measured mass of that.
+    integrated_mm3: measured volume, all of the insert's HU.
+    integrated_mg: measured mass of that.
+    sd_mg: of the integrated mass where there is no insert.
+    visible: whether the integrated mass is at least 3 SD.
+    center: (d, h, w), index into the scan, to a fraction of a voxel.
+  """
+
+  density_mg_cm3: float
+  size_mm: float
+  volume_mm3: float
+  mass_mg: float
+  agatston: float
+  threshold_mm3: float
+  threshold_mg: float
+  integrated_mm3: float
+  integrated_mg: float
+  sd_mg: float
+  visible: bool
+  center: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """The phantom.
+
+  Attributes:
+    calibration: mg/cm3 per HU above water.
+    rod_hu: mean of the rod of 200 mg/cm3.
+    water_hu: mean of the water rod.
+    background_hu: mean of the inserts' surroundings.
+    noise_hu: SD of a voxel there.
+    inserts: from dense to light, large before small.
+  """
+
+  calibration: float
+  rod_hu: float
+  water_hu: float
+  background_hu: float
+  noise_hu: float
+  inserts: tuple[Insert, ...]
+
+
+def measure(scan: Volume) -> Measured:
+  """Finds the rods and the nine inserts and measures them.
+
+  Args:
+    scan: HU in slices of 3 mm, the phantom's axis across the slices.
+
+  Raises:
+    UserError: this phantom, or a part of it, was not found.
+  """
+  hu = scan.hu.astype(np.float64)
+  phantom = _Phantom(hu, np.array(scan.spacing), scan.path)
+  rod_slices, axis = _find_rod(phantom)
+  rod_hu, water_hu = _read_rods(phantom, rod_slices, axis)
+  calibration = calcium.calibrate(ROD_MG_CM3, rod_hu, water_hu)
+  arms = _find_arms(phantom, rod_slices, axis)
+  taken = [center for arm in arms for center in arm]
+  middle = np.mean([center[0] for center in taken])
+  ring = [phantom.ring(center, SIZES_MM[0]) for center in taken[::3]]
+  inserts = []
+  for density, arm in zip(DENSITIES_MG_CM3, arms, strict=True):
+    plateau_hu = phantom.plateau(arm[0]) - phantom.ring(arm[0], 5.0).mean()
+    for size_mm, center in zip(SIZES_MM, arm, strict=True):
+      inserts.append(
+        _measure_insert(
+          phantom,
+          center,
+          density,
+          size_mm,
+          calibration=calibration,
+          plateau_hu=plateau_hu,
+          empty=_empty_places(phantom, axis, middle, taken),
+        )
+      )
+  return Measured(
+    calibration=calibration,
+    rod_hu=rod_hu,
+    water_hu=water_hu,
+    background_hu=float(np.mean([one.mean() for one in ring])),
+    noise_hu=float(np.mean([one.std() for one in ring])),
+    inserts=tuple(inserts),
+  )
+
+
+class _Phantom:
+  """HU [D, H, W] and cylinders in it; centres are indices, sizes mm."""
+
+  def __init__(self, hu: np.ndarray, spacing_mm: np.ndarray, path: str):
+    self.hu, self.spacing_mm, self.path = hu, spacing_mm, path
+    self.voxel_mm3 = float(np.prod(spacing_mm))
+    self._rows, self._columns = np.mgrid[: hu.shape[1], : hu.shape[2]]
+
+  def away_mm(self, center: Sequence[float]) -> np.ndarray:
+    """Returns [H, W], how far each pixel is from a centre (h, w)."""
+    _, row, column = self.spacing_mm
+    return np.hypot(
+      (self._rows - center[0]) * row, (self._columns - center[1]) * column
+    )
+
+  def cylinder(
+    self, center: Sequence[float], radius_mm: float, half_mm: float,
+    inner_mm: float = -1.0,
+  ) -> np.ndarray:  # fmt: skip
+    """Returns the HU in a cylinder, without its part within `inner_mm`."""
+    slices = np.abs(np.arange(len(self.hu)) - center[0]) * self.spacing_mm[0]
+    away_mm = self.away_mm(center[1:])
+    here = (away_mm <= radius_mm) & (away_mm > inner_mm)
+    return self.hu[slices <= half_mm][:, here]
+
+  def ring(self, center: Sequence[float], size_mm: float) -> np.ndarray:
+    """Returns the HU of an insert's background."""
+    edge_mm = size_mm / 2 + _REACH_MM
+    low_mm, high_mm = (edge_mm + more for more in _RING_MM)
+    return self.cylinder(center, high_mm, self.half_mm(size_mm), low_mm)
+
+  def half_mm(self, size_mm: float) -> float:
+    """Returns how far to integrate along the axis: a slice beyond the end."""
+    return size_mm / 2 + self.spacing_mm[0]
+
+  def plateau(self, center: Sequence[float]) -> float:
+    """Returns the mean HU of the core of a large insert, of its best slice."""
+    core = self.cylinder(center, _PLATEAU_MM, self.spacing_mm[0])
+    return float(core.mean(1).max())
+
+  def integrate(self, center: Sequence[float], size_mm: float) -> float:
+    """Returns the sum of HU above the background, times mm3."""
+    inside = self.cylinder(
+      center, size_mm / 2 + _REACH_MM, self.half_mm(size_mm)
+    )
+    above_hu = inside - self.ring(center, size_mm).mean()
+    return float(above_hu.sum()) * self.voxel_mm3
+
+
+def _missing(phantom: _Phantom, what: str) -> UserError:
+  return UserError(
+    f"{phantom.path}: {what}; give a scan of the QRM cardiac calcification"
+    " phantom without contrast, its axis across the slices"
+  )
+
+
+def _find_rod(phantom: _Phantom) -> tuple[slice, np.ndarray]:
+  """Returns the slices of the rod on the axis, and where (h, w) it is."""
+  _, row_mm, column_mm = phantom.spacing_mm
+  smooth = ndimage.gaussian_filter(
+    phantom.hu, (0, 1 / row_mm, 1 / column_mm), output=np.float32
+  )
+  # Half-way between the phantom's tissue and the rod.
+  labels, _ = ndimage.label(smooth > 180)
+  found = []
+  for number, box in enumerate(ndimage.find_objects(labels), 1):
+    size_mm = [
+      (part.stop - part.start) * step
+      for part, step in zip(box, phantom.spacing_mm, strict=True)
+    ]
+    if size_mm[0] < 10 or not all(
+      0.8 * ROD_MM <= size <= 1.2 * ROD_MM for size in size_mm[1:]
+    ):
+      continue
+    here = labels[box] == number
+    filled = here.any(0).sum() * row_mm * column_mm
+    if 0.85 < filled / (math.pi / 4 * size_mm[1] * size_mm[2]) < 1.15:
+      center = np.argwhere(here).mean(0) + [part.start for part in box]
+      found.append((here.sum(), box[0], center[1:]))
+  if not found:
+    raise _missing(phantom, "no calibration rod of 20 mm was found")
+  _, slices, axis = max(found, key=lambda one: one[0])
+  return slices, axis
+
+
+def _read_rods(
+  phantom: _Phantom, slices: slice, axis: np.ndarray
+) -> tuple[float, float]:
+  """Returns the mean HU of the rod and of water.
+
+  Of the rod's slices those count where the tissue around is as bright as in
+  the median of them: at the end of a wide detector's cone it is not.
+  """
+  away_mm = phantom.away_mm(axis)
+  core = away_mm <= _ROD_CORE_MM
+  around = (away_mm > ROD_MM / 2 + 4) & (away_mm <= _INSIDE_MM)
+  inner = phantom.hu[slices]
+  # The first and the last slice may be half of rod.
+  rods = inner[:, core].mean(1)
+  tissue = np.median(inner[:, around], axis=1)
+  good = (rods > 0.95 * rods.max()) & (np.abs(tissue - tissue.max()) < 10)
+  mean = inner[good].mean(0)
+  _, row_mm, column_mm = phantom.spacing_mm
+  reach = np.ceil(_WATER_CORE_MM / np.array([row_mm, column_mm])).astype(int)
+  rows, columns = np.ogrid[
+    -reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1
+  ]
+  disc = np.hypot(rows * row_mm, columns * column_mm) <= _WATER_CORE_MM
+  # A rod of water is the darkest disc between the axis and the edge.
+  local = ndimage.convolve(mean, disc / disc.sum(), mode="nearest")
+  possible = (away_mm > ROD_MM / 2 + 8) & (away_mm < _INSIDE_MM - 8)
+  water_hu = float(local[possible].min())
+  if float(np.median(tissue[good])) - water_hu < 15:
+    raise _missing(phantom, "no calibration rod of water was found")
+  return float(rods[good].mean()), water_hu
+
+
+def _find_arms(
+  phantom: _Phantom, rod_slices: slice, axis: np.ndarray
+) -> list[list[np.ndarray]]:
+  """Returns the inserts' centres (d, h, w), by falling density and size.
+
+  The large and the middle one of each arm are found; the small one, which may
+  be invisible, is as far from the middle one as that is from the large one.
+  """
+  inside = np.broadcast_to(
+    phantom.away_mm(axis) <= _INSIDE_MM, phantom.hu.shape
+  ).copy()
+  margin = math.ceil(10 / phantom.spacing_mm[0])
+  inside[max(rod_slices.start - margin, 0) : rod_slices.stop + margin] = False
+  bright = np.where(inside, phantom.hu, -np.inf) >= calcium.THRESHOLD_HU
+  labels, count = ndimage.label(bright, np.ones((3, 3, 3)))
+  sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+  numbers = 1 + np.flatnonzero(sizes * phantom.voxel_mm3 > _LEAST_INSERT_MM3)
+  centers = ndimage.center_of_mass(
+    np.maximum(phantom.hu, 0), labels, list(numbers)
+  )
+  weights = ndimage.sum(phantom.hu, labels, list(numbers))
+  order = np.argsort(weights)[::-1][:6]
+  found = [(float(weights[i]), np.array(centers[i])) for i in order]
+  arms = []
+  while found:
+    weight, large = found.pop(0)
+    near = [
+      one for one in found if _degrees(one[1], large, axis, phantom)
+      < _SAME_ARM_DEGREES
+    ]  # fmt: skip
+    if len(near) != 1:
+      break
+    found = [one for one in found if one[1] is not near[0][1]]
+    middle = near[0][1]
+    arms.append((weight, [large, middle, 2 * middle - large]))
+  if len(arms) != len(DENSITIES_MG_CM3):
+    raise _missing(phantom, "three arms with two bright inserts each were not"
+                   " found")  # fmt: skip
+  # Of one size, the denser has more HU.
+  return [arm for _, arm in sorted(arms, key=lambda one: -one[0])]
+
+
+def _degrees(one, other, axis, phantom) -> float:
+  """Returns the angle between two inserts, seen from the axis."""
+  step = phantom.spacing_mm[1:]
+  a, b = ((point[1:] - axis) * step for point in (one, other))
+  cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+  return math.degrees(math.acos(np.clip(cosine, -1, 1)))
+
+
+def _empty_places(phantom, axis, middle, taken) -> list[np.ndarray]:
+  """Returns centres in the inserts' slices that are far from all inserts."""
+  step = phantom.spacing_mm[1:]
+  places = []
+  # Along a spiral, so that they are spread evenly.
+  for turn in np.arange(400) * math.radians(137.5):
+    radius_mm = (_INSIDE_MM - 12) * math.sqrt(turn / math.radians(137.5) / 400)
+    away_mm = radius_mm * np.array([math.sin(turn), math.cos(turn)])
+    place = np.array([middle, *(axis + away_mm / step)])
+    far = [
+      np.linalg.norm((place[1:] - other[1:]) * step) > 10
+      for other in [*taken, *places]
+    ]
+    if all(far[: len(taken)]) and all(
+      np.linalg.norm((place[1:] - other[1:]) * step) > 4 for other in places
+    ):
+      places.append(place)
+  return places[:_EMPTY_PLACES]
+
+
+def _measure_insert(
+  phantom: _Phantom, center, density, size_mm, *, calibration, plateau_hu, empty
+) -> Insert:
+  volume_mm3 = math.pi / 4 * size_mm**3
+  slices = np.abs(np.arange(len(phantom.hu)) - center[0])
+  near = slices * phantom.spacing_mm[0] <= phantom.half_mm(size_mm)
+  region = near[:, None, None] & (
+    phantom.away_mm(center[1:]) <= size_mm / 2 + _REACH_MM
+  )
+  scored = calcium.score(
+    phantom.hu,
+    tuple(phantom.spacing_mm),
+    region.astype(np.uint8),
+    calibration=calibration,
+  ).total
+  above = phantom.integrate(center, size_mm)
+  per_mm3 = calibration / 1000
+  nothing = [phantom.integrate(place, size_mm) for place in empty]
+  sd_mg = per_mm3 * float(np.std(nothing, ddof=1))
+  return Insert(
+    density_mg_cm3=density,
+    size_mm=size_mm,
+    volume_mm3=volume_mm3,
+    mass_mg=density * volume_mm3 / 1000,
+    agatston=scored.agatston,
+    threshold_mm3=scored.volume_mm3,
+    threshold_mg=scored.mass_mg,
+    integrated_mm3=above / plateau_hu,
+    integrated_mg=per_mm3 * above,
+    sd_mg=sd_mg,
+    visible=per_mm3 * above >= _VISIBLE_SD * sd_mg,
+    center=tuple(float(x) for x in center),
+  )
