@@ -1,34 +1,36 @@
 """Measures the nine inserts of a QRM cardiac calcification phantom.
 
-  python -m cadjax.calcium.qrm --input=SCAN
+  python -m cadjax.calcium.qrm --input=SCAN [--out=FILE.json]
 
-For users who have scanned this phantom without contrast (the cardiac
-calcification insert in the thorax phantom of QRM, Moehrendorf): prints volume,
-mass and Agatston score of each insert beside the truth, so that a scanner and
-its protocol, or this program, can be judged. --out also writes the table.
+For those who have scanned this phantom (the cardiac calcification insert in
+QRM's thorax phantom): prints volume, mass and Agatston score of every insert
+beside the truth, to judge a scanner and its protocol, or the scores.
 
-Known is the geometry, and nothing else: three arms of 800, 400 and 200 mg/cm3
-of hydroxyapatite (HA), each with cylinders of 5, 3 and 1 mm, as long as they
-are wide, one behind the other on a line towards the axis; and on the axis, in
-other slices, a rod of 200 mg/cm3 beside one of water. What is measured:
+Only the phantom's geometry is given: three arms of 800, 400 and 200 mg/cm3 of
+hydroxyapatite, each with cylinders of 5, 3 and 1 mm diameter and length, evenly
+spaced on a line towards the axis; on the axis, in other slices, a rod of 200
+mg/cm3 and 20 mm, with a rod of water beside it. What is measured:
 
-  calibration    200 mg/cm3 over the rod's HU above water
-  130 HU         the scores of `calcium.score`, of the voxels from 130 HU on
-  integrated     the sum of HU above the background around, in a cylinder 2 mm
-                 wider than the insert, times the calibration: a mass that
-                 keeps what partial volume spreads below 130 HU. Over the HU of
-                 the arm's largest insert it is a volume.
-  noise          the same sum at 40 places without inserts; an insert whose
-                 integrated mass is below 3 SD of it is called invisible. 130
-                 HU finds an insert if anything there scores.
-
-The integrated mass lacks the tissue that the insert displaces: with the
-background 40 HU above water, 3 % of 800 mg/cm3 and 12 % of 200.
+  calibration  200 mg/cm3 over the rod's HU above those of water
+  130 HU       the Agatston, volume and mass scores of the insert's region
+  integrated   mass: calibration times the sum of HU above the background, in
+               a cylinder that is 2 mm wider than the insert on all sides and
+               a slice longer at both ends. It has what partial volume spreads
+               below 130 HU, and lacks the tissue that the insert displaces:
+               calibration x (background - water) x volume. Volume: the same sum
+               over the contrast of the arm's 5 mm insert.
+  SD           of the integrated mass at up to 40 places without an insert
+  contrast     of the insert's middle slice, in SD of that of these places;
+               below 5, an insert cannot be seen reliably (the criterion of
+               A. Rose)
 """
 
 import dataclasses
+import json
 import math
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -51,10 +53,11 @@ _REACH_MM = 2.0
 _RING_MM = (1.0, 4.0)
 _ROD_CORE_MM, _WATER_CORE_MM = 7.0, 6.0
 _PLATEAU_MM = 1.2
+_LEAST_DISC_MM = 1.0  # blur makes nothing narrower
 _LEAST_INSERT_MM3 = 10.0
 _SAME_ARM_DEGREES = 12.0
 _EMPTY_PLACES = 40
-_VISIBLE_SD = 3.0
+_VISIBLE_SD = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +75,9 @@ class Insert:
     integrated_mm3: measured volume, all of the insert's HU.
     integrated_mg: measured mass of that.
     sd_mg: of the integrated mass where there is no insert.
-    visible: whether the integrated mass is at least 3 SD.
-    center: (d, h, w), index into the scan, to a fraction of a voxel.
+    contrast_sd: HU of its middle slice above the background, in SD of the
+      same where there is no insert.
+    center: (d, h, w), index into the 3 mm slices, to a fraction of a voxel.
   """
 
   density_mg_cm3: float
@@ -86,8 +90,13 @@ class Insert:
   integrated_mm3: float
   integrated_mg: float
   sd_mg: float
-  visible: bool
+  contrast_sd: float
   center: tuple[float, float, float]
+
+  @property
+  def visible(self) -> bool:
+    """Whether it stands out of the noise by 5 SD, as A. Rose asks."""
+    return self.contrast_sd >= _VISIBLE_SD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,23 +124,27 @@ def measure(scan: Volume) -> Measured:
   """Finds the rods and the nine inserts and measures them.
 
   Args:
-    scan: HU in slices of 3 mm, the phantom's axis across the slices.
+    scan: without contrast, the phantom's axis across the slices; slices of
+      another thickness are made 3 mm by `score.to_slices`.
 
   Raises:
     UserError: this phantom, or a part of it, was not found.
   """
-  hu = scan.hu.astype(np.float64)
-  phantom = _Phantom(hu, np.array(scan.spacing), scan.path)
+  hu, slice_mm, _ = calcium.to_slices(scan.hu, scan.spacing[0])
+  spacing_mm = np.array([slice_mm, *scan.spacing[1:]])
+  phantom = _Phantom(hu.astype(np.float64), spacing_mm, scan.path)
   rod_slices, axis = _find_rod(phantom)
   rod_hu, water_hu = _read_rods(phantom, rod_slices, axis)
   calibration = calcium.calibrate(ROD_MG_CM3, rod_hu, water_hu)
   arms = _find_arms(phantom, rod_slices, axis)
   taken = [center for arm in arms for center in arm]
   middle = np.mean([center[0] for center in taken])
-  ring = [phantom.ring(center, SIZES_MM[0]) for center in taken[::3]]
+  empty = _empty_places(phantom, axis, middle, taken)
+  ring = [phantom.ring(arm[0], SIZES_MM[0]) for arm in arms]
   inserts = []
   for density, arm in zip(DENSITIES_MG_CM3, arms, strict=True):
-    plateau_hu = phantom.plateau(arm[0]) - phantom.ring(arm[0], 5.0).mean()
+    large = phantom.ring(arm[0], SIZES_MM[0])
+    plateau_hu = phantom.disc(arm[0], _PLATEAU_MM) - large.mean()
     for size_mm, center in zip(SIZES_MM, arm, strict=True):
       inserts.append(
         _measure_insert(
@@ -141,7 +154,7 @@ def measure(scan: Volume) -> Measured:
           size_mm,
           calibration=calibration,
           plateau_hu=plateau_hu,
-          empty=_empty_places(phantom, axis, middle, taken),
+          empty=empty,
         )
       )
   return Measured(
@@ -160,47 +173,65 @@ class _Phantom:
   def __init__(self, hu: np.ndarray, spacing_mm: np.ndarray, path: str):
     self.hu, self.spacing_mm, self.path = hu, spacing_mm, path
     self.voxel_mm3 = float(np.prod(spacing_mm))
-    self._rows, self._columns = np.mgrid[: hu.shape[1], : hu.shape[2]]
 
   def away_mm(self, center: Sequence[float]) -> np.ndarray:
     """Returns [H, W], how far each pixel is from a centre (h, w)."""
-    _, row, column = self.spacing_mm
+    return self._away_mm(center, (0, 0), self.hu.shape[1:])
+
+  def _away_mm(self, center, start, stop) -> np.ndarray:
+    rows, columns = np.ogrid[start[0] : stop[0], start[1] : stop[1]]
+    _, row_mm, column_mm = self.spacing_mm
     return np.hypot(
-      (self._rows - center[0]) * row, (self._columns - center[1]) * column
+      (rows - center[0]) * row_mm, (columns - center[1]) * column_mm
     )
 
-  def cylinder(
-    self, center: Sequence[float], radius_mm: float, half_mm: float,
-    inner_mm: float = -1.0,
-  ) -> np.ndarray:  # fmt: skip
-    """Returns the HU in a cylinder, without its part within `inner_mm`."""
-    slices = np.abs(np.arange(len(self.hu)) - center[0]) * self.spacing_mm[0]
-    away_mm = self.away_mm(center[1:])
-    here = (away_mm <= radius_mm) & (away_mm > inner_mm)
-    return self.hu[slices <= half_mm][:, here]
+  def near(
+    self, center: Sequence[float], radius_mm: float, half_mm: float
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the HU [d, h, w] around a centre and [h, w], how far away."""
+    center, shape = np.array(center), np.array(self.hu.shape)
+    reach = np.array([half_mm, radius_mm, radius_mm]) / self.spacing_mm
+    start = np.clip(np.ceil(center - reach - 1e-9), 0, shape).astype(int)
+    stop = np.clip(np.floor(center + reach + 1e-9) + 1, start, shape)
+    stop = stop.astype(int)
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    return self.hu[box], self._away_mm(center[1:], start[1:], stop[1:])
+
+  def disc(self, center: Sequence[float], radius_mm: float) -> float:
+    """Returns the mean HU of a disc in the slice nearest to a centre."""
+    hu, away_mm = self.near(
+      (round(center[0]), *center[1:]), radius_mm, self.spacing_mm[0] / 2
+    )
+    return float(hu[:, away_mm <= radius_mm].mean())
 
   def ring(self, center: Sequence[float], size_mm: float) -> np.ndarray:
     """Returns the HU of an insert's background."""
-    edge_mm = size_mm / 2 + _REACH_MM
-    low_mm, high_mm = (edge_mm + more for more in _RING_MM)
-    return self.cylinder(center, high_mm, self.half_mm(size_mm), low_mm)
+    low_mm, high_mm = (size_mm / 2 + _REACH_MM + x for x in _RING_MM)
+    hu, away_mm = self.near(center, high_mm, self.half_mm(size_mm))
+    return hu[:, (away_mm > low_mm) & (away_mm <= high_mm)]
 
   def half_mm(self, size_mm: float) -> float:
     """Returns how far to integrate along the axis: a slice beyond the end."""
     return size_mm / 2 + self.spacing_mm[0]
 
-  def plateau(self, center: Sequence[float]) -> float:
-    """Returns the mean HU of the core of a large insert, of its best slice."""
-    core = self.cylinder(center, _PLATEAU_MM, self.spacing_mm[0])
-    return float(core.mean(1).max())
+  def insert(
+    self, center: Sequence[float], size_mm: float
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the HU around an insert and where [d, h, w] it may reach."""
+    radius_mm = size_mm / 2 + _REACH_MM
+    hu, away_mm = self.near(center, radius_mm, self.half_mm(size_mm))
+    return hu, np.broadcast_to(away_mm <= radius_mm, hu.shape)
 
   def integrate(self, center: Sequence[float], size_mm: float) -> float:
     """Returns the sum of HU above the background, times mm3."""
-    inside = self.cylinder(
-      center, size_mm / 2 + _REACH_MM, self.half_mm(size_mm)
-    )
-    above_hu = inside - self.ring(center, size_mm).mean()
+    hu, inside = self.insert(center, size_mm)
+    above_hu = hu[inside] - self.ring(center, size_mm).mean()
     return float(above_hu.sum()) * self.voxel_mm3
+
+  def contrast(self, center: Sequence[float], size_mm: float) -> float:
+    """Returns the HU of an insert's middle slice above the background."""
+    radius_mm = max(size_mm / 2, _LEAST_DISC_MM)
+    return self.disc(center, radius_mm) - self.ring(center, size_mm).mean()
 
 
 def _missing(phantom: _Phantom, what: str) -> UserError:
@@ -258,9 +289,7 @@ def _read_rods(
   mean = inner[good].mean(0)
   _, row_mm, column_mm = phantom.spacing_mm
   reach = np.ceil(_WATER_CORE_MM / np.array([row_mm, column_mm])).astype(int)
-  rows, columns = np.ogrid[
-    -reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1
-  ]
+  rows, columns = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
   disc = np.hypot(rows * row_mm, columns * column_mm) <= _WATER_CORE_MM
   # A rod of water is the darkest disc between the axis and the edge.
   local = ndimage.convolve(mean, disc / disc.sum(), mode="nearest")
@@ -345,21 +374,15 @@ def _measure_insert(
   phantom: _Phantom, center, density, size_mm, *, calibration, plateau_hu, empty
 ) -> Insert:
   volume_mm3 = math.pi / 4 * size_mm**3
-  slices = np.abs(np.arange(len(phantom.hu)) - center[0])
-  near = slices * phantom.spacing_mm[0] <= phantom.half_mm(size_mm)
-  region = near[:, None, None] & (
-    phantom.away_mm(center[1:]) <= size_mm / 2 + _REACH_MM
-  )
+  hu, inside = phantom.insert(center, size_mm)
   scored = calcium.score(
-    phantom.hu,
-    tuple(phantom.spacing_mm),
-    region.astype(np.uint8),
-    calibration=calibration,
+    hu, tuple(phantom.spacing_mm), inside.astype(int), calibration=calibration
   ).total
   above = phantom.integrate(center, size_mm)
-  per_mm3 = calibration / 1000
   nothing = [phantom.integrate(place, size_mm) for place in empty]
-  sd_mg = per_mm3 * float(np.std(nothing, ddof=1))
+  dim = [phantom.contrast(place, size_mm) for place in empty]
+  contrast_sd = phantom.contrast(center, size_mm) / float(np.std(dim, ddof=1))
+  per_mm3 = calibration / 1000
   return Insert(
     density_mg_cm3=density,
     size_mm=size_mm,
@@ -370,7 +393,85 @@ def _measure_insert(
     threshold_mg=scored.mass_mg,
     integrated_mm3=above / plateau_hu,
     integrated_mg=per_mm3 * above,
-    sd_mg=sd_mg,
-    visible=per_mm3 * above >= _VISIBLE_SD * sd_mg,
+    sd_mg=per_mm3 * float(np.std(nothing, ddof=1)),
+    contrast_sd=contrast_sd,
     center=tuple(float(x) for x in center),
   )
+
+
+def table(found: Measured) -> str:
+  """Returns what was measured beside the truth, with relative errors."""
+  lines = [
+    f"rod {found.rod_hu:.0f} HU, water {found.water_hu:.0f} HU: calibration"
+    f" {found.calibration:.3f} mg/cm3 per HU",
+    f"background {found.background_hu:.0f} HU, SD of its voxels"
+    f" {found.noise_hu:.0f} HU",
+    "",
+    "insert        volume, mm3",
+    "mg/cm3  mm     true           130 HU       integrated  Agatston",
+  ]
+  for one in found.inserts:
+    lines.append(
+      f"{_name(one)} {one.volume_mm3:8.1f}"
+      f" {_beside(one.threshold_mm3, one.volume_mm3, 1)}"
+      f" {_beside(one.integrated_mm3, one.volume_mm3, 1)}"
+      f" {one.agatston:9.1f}"
+    )
+  lines += [
+    "",
+    "insert        mass, mg",
+    "mg/cm3  mm     true           130 HU       integrated    SD  contrast, SD",
+  ]
+  for one in found.inserts:
+    seen = "" if one.visible else "  invisible"
+    lines.append(
+      f"{_name(one)} {one.mass_mg:8.2f}"
+      f" {_beside(one.threshold_mg, one.mass_mg, 2)}"
+      f" {_beside(one.integrated_mg, one.mass_mg, 2)}"
+      f" {one.sd_mg:5.2f} {one.contrast_sd:7.1f}{seen}"
+    )
+  return "\n".join(lines)
+
+
+def _name(one: Insert) -> str:
+  return f"{one.density_mg_cm3:<7.0f} {one.size_mm:2.0f}"
+
+
+def _beside(measured: float, true: float, digits: int) -> str:
+  return f"{measured:8.{digits}f} {100 * (measured / true - 1):+5.0f} %"
+
+
+def to_json(found: Measured, name: str) -> dict[str, Any]:
+  """Returns what was measured as strict JSON, with the scan's name."""
+  inserts = [
+    dataclasses.asdict(one) | {"visible": one.visible} for one in found.inserts
+  ]
+  return files.strict(
+    {"schema": "cadjax.qrm/1", "input": name}
+    | dataclasses.asdict(found)
+    | {"inserts": inserts}
+  )
+
+
+def define_flags() -> None:
+  """Defines the flags; not at import, so that others may import this."""
+  flags.DEFINE_string("input", None, "A scan of the phantom.", required=True)
+  flags.DEFINE_string("series", None, "DICOM series by UID or number.")
+  flags.DEFINE_string("out", None, "A JSON file for all figures.")
+
+
+def main(_: Sequence[str]) -> None:
+  """Measures a scan of the phantom and prints the table."""
+  args = flags.FLAGS
+  scan = read_volume(args.input, series=args.series)
+  found = measure(scan)
+  print(table(found))
+  if args.out is not None:
+    path = pathlib.Path(args.out)
+    name = pathlib.Path(args.input).name
+    text = json.dumps(to_json(found, name), indent=2, allow_nan=False)
+    files.write_text(path, text + "\n")
+
+
+if __name__ == "__main__":
+  errors.run("python -m cadjax.calcium.qrm", main, define_flags)
