@@ -380,8 +380,8 @@ def _measure_insert(
   ).total
   above = phantom.integrate(center, size_mm)
   nothing = [phantom.integrate(place, size_mm) for place in empty]
-  dim = [phantom.contrast(place, size_mm) for place in empty]
-  contrast_sd = phantom.contrast(center, size_mm) / float(np.std(dim, ddof=1))
+  contrast_hu = phantom.contrast(center, size_mm)
+  noise_hu = np.std([phantom.contrast(x, size_mm) for x in empty], ddof=1)
   per_mm3 = calibration / 1000
   return Insert(
     density_mg_cm3=density,
@@ -394,7 +394,7 @@ def _measure_insert(
     integrated_mm3=above / plateau_hu,
     integrated_mg=per_mm3 * above,
     sd_mg=per_mm3 * float(np.std(nothing, ddof=1)),
-    contrast_sd=contrast_sd,
+    contrast_sd=float(contrast_hu / noise_hu) if noise_hu > 0 else math.inf,
     center=tuple(float(x) for x in center),
   )
 
