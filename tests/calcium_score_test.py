@@ -129,19 +129,26 @@ def test_a_mask_of_the_heart_says_where_the_blood_is():
   scan = as_scan(chest(blood_hu=350))
   with pytest.raises(UserError, match="the heart has contrast"):
     calcium_scan.score_calcium(scan, mask=as_mask(heart))
-  # What is bright outside the heart is no blood.
+  # What is bright outside the mask is no blood.
+  heart[..., :48] = 0
   hu = chest()
-  hu[:, 75:93, 30:90] = 350
+  hu[:, 35:65, 40:48] = 350
+  with pytest.raises(UserError, match="the heart has contrast"):
+    calcium_scan.score_calcium(as_scan(hu))
   found = calcium_scan.score_calcium(as_scan(hu), mask=as_mask(heart))
   assert found.score.total.agatston == pytest.approx(LAD_SCORE + RCA_SCORE)
 
 
-def test_noise_is_no_contrast():
-  rng = np.random.default_rng(2)
-  hu = chest(lesions=False) + rng.normal(0, 40, SHAPE)
-  hu[:, 20:75, 40:80] -= 20
-  found = calcium_scan.score_calcium(as_scan(hu.astype(np.int16)))
-  assert 40 < found.heart_hu < 100
+def test_noise_is_no_contrast_but_a_concern():
+  noise = np.random.default_rng(2).normal(0, 1, SHAPE)
+  loud = (chest() + 80 * noise).astype(np.int16)
+  found = calcium_scan.score_calcium(as_scan(loud))
+  # A tenth of the heart's voxels have more than 142 HU.
+  assert 60 < found.heart_hu < 110
+  assert any("noise of" in concern for concern in found.concerns)
+  quiet = (chest() + 15 * noise).astype(np.int16)
+  found = calcium_scan.score_calcium(as_scan(quiet))
+  assert not found.concerns
 
 
 @pytest.mark.parametrize(

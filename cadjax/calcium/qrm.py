@@ -391,7 +391,7 @@ def _measure_insert(
     agatston=scored.agatston,
     threshold_mm3=scored.volume_mm3,
     threshold_mg=scored.mass_mg,
-    integrated_mm3=above / plateau_hu,
+    integrated_mm3=float(above / plateau_hu),
     integrated_mg=per_mm3 * above,
     sd_mg=per_mm3 * float(np.std(nothing, ddof=1)),
     contrast_sd=float(contrast_hu / noise_hu) if noise_hu > 0 else math.inf,

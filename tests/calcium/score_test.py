@@ -247,7 +247,14 @@ def test_thin_slices_are_averaged():
   hu[4, 5:9, 5:9] = 387  # And less than that.
   slices, _, _ = calcium.to_slices(hu, 1.0)
   assert slices[0, 5, 5] == pytest.approx(130, abs=1e-3)
-  assert total(np.round(slices, 3)).agatston == pytest.approx(4)
+  assert total(slices).agatston == pytest.approx(4)
+
+
+@pytest.mark.parametrize("thickness_mm", np.arange(0.3, 2.9, 0.1))
+def test_averaging_keeps_130_hu(thickness_mm):
+  hu = np.full((40, 2, 2), 130, np.int16)
+  slices, _, _ = calcium.to_slices(hu, thickness_mm)
+  assert (slices == 130).all()
 
 
 @pytest.mark.parametrize(
