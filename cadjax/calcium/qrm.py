@@ -334,7 +334,10 @@ def _find_arms(
       break
     found = [one for one in found if one[1] is not near[0][1]]
     middle = near[0][1]
-    arms.append((weight, [large, middle, 2 * middle - large]))
+    # All lie in one plane; across it, an error would double.
+    small = 2 * middle - large
+    small[0] = (large[0] + middle[0]) / 2
+    arms.append((weight, [large, middle, small]))
   if len(arms) != len(DENSITIES_MG_CM3):
     raise _missing(phantom, "three arms with two bright inserts each were not"
                    " found")  # fmt: skip
