@@ -245,33 +245,28 @@ def run(folder, *args: str) -> subprocess.CompletedProcess:
 
 def test_the_program_scores_many_and_refuses_one(folder):
   done = run(
-    folder, *(f"--input={x}.nii.gz" for x in "acb"), "--out=many"
-  )  # fmt: skip
+    folder,
+    *(f"--input={x}.nii.gz" for x in "acb"),
+    *(["--mask=mask.nii.gz"] * 3),
+    *("--names=LM,LAD", "--calibration=0.75", "--out=many"),
+  )
   assert done.returncode == 2
   (line,) = done.stderr.splitlines()
   assert line.startswith("error: c.nii.gz: the heart has contrast")
   assert not (folder / "many" / "c").exists()
   assert "Not a medical device" in done.stdout
-  score = "Agatston score 112.0 (101-400: moderate): 2 lesions"
+  score = (
+    "Agatston score 112.0 (101-400: moderate): 2 lesions, 120 mm3, 32.2 mg\n"
+    "  LAD: 64.0, lesions: 1\n  label 5: 48.0, lesions: 1\n"
+  )
   assert done.stdout.count(score) == 2
   assert "2 scored, 1 failed" in done.stdout
+  assert "warning" not in done.stdout
   documents = [
     json.loads((folder / "many" / x / "calcium.json").read_text()) for x in "ab"
   ]
   places = [[x["center_mm"] for x in one["lesions"]] for one in documents]
   np.testing.assert_allclose(places[0], places[1], atol=1e-3)
-
-
-def test_the_program_scores_by_vessel(folder):
-  done = run(
-    folder,
-    *("--input=a.nii.gz", "--mask=mask.nii.gz", "--out=one"),
-    *("--names=LM,LAD", "--calibration=0.75"),
-  )
-  assert done.returncode == 0, done.stderr
-  assert "  LAD: 64.0, lesions: 1\n  label 5: 48.0, lesions: 1\n" in done.stdout
-  assert "32.2 mg" in done.stdout
-  assert "warning" not in done.stdout
 
 
 @pytest.mark.parametrize(

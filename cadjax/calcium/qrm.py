@@ -275,14 +275,13 @@ def _read_rods(
 ) -> tuple[float, float]:
   """Returns the mean HU of the rod and of water.
 
-  Of the rod's slices those count where the tissue around is as bright as in
-  the median of them: at the end of a wide detector's cone it is not.
+  Of the rod's slices those count that the rod fills, and where the tissue
+  around is as bright as anywhere: at the end of a wide cone it is not.
   """
   away_mm = phantom.away_mm(axis)
   core = away_mm <= _ROD_CORE_MM
   around = (away_mm > ROD_MM / 2 + 4) & (away_mm <= _INSIDE_MM)
   inner = phantom.hu[slices]
-  # The first and the last slice may be half of rod.
   rods = inner[:, core].mean(1)
   tissue = np.median(inner[:, around], axis=1)
   good = (rods > 0.95 * rods.max()) & (np.abs(tissue - tissue.max()) < 10)
@@ -327,20 +326,19 @@ def _find_arms(
   while found:
     weight, large = found.pop(0)
     near = [
-      one for one in found if _degrees(one[1], large, axis, phantom)
-      < _SAME_ARM_DEGREES
-    ]  # fmt: skip
+      place
+      for place, (_, other) in enumerate(found)
+      if _degrees(other, large, axis, phantom) < _SAME_ARM_DEGREES
+    ]
     if len(near) != 1:
       break
-    found = [one for one in found if one[1] is not near[0][1]]
-    middle = near[0][1]
+    _, middle = found.pop(near[0])
     # All lie in one plane; across it, an error would double.
     small = 2 * middle - large
     small[0] = (large[0] + middle[0]) / 2
     arms.append((weight, [large, middle, small]))
   if len(arms) != len(DENSITIES_MG_CM3):
-    raise _missing(phantom, "three arms with two bright inserts each were not"
-                   " found")  # fmt: skip
+    raise _missing(phantom, "no three arms with two bright inserts each")
   # Of one size, the denser has more HU.
   return [arm for _, arm in sorted(arms, key=lambda one: -one[0])]
 

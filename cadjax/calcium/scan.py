@@ -93,7 +93,8 @@ class CalciumScan:
     found = []
     if self.box is not None:
       found.append(
-        f"Without a mask, all calcium in a box of {BOX_MM:.0f} mm counts: that"
+        "Without a mask this is no coronary score: all calcium in a box of"
+        f" {BOX_MM:.0f} mm counts, that"
         " of valves, aorta, lymph nodes and small pieces of bone, too. Pieces"
         f" of more than {BONE_ML:g} mL ({self.bone_ml:.0f} mL in all) were left"
         " out as bone."

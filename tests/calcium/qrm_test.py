@@ -153,6 +153,7 @@ def test_thin_slices_are_averaged():
     (("rod",), "no calibration rod of 20 mm"),
     (("water",), "no calibration rod of water"),
     ((400.0,), "three arms"),
+    (qrm.DENSITIES_MG_CM3, "three arms"),
   ],
 )
 def test_what_is_no_such_phantom_is_refused(without, message):
