@@ -283,6 +283,15 @@ def test_flags_that_do_not_go_together(given, message):
     calcium_score._check(types.SimpleNamespace(**args), jobs=["one"])
 
 
+def test_what_must_be_read_with_a_score_is_printed():
+  job = types.SimpleNamespace(case="scan", folder=pathlib.Path("out"))
+  found = calcium_scan.score_calcium(as_scan(chest()))
+  first, *lines = calcium_score._describe(job, found).splitlines()
+  assert first == f"scan: {found.summary}"
+  assert lines[0].startswith("  warning: Without a mask this is no coronary")
+  assert lines[-1] == "  out/calcium.json"
+
+
 def test_a_mistake_is_one_line(folder):
   done = run(folder, "--input=a.nii.gz", "--out=never", "--mask=a.nii.gz")
   assert done.returncode == 2
