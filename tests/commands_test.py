@@ -43,6 +43,7 @@ PROGRAMS = {
   "segment": "cadjax.segment",
   "explain": "cadjax.explain",
   "link": "cadjax.evaluate_link",
+  "weights": "cadjax.weights",
   "experiment": "cadjax.experiment",
   "bench": "cadjax.bench",
 }

@@ -68,7 +68,8 @@ def load_classifier(
   """Loads the best checkpoint of a classifier's workdir.
 
   Args:
-    path: the workdir, of `cadjax train` with `config.task = "classify"`.
+    path: the workdir, of `cadjax train` with `config.task = "classify"`, a
+      file of weights, or the name of a model that comes with cadjax.
     prior: whether a classifier that sees masks beside the volume is accepted.
 
   Raises:
