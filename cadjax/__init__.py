@@ -14,6 +14,7 @@ Everything that a notebook needs, loaded at its first use:
 
   result = cadjax.explain_scan(classifier, scan)   heat maps of every layer
   pair = cadjax.load_pair("run", "segmenter")      both models together
+  pair = cadjax.load_pair()                        those that come with cadjax
   result = cadjax.link_scan(pair, scan)            located abnormalities
 
 Volumes are [D, H, W]: inferior to superior, anterior to posterior, right to
@@ -37,6 +38,7 @@ _PUBLIC = {
   "evaluate_workdir": "cadjax.evaluation.workdirs",
   "load_classifier": "cadjax.classification.classifier",
   "load_segmenter": "cadjax.segmentation.segmenter",
+  "load_wide": "cadjax.segmentation.segmenter",
   "load_pair": "cadjax.link.scan",
   "read_scan": "cadjax.data.scans",
   "classify_scan": "cadjax.classification.scan",

@@ -20,7 +20,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-REAL_CT = pathlib.Path(__file__).parents[2] / "shared" / "data" / "real_cta"
+DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
+REAL_CT = DATA / "real_cta"
+QRM_PHANTOM = DATA / "qrm_phantom" / "qrm_large_rep1.nii.gz"
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,14 @@ def real_ct() -> pathlib.Path:
   if not (REAL_CT / "ct.nii.gz").exists():
     pytest.skip("no real CT angiogram beside the checkout")
   return REAL_CT
+
+
+@pytest.fixture(scope="session")
+def physical_phantom() -> pathlib.Path:
+  """One real scan of a physical phantom: no contrast and no anatomy."""
+  if not QRM_PHANTOM.exists():
+    pytest.skip("no scan of a physical phantom beside the checkout")
+  return QRM_PHANTOM
 
 
 @pytest.fixture(scope="session")
