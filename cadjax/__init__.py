@@ -17,6 +17,9 @@ Everything that a notebook needs, loaded at its first use:
   pair = cadjax.load_pair()                        those that come with cadjax
   result = cadjax.link_scan(pair, scan)            located abnormalities
 
+  wide = cadjax.load_wide()                        finds the heart in a chest
+  result = cadjax.segment_scan(cadjax.load_segmenter(), scan, wide=wide)
+
 Volumes are [D, H, W]: inferior to superior, anterior to posterior, right to
 left (LPS), in HU; places are LPS (x, y, z) in mm. What cannot be used raises
 `data_prep.errors.UserError` with a message of one line.

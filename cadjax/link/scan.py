@@ -184,6 +184,9 @@ def link_scan(
     threshold=prediction.threshold,
     options=options,
   )
+  if segmented.skipped is not None:
+    # The classifier does not disagree with what nobody has looked for.
+    linked = dataclasses.replace(linked, statements=[])
   combined = None
   if pair.combination is not None:
     combined = pair.combination.decide(

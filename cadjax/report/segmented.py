@@ -41,7 +41,7 @@ COLORS = {
   "lumen": ("#f2c14e", "yellow"),
   "stable_plaque": ("#6cc5f0", "blue"),
   "unstable_plaque": ("#c58af9", "violet"),
-  "left_ventricle": ("#e8837a", "salmon"),
+  "left_ventricle": ("#ff8fd0", "pink"),
   "right_ventricle": ("#7f9cf5", "periwinkle"),
   "left_atrium": ("#f5a97f", "apricot"),
   "right_atrium": ("#5eead4", "turquoise"),
@@ -110,7 +110,7 @@ def render_planes(result: SegmentedScan) -> bytes:
 
 def _broken(legend: str) -> str:
   """Returns the legend in lines that the picture's width holds."""
-  return textwrap.fill(legend, 150)
+  return textwrap.fill(legend, 100)
 
 
 def write_segmented(

@@ -70,16 +70,25 @@ class SegmentedScan:
     """What was found, in words."""
     if self.skipped is None:
       return self._found
+    if self.chest is None:
+      return self._not_looked_for
     return f"{self._found} {self._not_looked_for}"
 
   @property
   def _not_looked_for(self) -> str:
+    if self.chest is None:
+      return f"Nothing was segmented: {self.skipped}."
     return f"The coronary arteries were not looked for: {self.skipped}."
 
   @property
   def _found(self) -> str:
-    missing = [x.name for x in self.classes if not x.voxels]
-    if len(missing) == len(self.classes):
+    looked_for = [
+      x
+      for x in self.classes
+      if self.skipped is None or x.name in self.chest.names
+    ]
+    missing = [x.name for x in looked_for if not x.voxels]
+    if len(missing) == len(looked_for):
       return f"Nothing was found: no {' and no '.join(_words(missing))}."
     found = ", ".join(
       f"{_word(x.name)} {x.volume_ml:.1f} mL in {x.components}"

@@ -87,15 +87,15 @@ def load_segmenter(path: str | pathlib.Path | None = None) -> Segmenter:
 
 def load_wide(
   path: str | pathlib.Path | None = None,
-  beside: Sequence[workdir.Trained] = (),
+  beside: Sequence[workdir.Trained] | None = None,
 ) -> Segmenter | None:
   """Loads the segmenter of the chest, the first of two stages.
 
   Args:
-    path: as of `load_segmenter`, or "none"; by default the one named wide,
-      where one comes with cadjax and is not among the models it is to go with,
-      and one of these comes with cadjax, too.
-    beside: the models that follow it.
+    path: as of `load_segmenter`, or "none"; by default the one named wide that
+      comes with cadjax.
+    beside: the models that follow it: the default is then taken only if there
+      is one, one of these comes with cadjax, too, and none of them is it.
 
   Returns:
     the segmenter; None for one stage.
@@ -106,7 +106,9 @@ def load_wide(
   """
   if path == "none":
     return None
-  if path is None:
+  if path is None and beside is None:
+    path = packed.default("wide")
+  elif path is None:
     path = packed.shipped().get("wide")
     paths = [model.path for model in beside]
     if path is None or path in paths or not any(map(packed.is_shipped, paths)):
