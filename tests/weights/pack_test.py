@@ -13,6 +13,8 @@ from cadjax.evaluation import workdirs
 from cadjax.link import decision
 from cadjax.training import packed, workdir
 from cadjax.weights import pack
+from configs import resnet3d
+from data_prep import tissues
 from data_prep.errors import UserError
 
 CALIBRATION = {
@@ -215,3 +217,25 @@ def test_a_decision_of_other_weights_is_told_apart(workdirs_, tmp_path):
   )
   assert ours["workdir"] == "one"
   assert ours["weights"] != theirs["weights"]
+
+
+def test_a_classifier_of_the_heart_alone_is_measured_on_a_heart(tmp_path):
+  config = resnet3d.get_config().copy_and_resolve_references()
+  with config.unlocked():
+    config.model.update(depth=10, width=4)
+    config.data.prior.use = "heart"
+    config.data.prior.margin_voxels = (0, 0, 0)
+  path = write_workdir(tmp_path / "heart", config=config)
+  model = tasks.load_model(path, prior=True)
+  seen = []
+  logits = type(model).logits
+
+  def remember(self, image, prior=None):
+    seen.append(prior)
+    return logits(self, image, prior)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(type(model), "logits", remember)
+    half = pack.measure_half(model, packed.halve(model.variables))
+  assert np.isin(seen[0], tissues.HEART).mean() > 0.02
+  assert 0 < half["log_odds"] < 0.2
