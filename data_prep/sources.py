@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from data_prep import layouts, matching
+from data_prep import layouts, matching, medmnist
 from data_prep.cases import (
   CLASS_NAMES,
   Case,
@@ -114,6 +114,7 @@ SOURCES: dict[str, Callable[..., list[Case]]] = {
   "asoca": layouts.asoca,
   "mmwhs": layouts.mmwhs,
   "cca": layouts.cca,
+  "medmnist": medmnist.cases,
   "manifest": layouts.manifest,
 }
 # What a folder should look like, for those whose folder does not.
@@ -124,6 +125,7 @@ LAYOUTS = {
   "asoca": "expected Normal/CTCA/Normal_N.nrrd and Normal/Annotations/",
   "mmwhs": "expected ct_train_N_image.nii.gz and ct_train_N_label.nii.gz",
   "cca": "expected train/images/N.nii.gz and train/labels/N.nii.gz",
+  "medmnist": "its arrays are empty",
   "manifest": "manifest.csv has no rows",
 }
 
