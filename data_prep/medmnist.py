@@ -20,6 +20,7 @@ from data_prep.errors import UserError, one_line
 from data_prep.volume import Grid, Volume
 
 SPLITS = ("train", "val", "test")
+_ARRAYS = ("images", "labels")
 # Deflate gives at most 1032 bytes for one; other methods are not read.
 _MOST_FROM_ONE = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _HEADERS = {
@@ -102,8 +103,15 @@ def _read(path: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   arrays = {}
   with zipfile.ZipFile(path) as archive:
     members = {info.filename: info for info in archive.infolist()}
+    # A damaged name, if anything, would hide its split.
+    known = {f"{s}_{what}.npy" for s in SPLITS for what in _ARRAYS}
+    if others := sorted(members.keys() - known):
+      raise UserError(
+        f"{path}: holds {others[0]!r}; a MedMNIST file has the arrays"
+        " train_images, train_labels and those of val and test, and no others"
+      )
     for split in SPLITS:
-      names = [f"{split}_{what}" for what in ("images", "labels")]
+      names = [f"{split}_{what}" for what in _ARRAYS]
       there = [f"{name}.npy" in members for name in names]
       if not any(there):
         continue
@@ -115,10 +123,7 @@ def _read(path: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
       _check(path, split, images, labels)
       arrays[split] = images, labels.ravel()
   if not arrays:
-    raise UserError(
-      f"{path}: has no array train_images, val_images or test_images; it is not"
-      " a MedMNIST file"
-    )
+    raise UserError(f"{path}: is an empty archive")
   shapes = {images.shape[1:] for images, _ in arrays.values()}
   if len(shapes) > 1:
     raise UserError(

@@ -36,11 +36,12 @@ def find_cases(
   given_splits: bool = True,
   split_column: str = "Split-1",
 ) -> list[Case]:
-  """Finds the cases of a source, without reading an image.
+  """Finds the cases of a source; of "medmnist" alone it reads the images.
 
   Args:
     source: a name in `SOURCES` other than "phantom".
-    folder: where the files are; for "manifest" also the csv itself.
+    folder: where the files are; for "manifest" also the csv itself, for
+      "medmnist" the .npz file.
     labels: table with case_id and label, optionally patient_id and split,
       for sources that do not tell them; it wins over what they tell.
     aorta_masks: folder of aorta masks named by case id, `7.nii.gz`,
