@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from absl import flags, logging
 
 from data_prep import case_flags, errors, interrupt, phantom, splits
+from data_prep.cases import Case
 from data_prep.ctca.ctca_dataset_builder import (
   NOTES,
   Ctca,
@@ -160,12 +161,7 @@ def config_from_flags(args: flags.FlagValues) -> CtcaConfig:
   if args.out is None:
     raise UserError("--out is missing: the folder to build in")
   cases, options = case_flags.find(args)
-  fields = {
-    name: case_flags.three(name, args[name].value, kind)
-    for name, kind in (("shape", int), ("box_mm", float), ("spacing_mm", float))
-    if args[name].value
-  }
-  grid = GridSpec(kind=args.grid, **fields)
+  grid = _grid(args, cases)
   return CtcaConfig(
     name=config_name(args.source, grid),
     source=args.source,
@@ -185,6 +181,24 @@ def config_from_flags(args: flags.FlagValues) -> CtcaConfig:
     workers=args.workers,
     skip_bad=args.skip_bad,
   )
+
+
+def _grid(args: flags.FlagValues, cases: Sequence[Case]) -> GridSpec:
+  """Returns the grid of the flags, or that of small volumes as they are."""
+  if "voxels" in cases[0].extra:
+    for name in ("grid", "shape", "box_mm", "spacing_mm"):
+      if args[name].present:
+        raise UserError(
+          f"--{name} is not for --source={args.source}, whose volumes keep"
+          " their voxels"
+        )
+    return GridSpec(kind="paper", shape=cases[0].extra["voxels"].shape)
+  fields = {
+    name: case_flags.three(name, args[name].value, kind)
+    for name, kind in (("shape", int), ("box_mm", float), ("spacing_mm", float))
+    if args[name].value
+  }
+  return GridSpec(kind=args.grid, **fields)
 
 
 def _fixed(args: flags.FlagValues, name: str) -> dict[str, float | str]:

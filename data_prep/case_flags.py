@@ -22,7 +22,7 @@ def define(values: flags.FlagValues) -> None:
     "Where the cases come from; required.",
     flag_values=values,
   )
-  string("input", None, "Folder of scans, or manifest.csv; not for phantom.")
+  string("input", None, "Folder of scans, manifest.csv, or .npz of medmnist.")
   integer("cases", 88, "How many phantoms to draw.", 1)
   flags.DEFINE_float(
     "cad_fraction",

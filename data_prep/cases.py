@@ -44,7 +44,8 @@ class Case:
     split: "train", "validation", "test" where the source says, or None.
     extra: "mask_classes", mask label -> index in `CLASS_NAMES`; "known",
       indices that the source annotates; "notes", what the user has to know of
-      the source, if anything; "seed" of a phantom.
+      the source, if anything; "seed" of a phantom; "voxels", uint8 [D, H, W],
+      of a source that keeps many volumes in one file.
   """
 
   case_id: str

@@ -22,14 +22,13 @@ from data_prep import (
   errors,
   geometry,
   manifests,
-  plausibility,
   sources,
   splits,
   workers,
 )
 from data_prep.ctca import records
 from data_prep.errors import UserError
-from data_prep.volume import Volume, read_volume
+from data_prep.volume import Volume
 
 COLUMNS = ("case", "usable", "label", "shape", "spacing mm", "HU", "mask")
 
@@ -54,9 +53,8 @@ def check_case(case: sources.Case) -> dict[str, Any]:
   }
   if case.image is not None and os.path.exists(case.image):
     try:
-      volume = read_volume(case.image)
-      report |= _describe(volume)
-      report["notes"] += case.extra.get("notes", ())
+      volume = records.read_scan(case)
+      report |= _describe(case, volume)
       report |= _describe_mask(case, volume)
     except UserError as error:
       # A missing mask is reported once, by `sources.problems`.
@@ -66,12 +64,13 @@ def check_case(case: sources.Case) -> dict[str, Any]:
   return report
 
 
-def _describe(volume: Volume) -> dict[str, Any]:
-  notes = plausibility.remarks(volume)
-  try:
-    geometry.find_heart(volume)
-  except UserError as error:
-    notes.append(f"not for --grid=heart: {errors.one_line(error)}")
+def _describe(case: sources.Case, volume: Volume) -> dict[str, Any]:
+  notes = records.remarks(case, volume)
+  if "voxels" not in case.extra:
+    try:
+      geometry.find_heart(volume)
+    except UserError as error:
+      notes.append(f"not for --grid=heart: {errors.one_line(error)}")
   return {
     "shape": list(volume.shape),
     "spacing_mm": [round(s, 4) for s in volume.spacing],

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from data_prep import layouts, matching
+from data_prep import layouts, matching, medmnist
 from data_prep.cases import (
   Case,
   parse_label,
@@ -36,11 +36,12 @@ def find_cases(
   given_splits: bool = True,
   split_column: str = "Split-1",
 ) -> list[Case]:
-  """Finds the cases of a source, without reading an image.
+  """Finds the cases of a source; of "medmnist" alone it reads the images.
 
   Args:
     source: a name in `SOURCES` other than "phantom".
-    folder: where the files are; for "manifest" also the csv itself.
+    folder: where the files are; for "manifest" also the csv itself, for
+      "medmnist" the .npz file.
     labels: table with case_id and label, optionally patient_id and split,
       for sources that do not tell them; it wins over what they tell.
     aorta_masks: folder of aorta masks named by case id, `7.nii.gz`,
@@ -114,6 +115,7 @@ SOURCES: dict[str, Callable[..., list[Case]]] = {
   "asoca": layouts.asoca,
   "mmwhs": layouts.mmwhs,
   "cca": layouts.cca,
+  "medmnist": medmnist.cases,
   "manifest": layouts.manifest,
 }
 # What a folder should look like, for those whose folder does not.
@@ -124,6 +126,7 @@ LAYOUTS = {
   "asoca": "expected Normal/CTCA/Normal_N.nrrd and Normal/Annotations/",
   "mmwhs": "expected ct_train_N_image.nii.gz and ct_train_N_label.nii.gz",
   "cca": "expected train/images/N.nii.gz and train/labels/N.nii.gz",
+  "medmnist": "its arrays are empty",
   "manifest": "manifest.csv has no rows",
 }
 

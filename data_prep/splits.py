@@ -120,7 +120,11 @@ def assign_folds(
 
 
 def check_splits(
-  patients: Sequence[str], labels: Sequence[int], splits: Sequence[str]
+  patients: Sequence[str],
+  labels: Sequence[int],
+  splits: Sequence[str],
+  *,
+  whole: bool = True,
 ) -> None:
   """Checks splits that came with the data.
 
@@ -128,6 +132,7 @@ def check_splits(
     patients: patient id of each scan.
     labels: label of each scan; 0 normal, 1 CAD, -1 unknown.
     splits: split of each scan.
+    whole: whether every split has to be there.
 
   Raises:
     UserError: a patient in two splits, an empty split, or a class that a
@@ -145,6 +150,8 @@ def check_splits(
   found = collections.Counter(zip(splits, labels, strict=True))
   for split in SPLITS:
     if split not in splits:
+      if not whole:
+        continue
       raise UserError(f"the given splits leave {split} empty")
     for label in sorted(set(labels)):
       if not found[split, label]:

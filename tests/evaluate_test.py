@@ -10,6 +10,7 @@ import jax
 import nibabel as nib
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 from tiny_runs import messages
 
@@ -21,6 +22,7 @@ from cadjax.data import input_pipeline
 from cadjax.evaluation import classifiers, common
 from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.metrics import binary, patient_level
+from cadjax.report import cohort
 from cadjax.training import checkpoint, workdir
 from configs import resnet3d
 from data_prep import build
@@ -364,6 +366,51 @@ def test_data_that_moved_are_found_where_the_flag_says(
   remember(copy, other_data)
   with pytest.raises(UserError, match="is not the data that"):
     evaluate_workdir(copy, bootstrap=100)
+
+
+def make_benchmark(root, name, *splits):
+  """A MedMNIST3D file with these splits, built; no split has a sibling."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split in splits:
+    arrays[f"{split}_images"] = rng.integers(0, 256, (12, *SHAPE), np.uint8)
+    arrays[f"{split}_labels"] = np.arange(12)[:, None] % 3 // 2
+  np.savez_compressed(root / f"{name}.npz", **arrays)
+  values = flags.FlagValues()
+  build.define_flags(values)
+  values(
+    [
+      *("build", "--source=medmnist", f"--input={root / name}.npz"),
+      *(f"--out={root / name}", "--workers=1"),
+    ]
+  )
+  build.build(build.config_from_flags(values), root / name)
+  return root / name
+
+
+def test_a_benchmark_is_evaluated_where_its_test_split_is(root):
+  own = make_benchmark(root, "bench_train", "train", "val")
+  path = make_workdir(root / "bench", own)
+  with pytest.raises(UserError, match="the test split holds no case"):
+    evaluate_workdir(path, bootstrap=100)
+  seen = evaluate_workdir(path, split="validation", bootstrap=100)
+  shutil.rmtree(own)  # The others' machine has the workdir and the test split.
+  test = make_benchmark(root, "bench_test", "test")
+  found = evaluate_workdir(path, data=str(test), bootstrap=100)
+  assert found["n_patients"] == 12
+  assert found["n_cad"] == 4
+  assert found["data"]["external"]
+  for name in ("threshold", "temperature"):
+    assert found[name] == seen[name]
+  assert not any("have the id" in note for note in found["notes"])
+  half = found["at_half"]["accuracy"]
+  rows, _ = read_rows(common.paths_of_result(found).rows(found["cases"]))
+  called = [row["uncalibrated_probability"] >= 0.5 for row in rows]
+  right = sum(x == row["label"] for x, row in zip(called, rows, strict=True))
+  assert (half["k"], half["n"]) == (right, 12)
+  assert f"(argmax): {right / 12:.3f} [" in classifiers.table(found)
+  page = cohort.write(common.paths_of_result(found).folder).read_text()
+  assert f"(argmax): {right / 12:.3f} [" in page
 
 
 def test_external_data_on_another_grid_is_refused(root, trained):

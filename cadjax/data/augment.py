@@ -13,6 +13,7 @@ and works under `jax.jit` and `jax.vmap`:
 What is returned has the same shapes and types.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ def spatial(
   image: jax.Array,
   mask: jax.Array | None,
   *,
+  reorder: float = 0.0,
   flip: PerAxis = 0.0,
   probability: float = 0.5,
   rotation_degrees: PerAxis = 10.0,
@@ -53,6 +55,9 @@ def spatial(
   `fill`, and 0 in the mask. Ranges are symmetric around no change.
 
   Options:
+    reorder: probability of putting the axes in an order drawn at random, for
+      cubes without an orientation. Together with flip=0.5, 1 gives the 48
+      symmetries of a cube: all turns by 90 degrees and their mirror images.
     flip: probability of mirroring each axis. A mirrored thorax has its heart
       on the right, so leave the left-right axis (W) and the others at 0
       unless that is wanted.
@@ -74,6 +79,10 @@ def spatial(
   space = image.shape[:-1]
   spacing = _per_axis(spacing_mm, len(space))
   keys = jax.random.split(key, 3)
+  if reorder:
+    # Not one more key of the split, which would change the others.
+    key_order = jax.random.fold_in(key, len(keys))
+    image, mask = _reorder(key_order, image, mask, reorder)
   image, mask = _flip(keys[0], image, mask, _per_axis(flip, len(space)))
   if not (probability or elastic_probability):
     return image, mask
@@ -434,6 +443,32 @@ def _flip(
     if mask is not None:
       mask = jnp.where(on, jnp.flip(mask, axis), mask)
   return image, mask
+
+
+def _reorder(
+  key: jax.Array,
+  image: jax.Array,
+  mask: jax.Array | None,
+  probability: float,
+) -> Example:
+  space = image.shape[:-1]
+  if len(set(space)) > 1:
+    raise lookup.ConfigError(
+      "config.augment.spatial.reorder needs axes of one length, and the"
+      f" volumes have {'x'.join(map(str, space))} voxels"
+    )
+  key_on, key_order = jax.random.split(key)
+  orders = list(itertools.permutations(range(len(space))))
+  drawn = jax.random.randint(key_order, (), 0, len(orders))
+  # The first order changes nothing.
+  chosen = jnp.where(jax.random.bernoulli(key_on, probability), drawn, 0)
+  turned, turned_mask = image, mask
+  for i, order in enumerate(orders[1:], 1):
+    here = chosen == i
+    turned = jnp.where(here, image.transpose(*order, len(space)), turned)
+    if mask is not None:
+      turned_mask = jnp.where(here, mask.transpose(order), turned_mask)
+  return turned, turned_mask
 
 
 def _rotation(ndim: int, degrees: Sequence[jax.Array]) -> jax.Array:

@@ -193,12 +193,14 @@ def _own_validation(trained: Classifier, batch_size: int) -> list[Row]:
   try:
     dataset, _ = common.open_data(trained)
   except UserError as error:
-    paths = common.paths_of(trained.path)
-    stored = paths.rows(paths.validation)
-    if stored.exists() and paths.metrics.exists():
-      step = files.read_json(paths.metrics).get("step")
-      if step == trained.step:
-        return files.read_rows(stored, CASE_KEYS)
+    # The evaluation of either split of the own data has left them.
+    for split in ("test", "validation"):
+      paths = common.paths_of(trained.path, split)
+      stored = paths.rows(paths.validation)
+      if stored.exists() and paths.metrics.exists():
+        step = files.read_json(paths.metrics).get("step")
+        if step == trained.step:
+          return files.read_rows(stored, CASE_KEYS)
     raise UserError(
       "the temperature and the threshold of an external evaluation come from"
       f" the validation cases of the workdir's own data, but {error}, in an"
@@ -253,6 +255,10 @@ def table(result: Mapping[str, Any]) -> str:
   )
   lines.append(
     f"threshold {result['threshold']:.4f}: {result['threshold_origin']}"
+  )
+  half = Interval.from_dict(result["at_half"]["accuracy"])
+  lines.append(
+    f"accuracy at 0.5, without that threshold (argmax): {half.text()}"
   )
   lines.append(
     f"temperature {result['temperature']:.3f}: {result['temperature_origin']}"

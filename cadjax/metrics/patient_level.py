@@ -176,10 +176,20 @@ def _patient_metrics(
     **fitted,
     "confusion": binary.confusion(labels, probs, threshold),
     "patient": intervals.with_intervals(labels, probs, threshold, **options),
+    # What benchmarks report that know no threshold: the larger logit decides.
+    "at_half": {"accuracy": _accuracy(labels, raw >= 0.5)},
     "uncalibrated": {name: before[name] for name in CALIBRATION},
     "perfectly_calibrated": {"brier": binary.expected_brier(probs)}
     | recalibration.PERFECT,
   }
+
+
+def _accuracy(labels: np.ndarray, called: np.ndarray) -> intervals.Interval:
+  right, count = int((called == labels).sum()), labels.size
+  low, high = intervals.wilson(right, count)
+  value = right / count if count else math.nan
+  method = "wilson" if count else "undefined"
+  return intervals.Interval(value, low, high, method, right, count)
 
 
 def _slice_metrics(

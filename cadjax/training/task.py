@@ -207,7 +207,7 @@ def _check_augment(config: ml_collections.ConfigDict) -> None:
       numbers = value if isinstance(value, list | tuple) else [value]
       if not all(isinstance(x, int | float) for x in numbers):
         raise lookup.ConfigError(f"{where} is {value!r}; it must be a number")
-      share = option.endswith("probability") or option == "flip"
+      share = option.endswith("probability") or option in ("flip", "reorder")
       if share and not all(0 <= x <= 1 for x in numbers):
         raise lookup.ConfigError(f"{where} is {value}; it must be in [0, 1]")
       if option == "spacing_mm" and not all(x > 0 for x in numbers):

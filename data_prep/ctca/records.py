@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import geometry, phantom, plausibility, splits
+from data_prep import geometry, medmnist, phantom, plausibility, splits
 from data_prep.cases import AORTA, Case, problems
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
@@ -97,7 +97,9 @@ def plan(
       " have; give one to all cases or to none"
     )
   else:
-    splits.check_splits(patients, labels, given)
+    # The test volumes of a public benchmark may be kept elsewhere.
+    whole = not any("voxels" in case.extra for case in cases)
+    splits.check_splits(patients, labels, given, whole=whole)
   folds = splits.assign_folds(
     patients, labels, given, num_folds=num_folds, seed=seed
   )
@@ -108,6 +110,24 @@ def plan(
 def _can_teach(case: Case) -> bool:
   masks = case.mask or case.aorta_mask
   return case.label is not None or masks is not None or "seed" in case.extra
+
+
+def read_scan(case: Case) -> Volume:
+  """Reads the image of a case.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  if "voxels" in case.extra:
+    return medmnist.volume(case)
+  return read_volume(case.image)
+
+
+def remarks(case: Case, scan: Volume) -> list[str]:
+  """Returns what to report about the scan of a case."""
+  # Voxels that come with the case are no HU: nothing is implausible there.
+  found = scan.notes if "voxels" in case.extra else plausibility.remarks(scan)
+  return [*found, *case.extra.get("notes", ())]
 
 
 def read_classes(
@@ -205,14 +225,14 @@ def make_record(
   else:
     if missing := problems(case):
       raise UserError(missing[0])
-    scan = read_volume(case.image)
+    scan = read_scan(case)
     classes, known = read_classes(case, scan)
     volume = geometry.to_grid(scan, recipe.grid, threads=1)
     mask, source = None, scan.grid
     if classes is not None:
       mask = geometry.mask_to_grid(classes, volume.grid, threads=1)
     lesions, cad_rads = [], ""
-    notes = [*plausibility.remarks(scan), *case.extra.get("notes", ())]
+    notes = remarks(case, scan)
   label = -1 if case.label is None else case.label
   example = _example(volume, mask, source, recipe.has_mask) | {
     "label": label,

@@ -237,6 +237,49 @@ def test_a_certain_flip_mirrors_one_axis_of_both(axis):
   np.testing.assert_array_equal(moved[1], jnp.flip(mask, axis))
 
 
+def test_reordered_axes_and_flips_are_the_symmetries_of_a_cube():
+  image = jnp.arange(8.0).reshape(2, 2, 2, 1) / 8
+  mask = (8 * image[..., 0]).astype(jnp.uint8)
+
+  @jax.jit
+  @jax.vmap
+  def turn(key):
+    options = {"reorder": 1.0, "flip": 0.5, "probability": 0.0}
+    return augment.spatial(key, image, mask, **options)
+
+  images, masks = turn(jax.random.split(KEY, 2000))
+  np.testing.assert_array_equal(8 * images[..., 0], masks)
+  found, counts = np.unique(masks.reshape(2000, 8), axis=0, return_counts=True)
+  assert len(found) == 48
+  assert counts.min() > 15  # Of 42 expected.
+  # Neighbours stay neighbours: no corner moves away from another one.
+  corners = np.array(list(np.ndindex(2, 2, 2)))
+  apart = np.abs(corners[:, None] - corners).sum(-1)
+  for order in found:
+    place = corners[np.argsort(order)]
+    np.testing.assert_array_equal(np.abs(place[:, None] - place).sum(-1), apart)
+
+
+def test_reorder_takes_its_probability():
+  image, _ = example((6, 6))
+
+  @jax.jit
+  @jax.vmap
+  def same(key):
+    moved, _ = augment.spatial(key, image, None, reorder=0.4, probability=0.0)
+    return jnp.array_equal(moved, image)
+
+  # One of the two orders of two axes changes nothing.
+  share = np.mean(same(jax.random.split(KEY, 1000)))
+  assert share == pytest.approx(1 - 0.4 / 2, abs=0.04)
+
+
+def test_only_cubes_are_reordered():
+  image, _ = example(SHAPES[1])
+  with pytest.raises(lookup.ConfigError, match="have 10x20x30 voxels"):
+    augment.spatial(KEY, image, None, reorder=1.0)
+
+
 def test_no_default_flips():
   # A mirrored thorax is another anatomy.
   image, _ = example(SHAPES[1])

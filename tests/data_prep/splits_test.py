@@ -168,6 +168,14 @@ def test_given_splits_are_checked(patients, given, message):
     splits.check_splits(list(patients), labels, [CODES[c] for c in given])
 
 
+def test_a_benchmark_may_come_without_a_split():
+  options = {"whole": False}
+  splits.check_splits(list("ab"), [0, 1], ["test", "test"], **options)
+  given = ["train", "train", "test"]
+  with pytest.raises(UserError, match="leave test without a case of class cad"):
+    splits.check_splits(list("abc"), [0, 1, 0], given, **options)
+
+
 def test_good_given_splits_pass():
   given = [CODES[c] for c in "ttvvee"]
   splits.check_splits(list("abcdef"), [0, 1] * 3, given)

@@ -7,7 +7,7 @@ import sklearn.metrics
 
 from cadjax.core import files
 from cadjax.evaluation import classifiers
-from cadjax.metrics import binary, calibration, patient_level
+from cadjax.metrics import binary, calibration, intervals, patient_level
 from data_prep.errors import UserError
 
 
@@ -81,6 +81,15 @@ def test_numbers_equal_sklearn_on_the_calibrated_probabilities():
   assert result["uncalibrated"]["brier"].value == pytest.approx(
     sklearn.metrics.brier_score_loss(labels, scipy.special.expit(odds))
   )
+
+
+def test_accuracy_at_half_needs_no_threshold():
+  rows = [row(f"p{i}", i % 2, odds) for i, odds in enumerate([-3, -1, 1, 2, 9])]
+  for criterion in ("0.9", "0.1"):
+    found = evaluate(rows, rows, criterion=criterion)["at_half"]["accuracy"]
+    # Wrong are the second (CAD, below) and the third and fifth (normal, above).
+    assert (found.k, found.n, found.value) == (2, 5, 0.4)
+    assert (found.low, found.high) == intervals.wilson(2, 5)
 
 
 @pytest.mark.parametrize("criterion", ["youden", "f1", "sensitivity>=0.9"])

@@ -172,6 +172,7 @@ def test_a_segmenter_that_cannot_be_is_refused(changes, message):
     ({"spatal": {}}, "did you mean 'spatial'"),
     ({"spatial": {"flp": 1}}, "did you mean 'flip'"),
     ({"spatial": {"flip": 1.5}}, "spatial.flip is 1.5; it must be in"),
+    ({"spatial": {"reorder": -1}}, "spatial.reorder is -1; it must be in"),
     ({"blur": {"probability": -1.0}}, "blur.probability is -1.0"),
     ({"spatial": {"spacing_mm": 0.0}}, "spacing_mm is 0.0; .* above 0"),
     ({"spatial": {"rotation_degrees": (1.0, 2.0)}}, "one per axis are 3"),
