@@ -229,6 +229,7 @@ def _render(voxels, body, patient, scan, tree, found, streams):
     vessels.draw_beneath(canvas, body, scan)
     heart.draw_heart(canvas, body, beat, scan, texture)
   aorta = vessels.draw_vessels(canvas, body, scan)
+  vessels.draw_wall_vessels(canvas, body, scan, thorax.rib_tubes(chest)[0])
   way = streams["motion"].normal(size=3)
   motion = scan["motion_mm"] * way / np.linalg.norm(way)
   mask, segments, sizes = lumen.draw_coronaries(

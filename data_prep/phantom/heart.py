@@ -10,6 +10,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from data_prep.phantom import shapes
@@ -362,6 +363,7 @@ def draw_fat(
   around = sac(where.q, where.parts, size)
   around = around * np.float32(heart.scale)
   around = _embed(around, points.at, coronaries, size)
+  around = _taut(around, points.at, 8.0 + 1.2 * size["epicardial_fat_mm"])
   lumps = texture(points.at, 11.0)
   around = points.to_voxels(around)
   # Seen between fat and fat, or not at all: a line of varying strength.
@@ -373,6 +375,26 @@ def draw_fat(
   paint_sheet(canvas, points.box, line - half, half, 0.0, Tissue.PERICARDIUM)
 
 
+def _taut(around, at, ball_mm: float) -> np.ndarray:
+  """Fills what a ball cannot reach from outside, as a taut bag would.
+
+  Args:
+    around: distance in mm to what is in the bag.
+    at: x, y, z in mm of a lattice.
+    ball_mm: radius of the ball.
+  """
+  corner = np.stack([c[:2, :2, :2] for c in np.broadcast_arrays(*at)], -1)
+  steps = [
+    float(np.linalg.norm(corner[i] - corner[0, 0, 0]))
+    for i in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+  ]
+  depth = ndimage.distance_transform_edt(around < ball_mm, sampling=steps)
+  depth = ndimage.gaussian_filter(depth.astype(np.float32), 0.7)
+  # The transform sees the last point inside, half a step too deep, and is
+  # rough by as much: a film of fat is not filled.
+  return np.minimum(around, ball_mm - depth + 0.5 * max(steps) + 0.4)
+
+
 def _embed(around, at, coronaries, size) -> np.ndarray:
   """Adds fat around the coronary arteries to the distance to the sac."""
   if not coronaries:
@@ -381,7 +403,7 @@ def _embed(around, at, coronaries, size) -> np.ndarray:
   radius = np.concatenate([radii[::6] for _, radii in coronaries])
   # The main stems lie deep in fat, the ends of the branches just under it.
   stem = np.clip((radius - 0.7) / 1.0, 0, 1)
-  wide = radius + 1.7 + stem * 0.55 * size["epicardial_fat_mm"]
+  wide = radius + 2.0 + stem * 0.55 * size["epicardial_fat_mm"]
   reach = float(wide.max()) + 6
   near = (around > -6) & (around < reach)
   place = np.stack([c[near] for c in np.broadcast_arrays(*at)], -1)
@@ -481,18 +503,18 @@ def _draw_right(canvas, heart, scanner, texture) -> None:
   # The open tricuspid valve, across the plane between the two.
   side = (long - 4) * np.float32(0.87) - (s - 35) * np.float32(0.49)
   hole = 17.0 * size["rv_scale"]
-  middle = np.array([4.0, 35, -3])
+  middle = np.array([8.0, 43, -3])
   way = np.array([0.87, -0.49, 0.0])
   passage = shapes.capsule(
     (long, s, u), middle - 9 * way, middle + 9 * way, hole, hole
   )
   # Trabeculae toward the apex, pectinate muscles in the appendage.
-  rough = np.clip(1.1 * texture((0.5 * long, s, u), 3.6), 0, 1)
+  rough = np.clip(1.3 * texture((0.5 * long, s, u), 3.6) - 0.25, 0, 1)
   rough = rough * np.clip((long + 4) / 22, 0, 1) * np.clip((rv + 11) / 4, 0, 1)
   rough = rough * (1 - np.clip((z - 12) / 12, 0, 1))
   comb = np.clip(0.2 + 0.8 * texture(q, 3.4), 0, 1)
   comb = comb * np.clip((z - 8) / 10, 0, 1) * np.clip((ra + 8) / 4, 0, 1)
-  rv = shapes.union(rv + 5.5 * rough, np.maximum(passage, -side), 4)
+  rv = shapes.union(rv + 4.5 * rough, np.maximum(passage, -side), 4)
   ra = shapes.union(ra + 3.0 * comb, np.maximum(passage, side), 4)
   for distance, hu, tissue in (
     (rv, ventricle, Tissue.RIGHT_VENTRICLE),

@@ -22,6 +22,7 @@ LIMITS = {
     "noise_hu": (0, 500),
     "grain_mm": (0.05, 5),
     "motion_mm": (0, 20),
+    "left_arm": (0, 1),
   },
   "population": {
     "female": (0, 1),
@@ -156,6 +157,8 @@ def draw_scanner(
     "detector_offset_mm": [
       float(v) for v in rng.normal([-1.5, 2, 9], [2.5, 3.5, 5])
     ],
+    # 1 where the contrast was injected there.
+    "left_arm": float(rng.random() < 0.3),
   }
   return _with(drawn, overrides, "scanner")
 

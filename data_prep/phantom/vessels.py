@@ -1,5 +1,7 @@
 """The great vessels: aorta, pulmonary arteries and veins, venae cavae."""
 
+import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -218,6 +220,14 @@ def aorta_distance(
         at, center, np.array([1, 1, 1.1]) * radius * heart.scale
       )
       bulb = shapes.union(bulb, pouch, 2)
+    # It ends flat, at the valve: below it is the outflow tract.
+    way = root[1] - root[0]
+    way /= np.linalg.norm(way)
+    below = sum(
+      np.float32(w) * (np.float32(c) - x)
+      for w, c, x in zip(way, root[0], at, strict=True)
+    )
+    bulb = np.maximum(bulb, below)
     np.minimum(distance[box], bulb, out=distance[box])
   return distance
 
@@ -228,14 +238,10 @@ def coronary_sinus(heart: Heart) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outlines(heart: Heart) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Returns great vessels as (points, radii), for the fat around them.
-
-  The ascending aorta, its arch and the upper vena cava; the pulmonary trunk,
-  the descending aorta and what lies beyond the hila borders on lung.
-  """
-  points, radii = aorta_line(heart)
-  upper = int(0.5 * len(points))
-  return [(points[:upper], radii[:upper]), _tube(heart, _SVC)]
+  """Returns all great vessels as (points, radii), for the fat around them."""
+  rows = [*_PULMONARY.values(), *_VEINS, _SVC, _IVC, _AZYGOS]
+  rows += [*_BRACHIOCEPHALIC_VEINS, *_ARCH_BRANCHES]
+  return [aorta_line(heart), *(_tube(heart, row) for row in rows)]
 
 
 def draw_beneath(
@@ -281,10 +287,14 @@ def draw_vessels(
     shapes.paint_tube(
       canvas, *_tube(heart, row), right, Tissue.PULMONARY_ARTERY
     )
-  for row in (_SVC, *_BRACHIOCEPHALIC_VEINS):
-    points, radii = _tube(heart, row)
-    # Those who inject into the left arm see the right vein pale, and so on.
-    shapes.paint_tube(canvas, points, radii, cava, Tissue.SUPERIOR_VENA_CAVA)
+  # The vein of the arm that was injected is dense, the other one pale.
+  pale = 0.15 * contrast + 40
+  arms = (pale, cava) if scanner["left_arm"] else (cava, pale)
+  for row, hu in zip(_BRACHIOCEPHALIC_VEINS, arms, strict=True):
+    shapes.paint_tube(canvas, *_tube(heart, row), hu, Tissue.SUPERIOR_VENA_CAVA)
+  shapes.paint_tube(
+    canvas, *_tube(heart, _SVC), cava, Tissue.SUPERIOR_VENA_CAVA
+  )
   shapes.paint_tube(
     canvas, *_tube(heart, _AZYGOS), 70.0 + 0.1 * contrast, Tissue.OTHER_VESSELS
   )
@@ -324,9 +334,14 @@ def _draw_aorta(canvas, heart, contrast) -> np.ndarray:
   outflow = heart.to_patient(
     np.stack([np.array([9.0, 3.0, -3.0]), AORTIC_VALVE])
   )
-  inner = 0.7 * heart.size["aorta_radius_mm"]
+  # As wide as the root with its wall, of which no ring stays in the way.
+  inner = 0.72 * heart.size["aorta_radius_mm"] + 1.8
   shapes.paint_tube(
-    canvas, outflow, np.full(2, inner), contrast, Tissue.LEFT_VENTRICLE
+    canvas,
+    outflow,
+    np.array([inner - 2, inner]),
+    contrast,
+    Tissue.LEFT_VENTRICLE,
   )
   shapes.paint(canvas, box, distance[box], contrast, Tissue.AORTA)
   _draw_leaflets(canvas, heart)
@@ -357,9 +372,10 @@ def _draw_leaflets(canvas, heart) -> None:
   inward = (first - second) * np.float32(1 / 1.73)
   wide = np.float32(0.5 * heart.size["aorta_radius_mm"] / heart.scale)
   share = np.clip(inward / wide, 0.01, 1)
-  fall, slope = 9 * np.sqrt(share), 4.5 / (wide * np.sqrt(share))
-  height = 2.5 - fall
-  slope = np.where(share < 1, slope, 0)
+  # A quarter of an ellipse: upright where cusps meet, level in their middle.
+  fall = np.sqrt(1 - (1 - share) ** 2)
+  height = 2.5 - 9 * fall
+  slope = 9 * (1 - share) / (fall * wide)
   half = 0.45
   sheet = np.abs(up - height) / np.sqrt(1 + slope**2) - half
   rho = np.sqrt(np.maximum(sum(o * o for o in offset) - up * up, 0))
@@ -378,66 +394,71 @@ def _draw_disease(canvas, heart, distance, box, contrast) -> np.ndarray:
   points, radii = aorta_line(heart)
   share = np.linspace(0, 1, len(points))
   here = np.clip((share - disease["from"]) / 0.06, 0, 1)
-  if disease["thrombus"] and not disease["dissection"]:
-    here = here * np.clip((disease["from"] + 0.4 - share) / 0.06, 0, 1)
-    inner = _inner_tube(
-      canvas, points, radii, here, disease["angle"], 0.72, 0.0
-    )
-    shapes.paint(
-      canvas, box, np.maximum(distance, -inner)[box], 40.0, Tissue.AORTIC_WALL
-    )
-    distance = np.maximum(distance, inner)
+  angle = disease["angle"] + 2.0 * share
   if disease["dissection"]:
-    turn = 2.0 * share
-    true = _inner_tube(
-      canvas, points, radii, here, disease["angle"] + turn, 0.8, 0.55
-    )
-    false_hu = disease["false_lumen"] * contrast
-    pale = false_hu < 200
-    shapes.paint(
-      canvas,
-      box,
-      np.maximum(distance, -true)[box],
-      false_hu,
-      Tissue.AORTIC_WALL if pale else Tissue.AORTA,
-    )
-    half = 0.7
-    flap = np.maximum(np.abs(true) - half, distance)
-    paint_sheet(canvas, box, flap[box], half, 60.0, None)
-    if pale:
-      distance = np.maximum(distance, true)
+    inner = _Inner(here, angle, width=0.8, aside=0.55)
+  else:
+    here = here * np.clip((disease["from"] + 0.45 - share) / 0.06, 0, 1)
+    inner = _Inner(here, angle, width=0.66, aside=0.34)
+  if disease["dissection"] or disease["thrombus"]:
+    outer, true = _two_lumens(canvas, points, radii, inner)
+    other = np.maximum(np.maximum(distance, outer), -true)
+    hu = disease["false_lumen"] * contrast if disease["dissection"] else 40.0
+    open_too = hu >= 200
+    tissue = Tissue.AORTA if open_too else Tissue.AORTIC_WALL
+    shapes.paint(canvas, box, other[box], hu, tissue)
+    if disease["dissection"]:
+      half = 0.7
+      flap = np.maximum(np.abs(true) - half, np.maximum(distance, outer))
+      paint_sheet(canvas, box, flap[box], half, 60.0, None)
+    if not open_too:
+      distance = np.maximum(distance, -np.maximum(outer, -true))
   if disease["graft"]:
     _draw_graft(canvas, points, radii, disease)
   return distance
 
 
-def _inner_tube(canvas, points, radii, here, angle, width, aside) -> np.ndarray:
-  """Returns the distance to a lumen aside of the aorta's axis.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Inner:
+  """A lumen in the aorta that is not all of it.
 
-  Args:
-    canvas: where.
-    points: [N, 3] LPS mm of the aorta's axis.
-    radii: [N] mm of the aorta.
-    here: [N] 1 where there are two lumens, 0 where the aorta is one.
-    angle: around the axis, a number or [N].
-    width: radius relative to the aorta's.
-    aside: way from the axis relative to the aorta's radius; 0 touches the wall.
+  Attributes:
+    here: [N] 1 where there is such a lumen, 0 where the aorta is one.
+    angle: [N] around the axis, in radians.
+    width: its radius relative to the aorta's.
+    aside: how far off the axis it lies, relative to the aorta's radius.
   """
+
+  here: np.ndarray
+  angle: np.ndarray
+  width: float
+  aside: float
+
+
+def _two_lumens(
+  canvas, points, radii, inner: _Inner
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the distances to the aorta along `inner`, and to `inner`."""
   way = np.gradient(points, axis=0)
   way /= np.linalg.norm(way, axis=1, keepdims=True)
-  side = np.cross(way, [0.0, 0.3, 1.0])
-  flat = np.cross(way, [1.0, 0.0, 0.0])
-  side = np.where(np.abs(way[:, 2:]) > 0.8, flat, side)
+  # Across the arch's plane, which no part of the aorta leaves by much.
+  side = np.cross(way, [0.8, -0.6, 0.0])
   side /= np.linalg.norm(side, axis=1, keepdims=True)
-  other = np.cross(way, side)
-  angle = np.broadcast_to(angle, len(points))[:, None]
-  to = np.cos(angle) * side + np.sin(angle) * other
-  aside = aside or 1 - width
-  middle = points + (here * aside * radii)[:, None] * to
-  radius = radii * (1.05 + here * (width - 1.05))
-  radius = np.where(here > 0, radius, radii * 1.05)
-  return shapes.tube_distance(
-    canvas.voxels, [(middle, radius)], canvas.edge_mm + 3
+  across = np.cross(way, side)
+  angle = inner.angle[:, None]
+  to = np.cos(angle) * side + np.sin(angle) * across
+  middle = points + (inner.here * inner.aside * radii)[:, None] * to
+  # Wider than the aorta where it is the only one: its ends leave no seam.
+  radius = radii * (1.3 + inner.here * (inner.width - 1.3))
+  part = np.flatnonzero(inner.here > 0)
+  part = slice(max(part[0] - 1, 0), part[-1] + 2)
+  margin = canvas.edge_mm + 3
+  return tuple(
+    shapes.tube_distance(canvas.voxels, [tube], margin)
+    for tube in (
+      (points[part], radii[part] + 1.0),
+      (middle[part], radius[part]),
+    )
   )
 
 
@@ -459,10 +480,49 @@ def _draw_graft(canvas, points, radii, disease) -> None:
       np.cos(turn)[:, None] * side[row] + np.sin(turn)[:, None] * other[row]
     )
     ends.append(np.stack([line[:-1], line[1:]], 1))
-  ends = np.concatenate(ends)
-  shapes.thin_tubes(
-    canvas, ends, np.full((len(ends), 2), 0.3), 4000.0, 50.0, Tissue.METAL
+  for a, b in np.concatenate(ends):
+    _draw_wire(canvas, a, b, 0.3, 6000.0, Tissue.METAL)
+
+
+def _draw_wire(canvas, a, b, radius, hu, tissue) -> None:
+  """Paints a straight piece thinner than a voxel, its integral kept."""
+  w = canvas.edge_mm
+  found = canvas.voxels.box(
+    np.minimum(a, b) - radius - w / 2, np.maximum(a, b) + radius + w / 2
   )
+  if found is not None:
+    # As in `shapes.thin_tubes`, over whatever is below.
+    gain = min(3 * radius**2 * w / (radius + w / 2) ** 3, 1.0)
+    distance = shapes.capsule(found[1], a, b, radius, radius)
+    shapes.paint(canvas, found[0], distance, hu, tissue, gain)
+
+
+def draw_wall_vessels(
+  canvas: shapes.Canvas,
+  heart: Heart,
+  scanner: dict[str, Any],
+  ribs: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
+  """Paints internal mammary and intercostal arteries.
+
+  Args:
+    canvas: changed in place.
+    heart: around whose middle the chest lies.
+    scanner: contrasts.
+    ribs: (points [N, 3] LPS mm, radii [N]) from the spine on; the arteries
+      run along their lower edge.
+  """
+  hu, scale = 0.8 * scanner["contrast_hu"], heart.size["body_scale"]
+  z = np.arange(-40.0, 141.0, 12)
+  for side in (-1, 1):
+    x = -24 + side * (24 + 3 * np.sin(z / 23))
+    line = np.stack([x, -60.5 + 0.14 * z, z], 1) * scale + heart.center
+    for a, b in itertools.pairwise(line):
+      _draw_wire(canvas, a, b, 1.2 * scale, hu, Tissue.OTHER_VESSELS)
+  for points, radii in ribs:
+    line = points - [0, 0, 1] * (radii[:, None] + 2.0 * scale)
+    for a, b in itertools.pairwise(line[:10]):
+      _draw_wire(canvas, a, b, 0.8 * scale, hu, Tissue.OTHER_VESSELS)
 
 
 def _bounds(heart: Heart) -> tuple[np.ndarray, np.ndarray]:
