@@ -226,9 +226,15 @@ def _render(voxels, body, patient, scan, tree, found, streams):
   texture = acquisition.Texture(streams["texture"])
   chest = thorax.Thorax(body.center, patient["body_scale"], patient)
   thorax.draw_thorax(canvas, chest, body, streams["lungs"], scan, texture)
-  vessels.draw_veins(canvas, body, scan)
-  heart.draw_heart(canvas, body, scan, texture)
-  aorta = vessels.draw_arteries(canvas, body, scan)
+  beat = heart.scene(canvas, body)
+  if beat is not None:
+    stems = [(vessel.points, vessel.radius) for vessel in tree.values()]
+    stems.append(vessels.coronary_sinus(body))
+    heart.draw_fat(canvas, body, beat, stems, texture)
+    vessels.draw_beneath(canvas, body, scan)
+    heart.draw_heart(canvas, body, beat, scan, texture)
+  aorta = vessels.draw_vessels(canvas, body, scan)
+  vessels.draw_wall_vessels(canvas, body, scan, thorax.rib_tubes(chest)[0])
   way = streams["motion"].normal(size=3)
   motion = scan["motion_mm"] * way / np.linalg.norm(way)
   mask, segments, sizes = lumen.draw_coronaries(

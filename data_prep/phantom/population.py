@@ -22,6 +22,7 @@ LIMITS = {
     "noise_hu": (0, 500),
     "grain_mm": (0.05, 5),
     "motion_mm": (0, 20),
+    "left_arm": (0, 1),
   },
   "population": {
     "female": (0, 1),
@@ -49,6 +50,7 @@ LIMITS = {
     "cartilage_calcium_mm3": (0, 20000),
     "node_calcium_mm3": (0, 20000),
     "calcium_hu": (130, 3000),
+    "descending_radius_mm": (6, 30),
   },
 }
 # Factor of the calcium outside the coronaries, healthy or not: the plaques of
@@ -117,6 +119,7 @@ def draw_patient(
   }
   for name in (key for key in drawn if key.endswith("_calcium_mm3")):
     drawn[name] *= _CALCIUM[severity]
+  drawn.update(_draw_aorta(rng))
   return _with(drawn, overrides, "population")
 
 
@@ -138,7 +141,7 @@ def draw_scanner(
   contrast = float(np.clip(rng.normal(400, 65), 270, 580))
   drawn = {
     "contrast_hu": contrast,
-    "right_heart": float(rng.uniform(0.35, 1.15)),
+    "right_heart": _right_heart(rng.random()),
     "cava": float(rng.uniform(0.6, 3.4)),
     "mixing": float(rng.uniform(0.05, 0.45)),
     "fov_mm": float(rng.uniform(170, 225)),
@@ -154,8 +157,52 @@ def draw_scanner(
     "detector_offset_mm": [
       float(v) for v in rng.normal([-1.5, 2, 9], [2.5, 3.5, 5])
     ],
+    # 1 where the contrast was injected there.
+    "left_arm": float(rng.random() < 0.3),
   }
   return _with(drawn, overrides, "scanner")
+
+
+def _right_heart(share: float) -> float:
+  """Returns the contrast of the right heart relative to the left one's.
+
+  Saline after the contrast leaves it pale in most; without, it is the
+  brighter side.
+  """
+  return float(0.35 + 0.9 * share + 1.7 * max(share - 0.72, 0.0))
+
+
+def _draw_aorta(rng: np.random.Generator) -> dict[str, Any]:
+  """Draws the descending aorta, its bends, and diseases of the aorta.
+
+  Rates are of patients sent to CT for chest pain, rounded: aneurysm 6 %,
+  thrombus 3 %, dissection 3 %, stent graft 3 %. What a patient does not have
+  is drawn as well, so that the number of draws is the same in all.
+  """
+  radius = float(np.clip(rng.normal(12.2, 1.7), 9, 20))
+  # Old aortas wind: few of them by much.
+  winding = float(rng.gamma(1.5, 0.45))
+  bends = [float(v) for v in winding * rng.normal(0, 1, 12)]
+  chance, where = rng.random(4), rng.random(6)
+  aneurysm, thrombus, dissection, graft = chance < [0.06, 0.03, 0.03, 0.03]
+  ascending = bool(where[0] < 0.5)
+  return {
+    "descending_radius_mm": radius,
+    "aorta_bends": bends,
+    "aorta_disease": {
+      # Shares of the way from the sinuses to the abdomen.
+      "aneurysm_mm": float(aneurysm * (4 + where[1] * (3 if ascending else 8))),
+      "aneurysm_at": float(0.1 if ascending else 0.55 + 0.25 * where[2]),
+      "aneurysm_length": 0.12,
+      "thrombus": bool(thrombus),
+      "dissection": bool(dissection),
+      "graft": bool(graft),
+      "from": float(0.42 + 0.2 * where[3]),
+      "angle": float(2 * np.pi * where[4]),
+      # HU of the false lumen relative to the true one.
+      "false_lumen": float(0.25 + 0.65 * where[5]),
+    },
+  }
 
 
 def _calcium(rng, median_mm3: float, share: float) -> float:
