@@ -9,11 +9,14 @@ import numpy as np
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
 from data_prep.phantom import (
+  abdomen,
   acquisition,
+  bones,
   calcium,
   coronaries,
   heart,
   lumen,
+  lungs,
   plaques,
   shapes,
   thorax,
@@ -210,6 +213,8 @@ def _streams(seed: int) -> dict[str, np.random.Generator]:
     "texture",
     "noise",
     "motion",
+    "abdomen",
+    "artifacts",
   )
   children = np.random.SeedSequence(seed).spawn(len(names))
   return dict(zip(names, map(np.random.default_rng, children), strict=True))
@@ -220,7 +225,11 @@ def _render(voxels, body, patient, scan, tree, found, streams):
   canvas = shapes.blank(voxels, scan["blur_mm"])
   texture = acquisition.Texture(streams["texture"])
   chest = thorax.Thorax(body.center, patient["body_scale"], patient)
-  thorax.draw_thorax(canvas, chest, body, streams["lungs"], scan, texture)
+  thorax.draw_wall(canvas, chest, texture)
+  abdomen.draw_abdomen(canvas, chest, streams["abdomen"], scan, texture)
+  thorax.draw_mediastinum(canvas, chest, body, texture)
+  bones.draw_bones(canvas, chest, texture)
+  lungs.draw_lungs(canvas, chest, body, streams["lungs"], scan)
   vessels.draw_veins(canvas, body, scan)
   heart.draw_heart(canvas, body, scan, texture)
   aorta = vessels.draw_arteries(canvas, body, scan)

@@ -49,6 +49,12 @@ LIMITS = {
     "cartilage_calcium_mm3": (0, 20000),
     "node_calcium_mm3": (0, 20000),
     "calcium_hu": (130, 3000),
+    "mediastinal_soft": (0, 1),
+    "fat_pad_mm": (0.5, 60),
+    "kyphosis_mm": (0, 30),
+    "scoliosis_mm": (-15, 15),
+    "stomach_scale": (0.5, 1.4),
+    "stomach_gas": (0, 1),
   },
 }
 # Factor of the calcium outside the coronaries, healthy or not: the plaques of
@@ -103,9 +109,9 @@ def draw_patient(
     "diaphragm_mm": float(np.clip(rng.normal(0, 5), -10, 8)),
     "myocardium_hu": float(rng.uniform(88, 122)),
     "fat_hu": float(rng.uniform(-118, -85)),
-    "lung_hu": float(rng.uniform(-895, -790)),
+    "lung_hu": float(rng.uniform(-875, -760)),
     "liver_hu": float(rng.uniform(55, 110)),
-    "bone_hu": float(rng.uniform(480, 900)),
+    "bone_hu": float(rng.uniform(650, 1150)),
     # Calcium outside the coronaries, mm3; so wide that the coronaries' own
     # calcium disappears in it.
     "aortic_calcium_mm3": _calcium(rng, 900, 0.85),
@@ -115,9 +121,23 @@ def draw_patient(
     "node_calcium_mm3": _calcium(rng, 700, 0.5),
     "calcium_hu": float(rng.uniform(600, 1350)),
   }
+  drawn |= _draw_chest(rng)
   for name in (key for key in drawn if key.endswith("_calcium_mm3")):
     drawn[name] *= _CALCIUM[severity]
   return _with(drawn, overrides, "population")
+
+
+def _draw_chest(rng: np.random.Generator) -> dict[str, Any]:
+  """Draws what `thorax`, `bones` and `abdomen` need."""
+  return {
+    # Share of soft tissue in the fat between the lungs.
+    "mediastinal_soft": float(rng.uniform(0.25, 0.85)),
+    "fat_pad_mm": float(np.clip(rng.lognormal(np.log(13), 0.5), 4, 40)),
+    "kyphosis_mm": float(rng.uniform(3, 15)),
+    "scoliosis_mm": float(np.clip(rng.normal(0, 2.5), -7, 7)),
+    "stomach_scale": float(rng.uniform(0.85, 1.2)),
+    "stomach_gas": float(rng.beta(1.2, 1.6)),
+  }
 
 
 def draw_scanner(
