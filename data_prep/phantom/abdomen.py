@@ -52,9 +52,7 @@ def draw_abdomen(
   uneven = points.to_voxels(5 * wave)
   layer(_liver(b, under), patient["liver_hu"] + uneven, Tissue.LIVER)
   size = patient["stomach_scale"]
-  stomach = shapes.ellipsoid(
-    b, (52, 18, -76), np.array([44, 54, 38]) * size
-  )
+  stomach = shapes.ellipsoid(b, (52, 20, -68), np.array([44, 56, 44]) * size)
   stomach = shapes.meet(stomach - 2.5 * wave, under + 2.5, 6)
   layer(stomach, 75.0, Tissue.STOMACH)
   food = points.to_voxels(28 + 16 * texture(points.at, 9.0))
@@ -95,10 +93,9 @@ def _liver(b: shapes.Coordinates, under: np.ndarray) -> np.ndarray:
   x, y, z = b
   # The left lobe ends as a thin edge in front of the stomach.
   edge = (x - np.float32(38) - np.float32(0.45) * (z + 45)) * np.float32(0.85)
-  back = y - np.float32(62) + np.float32(0.75) * np.maximum(
-    x - np.float32(thorax.MIDLINE - 20), 0
-  )
-  return shapes.meet(shapes.meet(under + 2.5, edge, 10), back * 0.8, 12)
+  # Its bare back slants from the left edge to the right kidney.
+  back = x * np.float32(0.8) + y * np.float32(0.55) - np.float32(4)
+  return shapes.meet(shapes.meet(under + 2.5, edge, 10), back, 14)
 
 
 def _liver_vessels(patient, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

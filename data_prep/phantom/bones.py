@@ -29,7 +29,7 @@ def draw_bones(canvas: shapes.Canvas, chest: Thorax, texture: Any) -> None:
     texture: smooth noise of x, y, z in mm, about standard normal.
   """
   bone = chest.patient["bone_hu"]
-  marrow = 0.16 * bone + 70
+  marrow = 0.14 * bone + 70
   _draw_ribs(canvas, chest, bone, marrow)
   _draw_shoulder(canvas, chest, bone, marrow)
   _draw_spine(canvas, chest, bone, marrow, texture)
@@ -157,7 +157,7 @@ def _draw_spine(canvas, chest, bone, marrow, texture) -> None:
   nucleus = np.clip(1 - 1.4 * round_, 0, 1)
   layer(disc, points.to_voxels(95 - 30 * nucleus + 0 * z), Tissue.CARTILAGE)
   layer(body, 0.72 * bone, Tissue.BONE)
-  inner = np.maximum(around + waist + 0.8, away - plate + np.float32(1.5))
+  inner = np.maximum(around + waist + 0.8, away - plate + np.float32(1.1))
   # Trabeculae, denser toward the end plates; a vein in the middle.
   coarse, fine = (texture(points.at, mm) for mm in (5.0, 2.4))
   dense = np.clip((away - 4) / 7, 0, 1)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_prep.phantom import heart as heart_lib
 from data_prep.phantom import bones, shapes, vessels
+from data_prep.phantom import heart as heart_lib
 from data_prep.phantom.heart import Heart
 from data_prep.phantom.thorax import Thorax
 from data_prep.tissues import Tissue

@@ -17,7 +17,7 @@ _AIRWAYS = [
 ]
 # How far a bronchus lies beside its artery, by the number of forks behind it.
 _BESIDE_MM = np.array([0.0, 7.0, 5.6, 4.6, 3.9, 3.3, 2.8, 2.5, 2.2])
-_LEAVES = 420  # Of each tree in one lung.
+_LEAVES = 650  # Of each tree in one lung.
 
 
 def draw_lungs(
@@ -60,7 +60,7 @@ def _spots(chest: Thorax, heart: Heart, sign: int, rng) -> np.ndarray:
   """Draws points in one lung, [N, 3] LPS mm, evenly."""
   low = np.array([4.0 if sign > 0 else -142.0, -75, -110])
   high = np.array([142.0 if sign > 0 else -4.0, 135, 172])
-  spots = rng.uniform(low, high, (3000, 3)) + [thorax.MIDLINE, 0, 0]
+  spots = rng.uniform(low, high, (4000, 3)) + [thorax.MIDLINE, 0, 0]
   at = tuple(chest.to_patient(spots).astype(np.float32).T)
   b = tuple(spots.astype(np.float32).T)
   free = thorax.cavity(b) < -3
@@ -76,8 +76,8 @@ def _pair(spots, roots, tilt, rng) -> list[branching.Branches]:
   middle = (up + low) / 2
   high = (spots - middle) @ [0, -tilt, 1.0] > 8
   return [
-    branching.grow(spots[high], up, min(up_radius, 5.0), rng),
-    branching.grow(spots[~high], low, min(low_radius, 6.0), rng),
+    branching.grow(spots[high], up, min(up_radius, 6.0), rng),
+    branching.grow(spots[~high], low, min(low_radius, 7.0), rng),
   ]
 
 
@@ -88,8 +88,8 @@ def _draw_bronchi(canvas, tree, start, width, sign, below) -> None:
   next_away = _BESIDE_MM[np.minimum(tree.level + 1, 8)]
   ends = tree.ends + np.stack([away, next_away], 1)[..., None] * beside
   ends[tree.level == 0, 0] = start
-  radii = np.minimum(0.55 * tree.radii, width)
-  seen = (radii[:, 1] > 0.85) & (tree.level < 8)
+  radii = np.minimum(0.47 * tree.radii, width)
+  seen = (radii[:, 1] > 0.9) & (tree.level < 8)
   ends, radii = ends[seen], radii[seen]
   shapes.thin_tubes(
     canvas, ends, 1.15 * radii + 0.55, -40.0, below, Tissue.SOFT_TISSUE

@@ -22,6 +22,12 @@ LIMITS = {
     "noise_hu": (0, 500),
     "grain_mm": (0.05, 5),
     "motion_mm": (0, 20),
+    "streaks": (0, 3),
+    "hardening": (0, 3),
+    "shading_hu": (0, 60),
+    "step_mm": (0, 10),
+    "slab_mm": (8, 400),
+    "table_mm": (0, 100),
   },
   "population": {
     "female": (0, 1),
@@ -55,6 +61,10 @@ LIMITS = {
     "scoliosis_mm": (-15, 15),
     "stomach_scale": (0.5, 1.4),
     "stomach_gas": (0, 1),
+    "wires": (0, 8),
+    "clips": (0, 12),
+    "leads": (0, 2),
+    "valve_ring": (0, 2),
   },
 }
 # Factor of the calcium outside the coronaries, healthy or not: the plaques of
@@ -111,7 +121,7 @@ def draw_patient(
     "fat_hu": float(rng.uniform(-118, -85)),
     "lung_hu": float(rng.uniform(-875, -760)),
     "liver_hu": float(rng.uniform(55, 110)),
-    "bone_hu": float(rng.uniform(650, 1150)),
+    "bone_hu": float(rng.uniform(750, 1300)),
     # Calcium outside the coronaries, mm3; so wide that the coronaries' own
     # calcium disappears in it.
     "aortic_calcium_mm3": _calcium(rng, 900, 0.85),
@@ -137,6 +147,12 @@ def _draw_chest(rng: np.random.Generator) -> dict[str, Any]:
     "scoliosis_mm": float(np.clip(rng.normal(0, 2.5), -7, 7)),
     "stomach_scale": float(rng.uniform(0.85, 1.2)),
     "stomach_gas": float(rng.beta(1.2, 1.6)),
+    # Metal, whether or not the coronaries are diseased.
+    "wires": int(rng.integers(4, 8)) * int(rng.random() < 0.08),
+    "clips": int(rng.integers(2, 9)) * int(rng.random() < 0.05),
+    "leads": int(rng.integers(1, 3)) * int(rng.random() < 0.05),
+    # 1 an aortic prosthesis, 2 a mitral one.
+    "valve_ring": int(rng.integers(1, 3)) * int(rng.random() < 0.04),
   }
 
 
@@ -166,7 +182,7 @@ def draw_scanner(
     "shape": [275, 512, 512],
     "center_offset_mm": [float(v) for v in rng.normal(0, [7, 7, 6])],
     "blur_mm": float(rng.uniform(0.28, 0.5)),
-    "noise_hu": float(rng.uniform(15, 40)),
+    "noise_hu": float(rng.uniform(18, 50)),
     "grain_mm": float(rng.uniform(0.35, 0.75)),
     "motion_mm": float(min(rng.gamma(1.2, 0.35), 2.2)),
     # How far geometry.find_heart is off: mean and spread were measured on
@@ -174,6 +190,15 @@ def draw_scanner(
     "detector_offset_mm": [
       float(v) for v in rng.normal([-1.5, 2, 9], [2.5, 3.5, 5])
     ],
+  }
+  drawn |= {
+    "streaks": float(rng.beta(1.5, 2.0)),
+    "hardening": float(rng.beta(2.0, 2.0)),
+    "shading_hu": float(rng.gamma(1.5, 1.5)),
+    # A scan of several beats has steps where two of them meet.
+    "step_mm": float(rng.uniform(0.3, 1.6)) * int(rng.random() < 0.25),
+    "slab_mm": float(rng.uniform(18, 42)),
+    "table_mm": float(rng.uniform(4, 30)),
   }
   return _with(drawn, overrides, "scanner")
 

@@ -120,9 +120,7 @@ def chest_muscle(b: shapes.Coordinates) -> np.ndarray:
   z = b[2]
   wall = _oval(b, 154, front(z) - 19, 160 + 0 * z, 2.5)
   for side in (-1, 1):  # With the arms up, what moves the shoulder bulges.
-    bulge = shapes.ellipsoid(
-      b, (MIDLINE + 116 * side, 92, 105), (44, 56, 92)
-    )
+    bulge = shapes.ellipsoid(b, (MIDLINE + 116 * side, 92, 105), (44, 56, 92))
     wall = shapes.union(wall, bulge, 16)
   return wall
 
@@ -166,16 +164,16 @@ def mediastinum(
       ends = one[3] + 2, other[3] + 2
       tube = shapes.capsule(b, one[:3], other[:3], *ends)
       whole = shapes.union(whole, tube, 12)
-  near_spine = heart.center[1] + 55 * patient["body_scale"]
   for points, radii in vessels.outlines(heart):
-    for k in range(0, len(points) - 1, 3):
-      m = min(k + 3, len(points) - 1)
-      tube = shapes.capsule(
-        at, points[k], points[m], radii[k] + 1.0, radii[m] + 1.0
-      )
-      tube = tube * np.float32(1 / patient["body_scale"])
-      # The aorta lies on the spine, with fat between.
-      whole = shapes.union(whole, tube, 20 if points[k, 1] > near_spine else 9)
+    tube = _coarse_tube(at, points, radii + 0.5) / patient["body_scale"]
+    whole = shapes.union(whole, tube, 8)
+  # The descending aorta lies on the spine, with fat between.
+  points, radii = vessels.aorta_line(heart)
+  behind = points[:, 1] > heart.center[1] + 50 * patient["body_scale"]
+  if behind.sum() > 1:
+    tube = _coarse_tube(at, points[behind], radii[behind] + 0.5)
+    tube = shapes.union(across - 22, tube / patient["body_scale"], 18)
+    whole = np.minimum(whole, tube)
   q = heart.from_patient(at)
   body = heart_lib.muscle(heart_lib.chambers(q, patient))
   body = body * np.float32(heart.scale / patient["body_scale"]) - 0.5
@@ -193,7 +191,19 @@ def mediastinum(
   return np.minimum(whole, np.minimum(below, before))
 
 
-_TRACHEA = np.array([[-29.0, 20, 170, 10], [-29, 34, 100, 10], [-25, 45, 74, 9]])
+_TRACHEA = np.array(
+  [[-29.0, 20, 170, 10], [-29, 34, 100, 10], [-25, 45, 74, 9]]
+)
+
+
+def _coarse_tube(at, points, radii) -> np.ndarray:
+  """Distance to a tube, every third of its points."""
+  tube = np.float32(1e3)
+  for k in range(0, len(points) - 1, 3):
+    m = min(k + 3, len(points) - 1)
+    piece = shapes.capsule(at, points[k], points[m], radii[k], radii[m])
+    tube = np.minimum(tube, piece)
+  return tube
 
 
 def _fillet(a, b, size_mm):
@@ -202,9 +212,7 @@ def _fillet(a, b, size_mm):
   return np.maximum(b + h * (a - b) - size_mm * h * (1 - h), a - size_mm)
 
 
-def draw_wall(
-  canvas: shapes.Canvas, thorax: Thorax, texture: Any
-) -> None:
+def draw_wall(canvas: shapes.Canvas, thorax: Thorax, texture: Any) -> None:
   """Paints skin, fat and muscle, and the lungs as air.
 
   Args:
@@ -233,9 +241,7 @@ def draw_wall(
   planes = np.maximum(planes, -(inside - 5))
   flesh = np.maximum(muscle + 3, 9 * (1.25 - strands))
   flesh = np.maximum(np.minimum(flesh, planes), -(inside - 5))
-  layer(
-    np.maximum(flesh, muscle + 1), patient["fat_hu"] + 6, Tissue.FAT, 0.9
-  )
+  layer(np.maximum(flesh, muscle + 1), patient["fat_hu"] + 6, Tissue.FAT, 0.9)
   air = np.float32(0.35) * (b[1] - 35) + 13 * texture(points.at, 25.0)
   air = air + 15 * texture(points.at, 9.0)
   layer(

@@ -233,3 +233,8 @@ def hila(heart: Heart) -> dict[str, list[tuple[np.ndarray, float]]]:
     own.sort(key=lambda e: -e[0][2])
     roots[f"{side} veins"] = [(p, float(r)) for p, r in (own[0], own[-1])]
   return roots
+
+
+def cava_line(heart: Heart) -> np.ndarray:
+  """Returns the middle of the superior vena cava, [N, 3] LPS mm, upward."""
+  return _tube(heart, _SVC)[0]
