@@ -75,8 +75,9 @@ COVERED = {
       "data_prep/phantom/phantom_test.py",
     ): "parts of a whole phantom"
     for name in (
-      *("acquisition", "calcium", "coronaries", "heart", "lumen", "plaques"),
-      *("population", "shapes", "thorax", "vessels", "voxels"),
+      *("abdomen", "acquisition", "artifacts", "bones", "branching"),
+      *("calcium", "coronaries", "heart", "lumen", "lungs", "metal"),
+      *("plaques", "population", "shapes", "thorax", "vessels", "voxels"),
     )
   },
 }

@@ -47,20 +47,27 @@ def place_grid(
 
 
 def noise(
-  grid: Grid, scanner: dict[str, Any], rng: np.random.Generator
+  grid: Grid,
+  scanner: dict[str, Any],
+  rng: np.random.Generator,
+  patient: dict[str, Any] | None = None,
 ) -> np.ndarray:
   """Returns noise in HU, correlated by the kernel, [D, H, W] float32.
 
-  On voxels larger than the scanner's, averaging has taken its share away.
+  On voxels larger than the scanner's, averaging has taken its share away;
+  a stout body adds to it.
 
   Args:
     grid: where.
     scanner: `noise_hu` is its standard deviation on the scanner's own voxels,
       `grain_mm` the standard deviation of its blur.
     rng: source of randomness.
+    patient: who is scanned; an average adult if None.
   """
   out = rng.standard_normal(grid.shape, np.float32)
   level = scanner["noise_hu"]
+  if patient is not None:
+    level *= patient["body_scale"] * np.exp((patient["fat_mm"] - 20) / 90)
   for axis, spacing in enumerate(grid.spacing):
     grain = scanner["grain_mm"]
     blurred = np.sqrt(grain**2 + spacing**2 / 12)

@@ -23,6 +23,12 @@ LIMITS = {
     "grain_mm": (0.05, 5),
     "motion_mm": (0, 20),
     "left_arm": (0, 1),
+    "streaks": (0, 3),
+    "hardening": (0, 3),
+    "shading_hu": (0, 60),
+    "step_mm": (0, 10),
+    "slab_mm": (8, 400),
+    "table_mm": (0, 100),
   },
   "population": {
     "female": (0, 1),
@@ -51,6 +57,16 @@ LIMITS = {
     "node_calcium_mm3": (0, 20000),
     "calcium_hu": (130, 3000),
     "descending_radius_mm": (6, 30),
+    "mediastinal_soft": (0, 1),
+    "fat_pad_mm": (0.5, 60),
+    "kyphosis_mm": (0, 30),
+    "scoliosis_mm": (-15, 15),
+    "stomach_scale": (0.5, 1.4),
+    "stomach_gas": (0, 1),
+    "wires": (0, 8),
+    "clips": (0, 12),
+    "leads": (0, 2),
+    "valve_ring": (0, 2),
   },
 }
 # Factor of the calcium outside the coronaries, healthy or not: the plaques of
@@ -105,9 +121,9 @@ def draw_patient(
     "diaphragm_mm": float(np.clip(rng.normal(0, 5), -10, 8)),
     "myocardium_hu": float(rng.uniform(88, 122)),
     "fat_hu": float(rng.uniform(-118, -85)),
-    "lung_hu": float(rng.uniform(-895, -790)),
+    "lung_hu": float(rng.uniform(-875, -760)),
     "liver_hu": float(rng.uniform(55, 110)),
-    "bone_hu": float(rng.uniform(480, 900)),
+    "bone_hu": float(rng.uniform(750, 1300)),
     # Calcium outside the coronaries, mm3; so wide that the coronaries' own
     # calcium disappears in it.
     "aortic_calcium_mm3": _calcium(rng, 900, 0.85),
@@ -117,10 +133,30 @@ def draw_patient(
     "node_calcium_mm3": _calcium(rng, 700, 0.5),
     "calcium_hu": float(rng.uniform(600, 1350)),
   }
+  drawn |= _draw_chest(rng)
   for name in (key for key in drawn if key.endswith("_calcium_mm3")):
     drawn[name] *= _CALCIUM[severity]
   drawn.update(_draw_aorta(rng))
   return _with(drawn, overrides, "population")
+
+
+def _draw_chest(rng: np.random.Generator) -> dict[str, Any]:
+  """Draws what `thorax`, `bones` and `abdomen` need."""
+  return {
+    # Share of soft tissue in the fat between the lungs.
+    "mediastinal_soft": float(rng.uniform(0.25, 0.85)),
+    "fat_pad_mm": float(np.clip(rng.lognormal(np.log(13), 0.5), 4, 40)),
+    "kyphosis_mm": float(rng.uniform(3, 15)),
+    "scoliosis_mm": float(np.clip(rng.normal(0, 2.5), -7, 7)),
+    "stomach_scale": float(rng.uniform(0.85, 1.2)),
+    "stomach_gas": float(rng.beta(1.2, 1.6)),
+    # Metal, whether or not the coronaries are diseased.
+    "wires": int(rng.integers(4, 8)) * int(rng.random() < 0.08),
+    "clips": int(rng.integers(2, 9)) * int(rng.random() < 0.05),
+    "leads": int(rng.integers(1, 3)) * int(rng.random() < 0.05),
+    # 1 an aortic prosthesis, 2 a mitral one.
+    "valve_ring": int(rng.integers(1, 3)) * int(rng.random() < 0.04),
+  }
 
 
 def draw_scanner(
@@ -149,7 +185,7 @@ def draw_scanner(
     "shape": [275, 512, 512],
     "center_offset_mm": [float(v) for v in rng.normal(0, [7, 7, 6])],
     "blur_mm": float(rng.uniform(0.28, 0.5)),
-    "noise_hu": float(rng.uniform(15, 40)),
+    "noise_hu": float(rng.uniform(18, 50)),
     "grain_mm": float(rng.uniform(0.35, 0.75)),
     "motion_mm": float(min(rng.gamma(1.2, 0.35), 2.2)),
     # How far geometry.find_heart is off: mean and spread were measured on
@@ -159,6 +195,15 @@ def draw_scanner(
     ],
     # 1 where the contrast was injected there.
     "left_arm": float(rng.random() < 0.3),
+  }
+  drawn |= {
+    "streaks": float(rng.beta(1.5, 2.0)),
+    "hardening": float(rng.beta(2.0, 2.0)),
+    "shading_hu": float(rng.gamma(1.5, 1.5)),
+    # A scan of several beats has steps where two of them meet.
+    "step_mm": float(rng.uniform(0.3, 1.6)) * int(rng.random() < 0.25),
+    "slab_mm": float(rng.uniform(18, 42)),
+    "table_mm": float(rng.uniform(4, 30)),
   }
   return _with(drawn, overrides, "scanner")
 

@@ -529,3 +529,31 @@ def _bounds(heart: Heart) -> tuple[np.ndarray, np.ndarray]:
   points, radii = aorta_line(heart)
   reach = radii.max() + 25
   return points.min(0) - reach, points.max(0) + reach
+
+
+def hila(heart: Heart) -> dict[str, list[tuple[np.ndarray, float]]]:
+  """Returns where the vessels of the lungs begin.
+
+  Returns:
+    "right artery", "left artery", "right veins", "left veins" -> (LPS mm [3],
+    radius in mm) of the upper root and the lower one. Every root lies in a
+    vessel that is drawn, so that what grows from it connects.
+  """
+  roots = {}
+  for side in ("right", "left"):
+    points, radii = _tube(heart, _PULMONARY[side])
+    upper = int(0.62 * (len(points) - 1))
+    roots[f"{side} artery"] = [
+      (points[k], float(radii[k])) for k in (upper, -1)
+    ]
+  ends = [tuple(v[-1] for v in _tube(heart, row)) for row in _VEINS]
+  for side, sign in (("right", -1), ("left", 1)):
+    own = [e for e in ends if sign * (e[0][0] - heart.center[0]) > 0]
+    own.sort(key=lambda e: -e[0][2])
+    roots[f"{side} veins"] = [(p, float(r)) for p, r in (own[0], own[-1])]
+  return roots
+
+
+def cava_line(heart: Heart) -> np.ndarray:
+  """Returns the middle of the superior vena cava, [N, 3] LPS mm, upward."""
+  return _tube(heart, _SVC)[0]

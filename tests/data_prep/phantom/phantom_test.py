@@ -15,6 +15,7 @@ from data_prep.geometry import GridSpec, target_grid
 from data_prep.phantom import SEGMENTS, coronaries, heart, make_phantom
 from data_prep.phantom.plaques import cad_rads
 from data_prep.phantom.population import LIMITS, draw_patient, draw_scanner
+from data_prep.tissues import Tissue
 from data_prep.volume import Grid, Volume
 
 SMALL = GridSpec("heart", (40, 36, 44), (150.0, 150.0, 150.0))
@@ -209,8 +210,7 @@ def test_orientation(average):
   assert low[1] > heart[1] + 15  # descending aorta, behind
   assert high[0] > low[0]
   # Liver right and low; stomach and lung left of it.
-  slab = hu[int(index(0, 0, -65)[0])]
-  liver = (slab > 30) & (slab < 140)
+  liver = average.tissues[int(index(0, 0, -65)[0])] == Tissue.LIVER
   width = hu.shape[2]
   assert liver[:, : width // 3].mean() > 2 * liver[:, -width // 3 :].mean()
   # The spine: bone at the back, near the midline.
