@@ -16,6 +16,8 @@ Everything that a notebook needs, loaded at its first use:
   pair = cadjax.load_pair("run", "segmenter")      both models together
   result = cadjax.link_scan(pair, scan)            located abnormalities
 
+  result = cadjax.score_calcium(scan)              of a scan without contrast
+
 Volumes are [D, H, W]: inferior to superior, anterior to posterior, right to
 left (LPS), in HU; places are LPS (x, y, z) in mm. What cannot be used raises
 `data_prep.errors.UserError` with a message of one line.
@@ -43,6 +45,7 @@ _PUBLIC = {
   "segment_scan": "cadjax.segmentation.scan",
   "explain_scan": "cadjax.explanation.scan",
   "link_scan": "cadjax.link.scan",
+  "score_calcium": "cadjax.calcium.scan",
   "write": "cadjax.report.write",
 }
 __all__ = sorted(_PUBLIC)

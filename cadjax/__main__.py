@@ -24,6 +24,7 @@ PROGRAMS = {
   "evaluate": ("cadjax.evaluate", "measure a model on a test set"),
   "predict": ("cadjax.predict", "classify scans; with a segmenter, link both"),
   "segment": ("cadjax.segment", "segment scans"),
+  "calcium": ("cadjax.calcium_score", "score calcium without contrast"),
   "explain": ("cadjax.explain", "write heat maps of where a model looked"),
   "link": ("cadjax.evaluate_link", "measure the link on known lesions"),
   "experiment": ("cadjax.experiment", "answer a question by experiment"),

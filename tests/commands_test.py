@@ -41,6 +41,7 @@ PROGRAMS = {
   "evaluate": "cadjax.evaluate",
   "predict": "cadjax.predict",
   "segment": "cadjax.segment",
+  "calcium": "cadjax.calcium_score",
   "explain": "cadjax.explain",
   "link": "cadjax.evaluate_link",
   "experiment": "cadjax.experiment",

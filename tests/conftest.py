@@ -32,6 +32,15 @@ def real_ct() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def qrm_phantom() -> pathlib.Path:
+  """A real scan of a physical calcium phantom, kept beside the checkout."""
+  path = REAL_CT.parent / "qrm_phantom" / "qrm_large_rep1.nii.gz"
+  if not path.exists():
+    pytest.skip("no scan of a QRM phantom beside the checkout")
+  return path
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> pathlib.Path:
   """A built data set of 32 overt phantoms on a small non-cubic grid."""
   from data_prep import build

@@ -18,6 +18,8 @@ COVERED = {
   ("cadjax/main.py", "training/loop_test.py"): "its flags and its one call",
   ("cadjax/classification/scan.py", "predict_test.py"): "by the program",
   ("cadjax/segmentation/scan.py", "segment_test.py"): "by the program",
+  ("cadjax/calcium/scan.py", "calcium_score_test.py"): "by the program",
+  ("cadjax/report/calcified.py", "calcium_score_test.py"): "by the program",
   ("cadjax/explanation/scan.py", "explain_test.py"): "by the program",
   ("cadjax/report/pages.py", "report/classified_test.py"): "inside a page",
   ("cadjax/report/segmented.py", "segment_test.py"): "by the program",

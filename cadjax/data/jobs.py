@@ -107,8 +107,13 @@ def make_jobs(
   ]
 
 
-def define_flags(*, required: bool = True) -> None:
-  """Defines the flags that name scans and where their files go."""
+def define_flags(*, required: bool = True, heart_mask: bool = True) -> None:
+  """Defines the flags that name scans and where their files go.
+
+  Args:
+    required: whether --input and --out must be given.
+    heart_mask: whether there is --heart_mask.
+  """
   flags.DEFINE_multi_string(
     "input",
     None,
@@ -119,9 +124,12 @@ def define_flags(*, required: bool = True) -> None:
   flags.DEFINE_multi_string(
     "case", [], "Name in the results; by default that of the input."
   )
-  flags.DEFINE_multi_string(
-    "heart_mask", [], "Mask of the heart, one for each scan; else it is found."
-  )
+  if heart_mask:
+    flags.DEFINE_multi_string(
+      "heart_mask",
+      [],
+      "Mask of the heart, one for each scan; else it is found.",
+    )
   flags.DEFINE_string(
     "series", None, "DICOM series by UID or number; else the largest."
   )

@@ -3,9 +3,11 @@
 import os
 from typing import Any
 
+from cadjax.calcium.scan import CalciumScan
 from cadjax.classification.scan import ClassifiedScan
 from cadjax.explanation.scan import ExplainedScan
 from cadjax.link.scan import LinkedScan
+from cadjax.report.calcified import write_calcified
 from cadjax.report.classified import write_classified
 from cadjax.report.explained import write_explained
 from cadjax.report.linked import write_linked
@@ -17,11 +19,16 @@ WRITERS = {
   SegmentedScan: write_segmented,
   ExplainedScan: write_explained,
   LinkedScan: write_linked,
+  CalciumScan: write_calcified,
 }
 
 
 def write(
-  result: ClassifiedScan | SegmentedScan | ExplainedScan | LinkedScan,
+  result: ClassifiedScan
+  | SegmentedScan
+  | ExplainedScan
+  | LinkedScan
+  | CalciumScan,
   folder: str | os.PathLike,
   *,
   overwrite: bool = False,
@@ -32,10 +39,12 @@ def write(
   input; a segmented one segments.nii.gz on the scanner's grid, a picture and
   segments.json; an explained one a NIfTI map on the scanner's grid for each
   layer, a sheet of pictures and explain.json; a linked one report.html with
-  masks and maps.
+  masks and maps; the calcium of a scan calcium.json, the lesions' mask and a
+  picture.
 
   Args:
-    result: of `classify_scan`, `segment_scan`, `explain_scan` or `link_scan`.
+    result: of `classify_scan`, `segment_scan`, `explain_scan`, `link_scan` or
+      `score_calcium`.
     folder: is made; refused if it holds anything already.
     overwrite: replace an earlier result there.
 

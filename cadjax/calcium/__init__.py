@@ -1,0 +1,1 @@
+"""Calcium of scans without contrast: Agatston, volume and mass scores."""
