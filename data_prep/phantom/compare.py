@@ -382,8 +382,7 @@ def measure_native(seed: int, like: Phantom, **options: Any) -> dict:
   """
   chest = of_phantom(like)
   cut = measures.sections(chest.aorta, like.volume.grid)
-  front = cut.points[:, 1] < chest.center_mm[1]
-  points = cut.points[front & (np.abs(cut.way[:, 2]) > 0.7)]
+  points = cut.points[measures.aorta_parts(cut)["ascending"]]
   if not len(points):
     return {}
   scan = like.params["scanner"]

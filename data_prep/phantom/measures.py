@@ -193,12 +193,20 @@ def noise_spectrum(
 def spectrum_frequencies(
   frequency: np.ndarray, power: np.ndarray
 ) -> tuple[float, float]:
-  """Returns a spectrum's peak and mean frequency in 1/mm."""
+  """Returns a spectrum's peak and mean frequency in 1/mm.
+
+  The mean is over the plane of frequencies, where a ring is the longer, the
+  farther out it lies; the peak is of the profile.
+
+  Args:
+    frequency: of `noise_spectrum`.
+    power: likewise.
+  """
   if not len(power) or power.sum() <= 0:
     return _NAN, _NAN
   smooth = ndimage.gaussian_filter1d(power, 1.5)
   peak = float(frequency[smooth.argmax()])
-  return peak, float((frequency * power).sum() / power.sum())
+  return peak, float(np.average(frequency, weights=frequency * power))
 
 
 # Edges.
@@ -270,7 +278,7 @@ def edge_width(
 def _fit_edges(way, values, least_hu) -> float:
   """Returns the median 10 to 90 % width of falls along the last axis."""
   centers = np.arange(-2.5, 2.51, 0.25)
-  sigmas = np.geomspace(0.25, 3.0, 60)
+  sigmas = np.geomspace(0.25, 3.0, 150)
   steps = ndtr((centers[:, None, None] - way) / sigmas[:, None])
   steps = steps.reshape(-1, len(way))
   steps -= steps.mean(1, keepdims=True)
@@ -537,8 +545,8 @@ def _section(mask, grid, point, way, half_mm=40.0, step_mm=1.0) -> float:
   return equivalent_mm(found.sum() * step_mm**2)
 
 
-def aorta_calibres(cut: Sections) -> dict[str, float]:
-  """Returns median and largest diameters of the aorta's parts in mm.
+def aorta_parts(cut: Sections) -> dict[str, np.ndarray]:
+  """Returns which sections are of which part of the aorta, bool [N].
 
   Ascending and descending are what runs up or down, in front of and behind
   the middle; the arch is what runs level.
@@ -546,21 +554,23 @@ def aorta_calibres(cut: Sections) -> dict[str, float]:
   Args:
     cut: sections of the aorta.
   """
-  names = ("ascending", "arch", "descending")
-  out = {f"{name}{kind}": _NAN for name in names for kind in ("", " largest")}
-  if not len(cut.points):
-    return out
   front = cut.points[:, 1]
-  behind = front > (front.min() + front.max()) / 2
+  middle = (front.min() + front.max()) / 2 if len(front) else 0
   steep = np.abs(cut.way[:, 2]) > 0.7
-  parts = (steep & ~behind, ~steep, steep & behind)
-  for name, part in zip(names, parts, strict=True):
-    width = cut.diameter_mm[part]
-    width = width[np.isfinite(width)]
-    if len(width):
-      out[name] = median(width)
-      out[f"{name} largest"] = float(width.max())
-  return out
+  return {
+    "ascending": steep & (front <= middle),
+    "arch": ~steep,
+    "descending": steep & (front > middle),
+  }
+
+
+def aorta_calibres(cut: Sections) -> dict[str, float]:
+  """Returns the median diameter of every part of the aorta in mm."""
+  width = cut.diameter_mm
+  return {
+    name: median(width[part & np.isfinite(width)])
+    for name, part in aorta_parts(cut).items()
+  }
 
 
 def _bounds(mask, margin=0):
