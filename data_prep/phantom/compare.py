@@ -277,9 +277,10 @@ def main(argv: Sequence[str]) -> None:
     raise UserError("--scan is missing: a real scan of the chest")
   chest = figures.read_chest(args.scan, args.aorta, args.heart)
   lines = () if args.tree is None else polydata.read_lines(args.tree)
+  seeds = range(args.seed, args.seed + args.phantoms)
   rows, figure = compare(
     chest,
-    range(args.seed, args.seed + args.phantoms),
+    seeds,
     lines=lines,
     patients=args.patients,
     num_workers=args.workers,
@@ -291,7 +292,8 @@ def main(argv: Sequence[str]) -> None:
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.md").write_text(table + "\n")
-    (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
+    record = {"scan": args.scan, "seeds": list(seeds), "figures": rows}
+    (out / "compare.json").write_text(json.dumps(record, indent=2) + "\n")
     figure.savefig(out / "compare.png", dpi=100)
 
 

@@ -23,7 +23,6 @@ from data_prep.volume import (
 )
 
 _UPRIGHT = np.eye(3)[:, ::-1]
-_NAN = float("nan")
 # Of ImageCAS at half resolution, where the published figures of trees were
 # measured: its voxels are 0.29 to 0.43 mm (Zeng et al., 2023).
 TREE_MM = 0.72
@@ -198,6 +197,8 @@ def tissue_hu(chest: Chest, lung: np.ndarray) -> dict[str, float]:
   out["fat, HU"] = measures.mode(hu[fat], low, high)
   liver = _liver(hu, chest, contrast | lung)
   out["liver, HU"] = measures.median(hu[liver])
+  if chest.aorta is None or chest.heart is None:
+    return out  # Contrast and bone look alike.
   bone = (hu > 150) & ~lung
   bone &= ~measures.grow(contrast, spacing, 20.0)
   labels, count = ndimage.label(bone)
@@ -275,7 +276,7 @@ def make_like(seed: int, chest: Chest, **options: Any) -> Phantom:
   # coarse, where its middle.
   drawn = make_phantom(seed, grid=_NOWHERE, **options)
   near = np.array(drawn.params["patient"]["heart_center_mm"])
-  look = _box(near, (160.0,) * 3, (4.0,) * 3)
+  look = upright_box(near, (160.0,) * 3, (4.0,) * 3)
   drawn = make_phantom(seed, grid=look, **options)
   middle = of_phantom(drawn).center_mm
   grid = chest.volume.grid
@@ -285,16 +286,28 @@ def make_like(seed: int, chest: Chest, **options: Any) -> Phantom:
   return make_phantom(seed, grid=like, **options)
 
 
-def _box(center, extent_mm, spacing) -> Grid:
-  """Returns upright voxels over a box; all given along D, H, W."""
+def upright_box(
+  center_mm: Sequence[float],
+  extent_mm: Sequence[float],
+  spacing: Sequence[float],
+) -> Grid:
+  """Returns voxels along the patient's axes around a place.
+
+  Args:
+    center_mm: LPS mm (x, y, z) of their middle.
+    extent_mm: along D, H, W.
+    spacing: mm along D, H, W.
+  """
   spacing = np.array(spacing, float)
   shape = np.maximum(np.rint(np.array(extent_mm) / spacing), 1).astype(int)
   first = (shape - 1) / 2 * spacing
-  return Grid(shape, spacing, np.asarray(center) - _UPRIGHT @ first, _UPRIGHT)
+  return Grid(
+    shape, spacing, np.asarray(center_mm) - _UPRIGHT @ first, _UPRIGHT
+  )
 
 
 # Far from any body: a phantom on it is drawn in a moment.
-_NOWHERE = _box(np.full(3, 1e4), (2.0,) * 3, (1.0,) * 3)
+_NOWHERE = upright_box(np.full(3, 1e4), (2.0,) * 3, (1.0,) * 3)
 
 
 def measure_native(seed: int, like: Phantom, **options: Any) -> dict:
@@ -313,7 +326,7 @@ def measure_native(seed: int, like: Phantom, **options: Any) -> dict:
   scan = like.params["scanner"]
   spacing = np.array([scan["length_mm"], scan["fov_mm"], scan["fov_mm"]])
   spacing = spacing / scan["shape"]
-  grid = _box(points[len(points) // 2], (36.0, 70.0, 70.0), spacing)
+  grid = upright_box(points[len(points) // 2], (36.0, 70.0, 70.0), spacing)
   near = of_phantom(make_phantom(seed, grid=grid, **options))
   hu = near.volume.hu.astype(np.float32)
   found = _noise(hu, near.aorta, near.volume.spacing)
@@ -335,7 +348,7 @@ def measure_coronaries(seed: int, like: Phantom, **options: Any) -> dict:
   every = np.concatenate(list(lines.values()))[:, :3]
   low, high = every.min(0) - 5, every.max(0) + 5
   extent = (high - low)[::-1]
-  grid = _box((low + high) / 2, extent, (TREE_MM,) * 3)
+  grid = upright_box((low + high) / 2, extent, (TREE_MM,) * 3)
   tissues = make_phantom(seed, grid=grid, **options).tissues
   mask = np.isin(tissues, _VESSEL)
   tree = measures.measure_tree(mask, grid.spacing)
