@@ -12,7 +12,6 @@ from data_prep.tissues import Tissue
 from data_prep.volume import Grid, Volume, write_nifti
 
 ROOT = pathlib.Path(__file__).parents[3]
-REAL = ROOT.parent / "shared" / "data" / "real_cta"
 UPRIGHT = np.eye(3)[:, ::-1]
 NAN = float("nan")
 
@@ -203,13 +202,12 @@ def test_mistakes_are_one_line(tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/real_cta")
-def test_the_shared_scan():
+def test_a_real_scan(real_ct):
   chest = figures.read_chest(
-    REAL / "ct.nii.gz", REAL / "aorta.nii.gz", REAL / "heart.nii.gz"
+    *(real_ct / f"{name}.nii.gz" for name in ("ct", "aorta", "heart"))
   )
   found = figures.measure_chest(chest)
-  # As measured by others and other means, in ../shared/PHANTOM.md.
+  # As measured by others, by other means.
   assert found["heart, mL"] == pytest.approx(669, abs=1)
   assert found["aorta ascending, mm"] == pytest.approx(31, abs=1.5)
   assert found["aorta descending, mm"] == pytest.approx(31, abs=3)

@@ -1,7 +1,6 @@
-"""Centrelines in a file that this test writes, and in the shared one."""
+"""Centrelines in a file that this test writes, and in a real one."""
 
 import base64
-import pathlib
 import struct
 import zlib
 
@@ -11,8 +10,6 @@ import pytest
 from data_prep.errors import UserError
 from data_prep.phantom import polydata
 
-SHARED = pathlib.Path(__file__).parents[4] / "shared" / "data"
-TREE = SHARED / "coronary_tree" / "centerlines-OG.vtp"
 TYPES = {"<i8": "Int64", "<f8": "Float64", "<f4": "Float32"}
 
 
@@ -94,9 +91,9 @@ def test_other_and_damaged_files(arrays, tmp_path):
       polydata.read_lines(path)
 
 
-@pytest.mark.skipif(not TREE.exists(), reason="needs ../shared/data")
-def test_the_shared_tree():
-  lines = polydata.read_lines(TREE)
+def test_a_real_tree(real_ct):
+  folder = real_ct.parent / "coronary_tree"
+  lines = polydata.read_lines(folder / "centerlines-OG.vtp")
   assert len(lines) == 16
   widths = sorted(2 * np.median(line[:, 3]) for line in lines)
   # Medians of its main branches, as its README says: 2.3 to 4.1 mm.
