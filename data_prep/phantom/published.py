@@ -62,7 +62,7 @@ FIGURES = (
   Figure("bone above 150 HU, 10 %", 150, 180, f"usual; {_SCAN} 164"),
   Figure("bone above 150 HU, median", 210, 330, f"usual; {_SCAN} 241", 0.2),
   Figure("bone above 150 HU, 90 %", 450, 900, f"usual; {_SCAN} 608", 0.2),
-  Figure("noise SD, HU", 15, 40, f"{_SCAN} 34; by dose and body", 0.25),
+  Figure("noise SD, HU", 15, 40, f"{_SCAN} 36; by dose and body", 0.25),
   Figure("noise spectrum, peak, 1/mm", _NAN, _NAN, _SCAN, 0.5, 2),
   Figure("noise spectrum, mean, 1/mm", _NAN, _NAN, _SCAN, 0.2, 2),
   Figure("edge 10-90 %, aorta, mm", _NAN, _NAN, _SCAN, 0.25, 2),
