@@ -71,6 +71,10 @@ COVERED = {
   ("data_prep/resampling.py", "data_prep/geometry_test.py"): (
     "onto a grid and back"
   ),
+  (
+    "data_prep/phantom/published.py",
+    "data_prep/phantom/compare_test.py",
+  ): "the ranges of its table",
   **{
     (
       f"data_prep/phantom/{name}.py",
