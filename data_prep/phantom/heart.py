@@ -161,7 +161,7 @@ def lv_inside(
   # run along the wall from base to apex.
   across = np.float32(inner) / out
   at = (s * across, u * across, np.float32(0.3) * long)
-  tooth = np.clip(0.1 + 0.9 * texture(at, 3.2), 0, 1)
+  tooth = np.clip(0.1 + 0.9 * texture(at, 2.7), 0, 1)
   # The septum is smooth near the base; the apex is a sponge.
   smooth = np.clip(s / out, 0, 1) * np.clip((44 - long) / 20, 0, 1)
   depth = 6.5 * np.clip((long - 6) / 30, 0, 1) * (1 - 0.85 * smooth)
@@ -213,7 +213,12 @@ def rv_inside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
 def ra_inside(q: shapes.Coordinates, size: dict[str, Any]) -> np.ndarray:
   """Distance to the blood of the right atrium and its appendage."""
   k = size["ra_scale"]
-  body = shapes.ellipsoid(q, (-38, -9, -3), (25 * k, 27 * k, 32 * k))
+  body = shapes.ellipsoid(q, (-36, -11, -3), (25 * k, 25 * k, 32 * k))
+  # Behind, where the venae cavae enter, it lies against the left atrium.
+  back = shapes.capsule(
+    q, np.array([-41.0, 0, 18]), np.array([-38.0, 3, -20]), 15 * k, 16 * k
+  )
+  body = shapes.union(body, back, 12)
   ear = shapes.capsule(
     q, np.array([-38.0, -14, 20]), np.array([-26.0, -30, 31]), 13 * k, 7
   )
@@ -500,6 +505,8 @@ def _draw_right(canvas, heart, scanner, texture) -> None:
   behind = np.clip((26 - long) / 34, 0, 1)
   ventricle = mean * (1 + streams * (0.08 + 0.3 * behind) * eddy)
   rv, ra = rv_inside(q, size), ra_inside(q, size)
+  # Not behind the mitral valve, between the left heart and the right atrium.
+  rv = shapes.meet(rv, -3 - long, 4)
   # The open tricuspid valve, across the plane between the two.
   side = (long - 4) * np.float32(0.87) - (s - 35) * np.float32(0.49)
   hole = 17.0 * size["rv_scale"]

@@ -115,8 +115,11 @@ def draw_patient(
     "rv_scale": float(np.clip(rng.normal(1, 0.06), 0.86, 1.15)),
     "la_scale": float(np.clip(rng.normal(1, 0.07), 0.85, 1.2)),
     "ra_scale": float(np.clip(rng.normal(1, 0.07), 0.85, 1.18)),
-    "aorta_radius_mm": float(np.clip(rng.normal(15.3, 1.5), 12.5, 20)),
-    "epicardial_fat_mm": float(np.clip(rng.normal(4.5, 1.5), 2, 9)),
+    "aorta_radius_mm": float(np.clip(rng.normal(15.6, 1.7), 13, 20)),
+    # Log-normal: few have much of it.
+    "epicardial_fat_mm": float(
+      np.clip(4.3 * np.exp(rng.normal(0, 0.42)), 1.5, 11)
+    ),
     "coronary_scale": float(np.clip(rng.normal(1, 0.09), 0.8, 1.22)),
     "diaphragm_mm": float(np.clip(rng.normal(0, 5), -10, 8)),
     "myocardium_hu": float(rng.uniform(88, 122)),

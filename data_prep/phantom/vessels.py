@@ -344,12 +344,18 @@ def _draw_aorta(canvas, heart, contrast) -> np.ndarray:
     Tissue.LEFT_VENTRICLE,
   )
   shapes.paint(canvas, box, distance[box], contrast, Tissue.AORTA)
-  _draw_leaflets(canvas, heart)
+  _draw_leaflets(canvas, heart, distance)
   return _draw_disease(canvas, heart, distance, box, contrast)
 
 
-def _draw_leaflets(canvas, heart) -> None:
-  """Paints the closed aortic valve: three thin cusps that meet in a Y."""
+def _draw_leaflets(canvas, heart, aorta) -> None:
+  """Paints the closed aortic valve: three thin cusps that meet in a Y.
+
+  Args:
+    canvas: changed in place.
+    heart: the heart.
+    aorta: [D, H, W] distance to the lumen, outside which there are none.
+  """
   centers, radius = sinuses(heart)
   middle = AORTIC_VALVE + 10.0 * ROOT_WAY
   reach = (radius + 12) * heart.scale
@@ -378,9 +384,8 @@ def _draw_leaflets(canvas, heart) -> None:
   slope = 9 * (1 - share) / (fall * wide)
   half = 0.45
   sheet = np.abs(up - height) / np.sqrt(1 + slope**2) - half
-  rho = np.sqrt(np.maximum(sum(o * o for o in offset) - up * up, 0))
-  sheet = np.maximum(sheet, rho - 1.25 * 2 * wide)
-  voxels = found.to_voxels(sheet) * heart.scale
+  voxels = found.to_voxels(np.maximum(sheet, np.abs(up) - 12)) * heart.scale
+  voxels = np.maximum(voxels, aorta[found.box])
   paint_sheet(canvas, found.box, voxels, half, 90.0, None)
 
 
