@@ -122,7 +122,7 @@ def draw_patient(
     "fat_hu": float(rng.uniform(-118, -85)),
     "lung_hu": float(rng.uniform(-865, -750)),
     "liver_hu": float(rng.uniform(55, 110)),
-    "bone_hu": float(rng.uniform(750, 1300)),
+    "bone_hu": float(rng.uniform(680, 1200)),
     # Calcium outside the coronaries, mm3; so wide that the coronaries' own
     # calcium disappears in it.
     "aortic_calcium_mm3": _calcium(rng, 900, 0.85),
