@@ -81,10 +81,23 @@ COVERED = {
       "data_prep/phantom/phantom_test.py",
     ): "parts of a whole phantom"
     for name in (
-      *("abdomen", "acquisition", "artifacts", "bones", "branching"),
-      *("calcium", "coronaries", "heart", "lumen", "lungs", "metal"),
-      *("plaques", "population", "shapes", "thorax", "vessels", "voxels"),
+      *("calcium", "coronaries", "heart", "lumen", "plaques"),
+      *("population", "shapes", "vessels", "voxels"),
     )
+  },
+  **{
+    (
+      f"data_prep/phantom/{name}.py",
+      "data_prep/phantom/thorax_test.py",
+    ): "parts of a whole chest"
+    for name in ("abdomen", "bones", "branching", "lungs")
+  },
+  **{
+    (
+      f"data_prep/phantom/{name}.py",
+      "data_prep/phantom/artifacts_test.py",
+    ): "noise and metal beside streaks"
+    for name in ("acquisition", "metal")
   },
 }
 # Tests that are of no single module.

@@ -258,11 +258,11 @@ def _render(voxels, body, patient, scan, tree, found, steps, streams):
     canvas, tree, found, scan["contrast_hu"], motion, scan["blur_mm"]
   )
   calcium.draw_calcium(canvas, body, chest, streams["calcium"])
-  spots = metal.draw_metal(canvas, body, chest, streams["metal"])
   metal.draw_table(canvas, chest, scan["table_mm"])
   # Calcium on a wall hides no vessel from the masks.
   tissues = canvas.tissues
   tissues[aorta <= 0] = lumen.AORTA
+  spots = metal.draw_metal(canvas, body, chest, streams["metal"])
   np.copyto(tissues, mask, where=mask > 0)
   steps.apply(canvas, [segments])
   artifacts.draw_artifacts(

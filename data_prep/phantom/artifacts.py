@@ -39,7 +39,7 @@ def draw_artifacts(
   hu = np.clip(scanner["contrast_hu"] * scanner["cava"], 120, 1500)
   dense = max(hu - 350, 0) / 1000
   spokes = _spokes(rng)
-  amount = 340 * scanner["streaks"] * dense
+  amount = 260 * scanner["streaks"] * dense
   if amount > 2:
     _cava_streaks(canvas, cava, amount, spokes)
   if scanner["hardening"] > 0:
@@ -61,20 +61,21 @@ def draw_artifacts(
 
 
 def _spokes(rng, highest: int = 7) -> np.ndarray:
-  """Draws a periodic function of the angle: rows of (n, phase, drift, a)."""
+  """Draws streaks: rows of (n, phase, 1/mm along z, phase, amplitude)."""
   n = np.arange(2, 2 * highest + 2, 2) + rng.integers(0, 2, highest)
-  phase = rng.uniform(0, 2 * np.pi, highest)
-  drift = rng.normal(0, 0.25, highest)
-  return np.stack([n, phase, drift, rng.normal(0, 1, highest)], 1)
+  phase, along = rng.uniform(0, 2 * np.pi, (2, highest))
+  often = rng.uniform(0.1, 0.7, highest)
+  return np.stack([n, phase, often, along, rng.normal(0, 1, highest)], 1)
 
 
 def _star(angle, z, spokes) -> np.ndarray:
-  """Streaks by angle, about -1 to 1, that turn slowly along z."""
+  """Streaks by angle, about -1 to 1, other ones every few mm of z."""
   total = np.float32(0)
-  for n, phase, drift, a in spokes:
-    wave = angle * np.float32(n) + z * np.float32(drift) + np.float32(phase)
-    total = total + np.float32(a) * np.cos(wave)
-  total = total * np.float32(1 / np.sqrt((spokes[:, 3] ** 2).sum() + 1e-6))
+  for n, phase, often, along, a in spokes.astype(np.float32):
+    wave = np.cos(z * often + along) * a
+    total = total + wave * np.cos(angle * n + phase)
+  size = np.sqrt((spokes[:, 4] ** 2).sum() / 2 + 1e-6)
+  total = total * np.float32(1 / size)
   return total * np.abs(total)
 
 

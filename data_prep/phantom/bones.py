@@ -29,7 +29,7 @@ def draw_bones(canvas: shapes.Canvas, chest: Thorax, texture: Any) -> None:
     texture: smooth noise of x, y, z in mm, about standard normal.
   """
   bone = chest.patient["bone_hu"]
-  marrow = 0.14 * bone + 70
+  marrow = 0.11 * bone + 75
   _draw_ribs(canvas, chest, bone, marrow)
   _draw_shoulder(canvas, chest, bone, marrow)
   _draw_spine(canvas, chest, bone, marrow, texture)

@@ -32,7 +32,7 @@ def grow(
   rng: np.random.Generator,
   *,
   share: float = 0.42,
-  thinnest: float = 0.6,
+  thinnest: float = 0.66,
 ) -> Branches:
   """Grows a tree from `root` to near every leaf.
 

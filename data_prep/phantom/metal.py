@@ -136,6 +136,7 @@ def draw_table(canvas: shapes.Canvas, chest: Thorax, gap_mm: float) -> None:
   # The upper shell is a trough, the lower one its keel.
   for deep, thick in ((60 * (1 - across**2) - 60, 1.0), (10 + 0 * across, 1.2)):
     keel = deep + np.float32(30) * (1 - across**4) * (thick > 1.1)
-    shell = np.abs(y - np.float32(back) - keel) - np.float32(thick)
-    shell = np.maximum(shell, (across - 1) * 40)
-    shapes.paint(canvas, points.box, points.to_voxels(shell), 60.0, None, 0.9)
+    height = points.to_voxels(y - np.float32(back) - keel)
+    shell = np.abs(height) - np.float32(thick)
+    shell = np.maximum(shell, points.to_voxels((across - 1) * 40 + 0 * y))
+    shapes.paint(canvas, points.box, shell, 60.0, None, 0.9)

@@ -29,6 +29,7 @@ LIMITS = {
     "step_mm": (0, 10),
     "slab_mm": (8, 400),
     "table_mm": (0, 100),
+    "ramp": (0, 1),
   },
   "population": {
     "female": (0, 1),
@@ -124,9 +125,9 @@ def draw_patient(
     "diaphragm_mm": float(np.clip(rng.normal(0, 5), -10, 8)),
     "myocardium_hu": float(rng.uniform(88, 122)),
     "fat_hu": float(rng.uniform(-118, -85)),
-    "lung_hu": float(rng.uniform(-875, -760)),
+    "lung_hu": float(rng.uniform(-865, -750)),
     "liver_hu": float(rng.uniform(55, 110)),
-    "bone_hu": float(rng.uniform(750, 1300)),
+    "bone_hu": float(rng.uniform(680, 1200)),
     # Calcium outside the coronaries, mm3; so wide that the coronaries' own
     # calcium disappears in it.
     "aortic_calcium_mm3": _calcium(rng, 900, 0.85),
@@ -207,6 +208,7 @@ def draw_scanner(
     "step_mm": float(rng.uniform(0.3, 1.6)) * int(rng.random() < 0.25),
     "slab_mm": float(rng.uniform(18, 42)),
     "table_mm": float(rng.uniform(4, 30)),
+    "ramp": float(rng.uniform(0.2, 0.8)),
   }
   return _with(drawn, overrides, "scanner")
 

@@ -159,14 +159,14 @@ def mediastinum(
   middle, behind = spine_line(z, patient)
   across = np.hypot(x - middle.astype(np.float32), y - behind)
   whole = across - np.float32(22)
-  for points in (ESOPHAGUS, _TRACHEA):
+  for points in (ESOPHAGUS, _TRACHEA, _NODES, _UPPER):
     for one, other in zip(points[:-1], points[1:], strict=True):
       ends = one[3] + 2, other[3] + 2
       tube = shapes.capsule(b, one[:3], other[:3], *ends)
       whole = shapes.union(whole, tube, 12)
   for points, radii in vessels.outlines(heart):
     tube = _coarse_tube(at, points, radii + 0.5) / patient["body_scale"]
-    whole = shapes.union(whole, tube, 8)
+    whole = shapes.union(whole, tube, 13)
   # The descending aorta lies on the spine, with fat between.
   points, radii = vessels.aorta_line(heart)
   behind = points[:, 1] > heart.center[1] + 50 * patient["body_scale"]
@@ -180,7 +180,8 @@ def mediastinum(
   whole = shapes.union(whole, body, 12)
   # Both lungs meet behind the sternum, in front of the great vessels.
   deep = y - front(z)
-  wedge = np.abs(x - np.float32(MIDLINE + 3)) - 3 - np.float32(0.62) * deep
+  slope = 0.3 + 0.015 * patient["fat_pad_mm"]
+  wedge = np.abs(x - np.float32(MIDLINE + 3)) - 3 - np.float32(slope) * deep
   wedge = shapes.meet(wedge * np.float32(0.85), y - np.float32(4), 8)
   whole = shapes.union(whole, shapes.meet(wedge, 15 - z, 12), 10)
   # Pads of fat in the corners with the diaphragm and the wall in front.
@@ -194,6 +195,11 @@ def mediastinum(
 _TRACHEA = np.array(
   [[-29.0, 20, 170, 10], [-29, 34, 100, 10], [-25, 45, 74, 9]]
 )
+
+
+# Below the fork of the trachea, and what surrounds it above.
+_NODES = np.array([[-25.0, 32, 84, 15], [-22, 44, 48, 13], [-16, 54, 18, 9]])
+_UPPER = np.array([[-24.0, 14, 78, 17], [-26, 20, 170, 26]])
 
 
 def _coarse_tube(at, points, radii) -> np.ndarray:
