@@ -99,7 +99,7 @@ def draw_patient(
     "ra_scale": float(np.clip(rng.normal(1, 0.07), 0.85, 1.18)),
     "aorta_radius_mm": float(np.clip(rng.normal(15.3, 1.5), 12.5, 20)),
     "epicardial_fat_mm": float(np.clip(rng.normal(4.5, 1.5), 2, 9)),
-    "coronary_scale": float(np.clip(rng.normal(1, 0.09), 0.8, 1.22)),
+    "coronary_scale": float(np.clip(rng.normal(1, 0.06), 0.84, 1.16)),
     "diaphragm_mm": float(np.clip(rng.normal(0, 5), -10, 8)),
     "myocardium_hu": float(rng.uniform(88, 122)),
     "fat_hu": float(rng.uniform(-118, -85)),

@@ -143,6 +143,11 @@ def outlines(heart: Heart) -> list[tuple[np.ndarray, np.ndarray]]:
   return [aorta_line(heart), *(_tube(heart, row) for row in rows)]
 
 
+def coronary_sinus(heart: Heart) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the coronary sinus: points [N, 3] LPS mm, radii [N]."""
+  return _tube(heart, _CORONARY_SINUS)
+
+
 def draw_veins(
   canvas: shapes.Canvas, heart: Heart, scanner: dict[str, Any]
 ) -> None:
