@@ -121,7 +121,7 @@ def draw_patient(
     "epicardial_fat_mm": float(
       np.clip(4.3 * np.exp(rng.normal(0, 0.42)), 1.5, 11)
     ),
-    "coronary_scale": float(np.clip(rng.normal(1, 0.09), 0.8, 1.22)),
+    "coronary_scale": float(np.clip(rng.normal(1, 0.06), 0.84, 1.16)),
     "diaphragm_mm": float(np.clip(rng.normal(0, 5), -10, 8)),
     "myocardium_hu": float(rng.uniform(88, 122)),
     "fat_hu": float(rng.uniform(-118, -85)),
