@@ -29,6 +29,7 @@ setuptools.setup(
   package_data={
     "data_prep.ctca": ["*.md", "*.txt", "*.bib"],
     "cadjax.report": ["templates/*"],
+    "cadjax.weights": ["*.safetensors", "*.md"],
   },
   entry_points={"console_scripts": ["cadjax = cadjax.__main__:main"]},
   install_requires=[
@@ -47,6 +48,7 @@ setuptools.setup(
     "numpy",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",
+    "safetensors",
     "scikit-image",
     "scikit-learn",
     "scipy",

@@ -14,9 +14,12 @@ Everything that a notebook needs, loaded at its first use:
 
   result = cadjax.explain_scan(classifier, scan)   heat maps of every layer
   pair = cadjax.load_pair("run", "segmenter")      both models together
+  pair = cadjax.load_pair()                        those that come with cadjax
   result = cadjax.link_scan(pair, scan)            located abnormalities
 
   result = cadjax.score_calcium(scan)              of a scan without contrast
+  wide = cadjax.load_wide()                        finds the heart in a chest
+  result = cadjax.segment_scan(cadjax.load_segmenter(), scan, wide=wide)
 
 Volumes are [D, H, W]: inferior to superior, anterior to posterior, right to
 left (LPS), in HU; places are LPS (x, y, z) in mm. What cannot be used raises
@@ -39,6 +42,7 @@ _PUBLIC = {
   "evaluate_workdir": "cadjax.evaluation.workdirs",
   "load_classifier": "cadjax.classification.classifier",
   "load_segmenter": "cadjax.segmentation.segmenter",
+  "load_wide": "cadjax.segmentation.segmenter",
   "load_pair": "cadjax.link.scan",
   "read_scan": "cadjax.data.scans",
   "classify_scan": "cadjax.classification.scan",

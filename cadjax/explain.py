@@ -34,6 +34,8 @@ from cadjax.explanation import cam, explainer, heat_maps, targets
 from cadjax.explanation.explainer import Explainer
 from cadjax.explanation.scan import ExplainedScan, explain_scan
 from cadjax.report import explained, pages
+from cadjax.segmentation.scan import place_heart
+from cadjax.segmentation.segmenter import WIDE, load_wide
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -83,9 +85,11 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "workdir",
     None,
-    "Workdir of a trained classifier or segmenter.",
+    "Workdir of a trained classifier or segmenter, a file of weights or the"
+    " name of a shipped model.",
     required=True,
   )
+  flags.DEFINE_string("wide", None, WIDE)
   scan_jobs.define_flags(required=False)
   flags.DEFINE_list(
     "method", ["gradcam"], f"Of {', '.join(explainer.METHODS)}; or all."
@@ -200,13 +204,14 @@ def main(_: Sequence[str]) -> int:
   target = _target(args.target, explainer)
   if explainer.is_segmenter:
     targets.parse_region(args.region)
+  wide = load_wide(args.wide, [explainer.model])
   scan_jobs.announce("Explaining", jobs, pages.NOTICE)
   failed = scan_jobs.run_jobs(
     jobs,
     explained.KIND,
     lambda job, scan: explain_scan(
       explainer,
-      scan,
+      place_heart(wide, scan),
       target=target,
       region=args.region,
       truth=truth_of.get(job),

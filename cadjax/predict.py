@@ -1,12 +1,19 @@
-"""Scores scans with a trained classifier, and a segmenter beside it.
+"""Scores scans with a classifier, and with a segmenter beside it.
 
+  cadjax predict --input=SCAN --out=DIR
   cadjax predict --classifier=WORKDIR --input=SCAN --out=DIR
   cadjax predict --classifier=W1 --segmenter=W2 --input=SCAN --out=DIR
+
+The first takes the models that come with cadjax: "wide" finds the heart in the
+whole chest, "coronary" the coronary arteries around it, "classifier" scores.
+The others take workdirs, files of weights or names of shipped models; unless
+one of them is shipped, the heart is found in the image and not by a first stage
+(--wide=NAME gives one, --wide=none leaves it out).
 
 --input is a NIfTI, NRRD or MetaImage file or a folder of DICOM slices; it may
 be repeated and may hold wildcards. One plain --input writes its files (see
 `report.classified`) into DIR; several, or a wildcard, write a folder for each
-scan into DIR. With --segmenter the two are linked: masks, heat maps, and
+scan into DIR. A classifier and a segmenter are linked: masks, heat maps, and
 abnormalities located on the vessels (see `cadjax.report.linked`); with
 --decision=LINK/link.json of `cadjax link` both give one probability
 together. A scan that fails is reported in one line and the others go on; the
@@ -31,6 +38,8 @@ from cadjax.link.scan import (
   load_pair,
 )
 from cadjax.report import classified, linked, pages
+from cadjax.segmentation.scan import place_heart
+from cadjax.segmentation.segmenter import WIDE, load_wide
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -70,11 +79,15 @@ def _describe_linked(job: scan_jobs.Job, result: LinkedScan) -> str:
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   flags.DEFINE_string(
-    "classifier", None, "Workdir of a trained classifier.", required=True
+    "classifier", None, "Workdir or file of weights; else the shipped one."
   )
   flags.DEFINE_string(
-    "segmenter", None, "Workdir of a trained segmenter, to be linked."
+    "segmenter",
+    None,
+    "Workdir or file of weights, to be linked; the shipped coronary if no"
+    " --classifier is given either.",
   )
+  flags.DEFINE_string("wide", None, WIDE)
   flags.DEFINE_enum(
     "method", METHOD, list(cam.METHODS), "Of the heat maps, with --segmenter."
   )
@@ -99,14 +112,15 @@ def main(_: Sequence[str]) -> int:
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
   # A model that cannot be used fails here, before any scan is read.
-  if args.segmenter is None:
+  if args.segmenter is None and args.classifier is not None:
     for name in ("method", "layer", "decision"):
       if args[name].present:
         raise UserError(f"--{name} is of both models: give --segmenter, too")
     classifier = load_classifier(args.classifier)
     classification_scan.read_calibration(classifier)
+    wide = load_wide(args.wide, [classifier])
     parts = (
-      lambda job, scan: classify_scan(classifier, scan),
+      lambda job, scan: classify_scan(classifier, place_heart(wide, scan)),
       classified.write_classified,
       _describe,
     )
@@ -114,6 +128,7 @@ def main(_: Sequence[str]) -> int:
     pair = load_pair(
       args.classifier,
       args.segmenter,
+      wide=args.wide,
       method=args.method,
       layer=args.layer,
       decision_file=args.decision,

@@ -1,9 +1,16 @@
-"""Segments scans with a trained segmenter.
+"""Segments scans, with the models that come with cadjax or with others.
 
+  cadjax segment --input=SCAN --out=DIR
   cadjax segment --segmenter=WORKDIR --input=SCAN --out=DIR
 
+The first finds the heart in the whole chest with the shipped segmenter "wide",
+and then the coronary arteries in the box around it with "coronary"; the mask
+has the classes of both. The second runs one segmenter, around the heart that is
+found in the image; --wide=NAME puts a first stage before it.
+
 --input and --out as in cadjax.predict. Of each scan it writes the mask on the
-scan's own grid, a picture and a JSON file; see `cadjax.report.segmented`.
+scan's own grid, a picture and a JSON file, which names the classes; see
+`cadjax.report.segmented`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +21,7 @@ from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.report import pages, segmented
 from cadjax.segmentation.scan import SegmentedScan, segment_scan
-from cadjax.segmentation.segmenter import load_segmenter
+from cadjax.segmentation.segmenter import WIDE, load_segmenter, load_wide
 from data_prep import errors
 
 
@@ -31,8 +38,9 @@ def _describe(job: scan_jobs.Job, result: SegmentedScan) -> str:
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   flags.DEFINE_string(
-    "segmenter", None, "Workdir of a trained segmenter.", required=True
+    "segmenter", None, "Workdir or file of weights; else the shipped coronary."
   )
+  flags.DEFINE_string("wide", None, WIDE)
   scan_jobs.define_flags()
   flags.DEFINE_bool(
     "mirror", None, "Average over mirror images; by default as configured."
@@ -49,6 +57,7 @@ def main(_: Sequence[str]) -> int:
     args.input, args.out, cases=args.case, heart_masks=args.heart_mask
   )
   segmenter = load_segmenter(args.segmenter)
+  wide = load_wide(args.wide, [segmenter])
   if args.mirror is not None:
     segmenter.config.segment.mirror = args.mirror
   if args.batch_size is not None:
@@ -57,7 +66,7 @@ def main(_: Sequence[str]) -> int:
   failed = scan_jobs.run_jobs(
     jobs,
     segmented.KIND,
-    lambda job, scan: segment_scan(segmenter, scan, progress=True),
+    lambda job, scan: segment_scan(segmenter, scan, wide=wide, progress=True),
     segmented.write_segmented,
     _describe,
     series=args.series,

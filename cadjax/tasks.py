@@ -29,14 +29,15 @@ def find(config: ml_collections.ConfigDict) -> Kind:
 def load_model(
   path: str | pathlib.Path, *, prior: bool = False
 ) -> Classifier | Segmenter:
-  """Loads the best checkpoint of a workdir of either kind.
+  """Loads a model of either kind.
 
   Args:
-    path: the workdir.
+    path: a workdir, a file of weights, or the name of a model that comes with
+      cadjax.
     prior: whether a classifier that sees masks beside the volume is accepted.
 
   Raises:
-    UserError: there is no such workdir, or no model in it.
+    UserError: there is no such model.
   """
   trained = workdir.load_trained(path)
   return find(trained.config).model.from_trained(trained, prior=prior)

@@ -10,6 +10,8 @@ from data_prep.volume import AIR_HU, Volume
 
 _SAMPLES = 2_000_000
 _HEART_MM = 40.0
+# The blood of a scan without contrast has 30 to 60 HU, late phases up to this.
+CONTRAST_HU = 180.0
 # HU from, HU below, of the parts that make up a scan.
 _PARTS = {
   "fraction_air": (-math.inf, -960),
@@ -153,6 +155,18 @@ def concerns(
   return sentences
 
 
+def no_contrast(heart_hu: float) -> str:
+  """Returns the sentence about a scan without contrast.
+
+  Args:
+    heart_hu: of the blood in the heart, below `CONTRAST_HU`.
+  """
+  return (
+    f"no contrast: the lumen cannot be seen ({heart_hu:.0f} HU in the heart; a"
+    " CT angiogram has 250 to 600)"
+  )
+
+
 def remarks(volume: Volume) -> list[str]:
   """Returns what to report about a scan, on the scanner's own grid.
 
@@ -176,11 +190,8 @@ def _general(features: dict[str, float]) -> list[str]:
     sentences.append("there is hardly any lung: this may not be the thorax")
   if math.isnan(features["heart_hu"]):
     sentences.append("there is no body in the scan")
-  elif features["heart_hu"] < 180:
-    sentences.append(
-      f"there is no contrast in the heart ({features['heart_hu']:.0f} HU; a CT"
-      " angiogram has 250 to 600)"
-    )
+  elif features["heart_hu"] < CONTRAST_HU:
+    sentences.append(no_contrast(features["heart_hu"]))
   if features["body_length_mm"] < 80:
     sentences.append(
       f"the scan covers only {features['body_length_mm']:.0f} mm from top to"

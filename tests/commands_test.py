@@ -44,6 +44,7 @@ PROGRAMS = {
   "calcium": "cadjax.calcium_score",
   "explain": "cadjax.explain",
   "link": "cadjax.evaluate_link",
+  "weights": "cadjax.weights",
   "experiment": "cadjax.experiment",
   "bench": "cadjax.bench",
 }

@@ -26,7 +26,7 @@ FLOORS = (
   ("link",),
   ("report",),
   ("evaluation",),
-  ("notebook", "bench"),
+  ("notebook", "bench", "weights"),
   ("experiment",),
 )
 # What a person starts, and nothing else imports.

@@ -111,6 +111,7 @@ OF_NO_MODULE = {
   "imports_test.py": "who imports whom",
   "mirror_test.py": "this file",
   "own_test.py": "the recipe for own scans",
+  "two_stage_test.py": "the chest first, then the coronary arteries",
   "wheel_test.py": "an installed wheel",
   "explanation/cam_parity_test.py": "beside another implementation",
   "models/parity_test.py": "beside PyTorch and MONAI",

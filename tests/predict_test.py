@@ -284,7 +284,7 @@ def test_concerns_are_of_the_scan_and_of_the_training_range(
   ("change", "said"),
   [
     (lambda hu: hu, None),
-    (lambda hu: np.minimum(hu, 60), "no contrast in the heart"),
+    (lambda hu: np.minimum(hu, 60), "no contrast: the lumen cannot be seen"),
     (lambda hu: hu + 1024, "may not be HU"),
     (lambda hu: np.maximum(hu, -100), "may not be HU"),
   ],

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadjax import models
 from cadjax.classification.scan import classify_scan
 from cadjax.core import files
 from cadjax.data import jobs as scan_jobs
@@ -16,7 +15,7 @@ from cadjax.data import scans
 from cadjax.link.scan import link_scan
 from cadjax.report import classified
 from cadjax.segmentation.scan import segment_scan
-from cadjax.training import checkpoint, reading, workdir
+from cadjax.training import checkpoint, reading, task, workdir
 from configs import resnet3d
 from data_prep import checksums, geometry
 from data_prep.ctca import stored
@@ -48,18 +47,25 @@ def random_variables(model, image_shape: tuple[int, ...]) -> dict:
 
 
 def write_workdir(
-  path: pathlib.Path, *, ndim: int = 3, source: str = "phantom", config=None
+  path: pathlib.Path,
+  *,
+  ndim: int = 3,
+  source: str = "phantom",
+  config=None,
+  grid=GRID,
+  reference=None,
 ) -> pathlib.Path:
   """Writes a workdir as cadjax.main leaves it, with random weights.
 
-  A config takes the place of a small ResNet's; `ndim` is then its own.
+  A config takes the place of a small ResNet's; `ndim` is then its own. Grid
+  and reference are those of dataset.json.
   """
   if config is None:
     config = resnet3d.get_config().copy_and_resolve_references()
     with config.unlocked():
       config.model.update(ndim=ndim, depth=10, width=4)
   ndim = config.model.ndim
-  model = models.get_model(config.model)
+  model = task.make_model(config)
   shape = GRID["shape"] if ndim == 3 else GRID["shape"][1:]
   variables = random_variables(model, shape)
   path.mkdir(parents=True)
@@ -71,10 +77,10 @@ def write_workdir(
     "path": "data/ctca",
     "fingerprint": "0123456789abcdef",
     "source": source,
-    "grid": geometry.GridSpec.from_dict(GRID).to_dict(),
+    "grid": geometry.GridSpec.from_dict(grid).to_dict(),
     "cases": counts,
     "patients": counts,
-    "reference": {},
+    "reference": reference or {},
   }
   files.write_json(path / "config.json", config.to_dict())
   files.write_json(path / "dataset.json", dataset)

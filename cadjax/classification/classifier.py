@@ -9,7 +9,7 @@ import numpy as np
 
 from cadjax.classification import priors
 from cadjax.data import scans
-from cadjax.training import steps, workdir
+from cadjax.training import packed, steps, workdir
 from cadjax.training.task import make_model
 from data_prep import geometry
 from data_prep.errors import UserError
@@ -55,6 +55,11 @@ class Classifier(workdir.Trained):
     if use != "heart":
       return prepared
     if scan.heart_mask is None:
+      if scan.concerns:  # A first stage has looked for it.
+        raise UserError(
+          f"{scan.name}: {'; '.join(scan.concerns)}; the classifier"
+          f" {self.path} sees the heart alone"
+        )
       raise UserError(
         f"{scan.name}: the classifier {self.path} sees the heart alone, and"
         " where it is was not given; give a segmenter that finds it (--wide) or"
@@ -102,16 +107,19 @@ class Classifier(workdir.Trained):
 
 
 def load_classifier(
-  path: str | pathlib.Path, *, prior: bool = False
+  path: str | pathlib.Path | None = None, *, prior: bool = False
 ) -> Classifier:
-  """Loads the best checkpoint of a classifier's workdir.
+  """Loads a classifier.
 
   Args:
-    path: the workdir, of `cadjax train` with `config.task = "classify"`.
+    path: the workdir, of `cadjax train` with `config.task = "classify"`, a
+      file of weights, or the name of a model that comes with cadjax; by
+      default the one named classifier.
     prior: whether a classifier that sees masks beside the volume is accepted.
 
   Raises:
-    UserError: there is no such workdir, no model in it, or it is a segmenter.
+    UserError: there is no such model, or it is a segmenter.
   """
+  path = packed.default("classifier") if path is None else path
   trained = workdir.load_trained(path, "classify")
   return Classifier.from_trained(trained, prior=prior)

@@ -1,6 +1,9 @@
 """Scores a scan: the probability of CAD, calibrated."""
 
 import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import scipy.special
@@ -98,6 +101,8 @@ class Calibration:
 def read_calibration(trained: Classifier) -> Calibration:
   """Reads what cadjax.evaluate left in the workdir, if it was run.
 
+  Of a file of weights, what was there when it was packed.
+
   Raises:
     UserError: eval/metrics.json is not what cadjax.evaluate writes, or has
       changed since.
@@ -105,13 +110,26 @@ def read_calibration(trained: Classifier) -> Calibration:
   path = trained.path / "eval" / "metrics.json"
   pooling = trained.config.eval.pooling
   missing = "cadjax.evaluate has not been run on this classifier"
+  if trained.description is not None:
+    found = trained.description["calibration"]
+    if found is None:
+      missing += " before it was packed"
+      return Calibration(None, missing, 0.5, f"the default: {missing}", pooling)
+    return _parse(trained, found, trained.path)
   if not path.exists():
     return Calibration(None, missing, 0.5, f"the default: {missing}", pooling)
   try:
     checksums.check(path.parent)
   except UserError as error:
     raise UserError(f"{error}; run cadjax.evaluate again") from error
-  found = files.read_json(path)
+  return _parse(trained, files.read_json(path), path)
+
+
+def _parse(
+  trained: Classifier, found: Mapping[str, Any], path: pathlib.Path
+) -> Calibration:
+  """Returns the calibration in a metrics.json; `path` is for the message."""
+  pooling = trained.config.eval.pooling
   try:
     if found["step"] != trained.step:
       stale = (

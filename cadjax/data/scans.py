@@ -24,12 +24,19 @@ class Scan:
     name: base name of the file or folder.
     volume: on the scanner's grid.
     heart_mask: above 0 in the heart; None if none was given.
+    heart_origin: where the mask is from, in words.
+    measured: features of the scan that an earlier model measured better than
+      `plausibility.describe` can.
+    concerns: why that model found the scan unusual, in sentences.
   """
 
   case: str
   name: str
   volume: Volume
   heart_mask: Volume | None = None
+  heart_origin: str = "from the heart mask"
+  measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  concerns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,8 +108,11 @@ def prepare_scan(
   """
   scan, mask = given.volume, given.heart_mask
   model_input = geometry.to_grid(scan, grid, heart_mask=mask)
-  features, concerns = find_concerns(scan, model_input, reference)
-  place = _heart(scan, model_input, mask, grid.kind)
+  features, concerns = find_concerns(
+    scan, model_input, reference, given.measured
+  )
+  concerns = [*given.concerns, *concerns]
+  place = _heart(given, model_input, grid.kind)
   if not place.found:
     concerns.append("no heart was found in the image")
   return Prepared(
@@ -116,7 +126,10 @@ def prepare_scan(
 
 
 def find_concerns(
-  scan: Volume, model_input: Volume, reference: Mapping[str, Sequence[float]]
+  scan: Volume,
+  model_input: Volume,
+  reference: Mapping[str, Sequence[float]],
+  measured: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, float], list[str]]:
   """Compares a scan with CT angiograms at large and with the training data.
 
@@ -124,12 +137,14 @@ def find_concerns(
     scan: on its own grid, where all the anatomy is.
     model_input: on the model's grid, as the training cases were.
     reference: {feature: [low, high]} of the training cases.
+    measured: features of the scan that replace those described here.
 
   Returns:
     the features of the model's input, and sentences, none if all is usual.
   """
   features = plausibility.describe(model_input)
-  found = plausibility.concerns(plausibility.describe(scan), None)
+  of_scan = plausibility.describe(scan) | dict(measured or {})
+  found = plausibility.concerns(of_scan, None)
   found += plausibility.concerns(features, reference)
   return features, list(dict.fromkeys(found))
 
@@ -142,12 +157,11 @@ class _Place(NamedTuple):
   found: bool = True
 
 
-def _heart(
-  scan: Volume, model_input: Volume, mask: Volume | None, kind: str
-) -> _Place:
+def _heart(given: Scan, model_input: Volume, kind: str) -> _Place:
+  scan, mask = given.volume, given.heart_mask
   if mask is not None:
     index = np.argwhere(mask.hu > 0).mean(0)
-    return _Place(mask.grid.to_mm(index), "from the heart mask")
+    return _Place(mask.grid.to_mm(index), given.heart_origin)
   if kind == "heart":
     return _Place(model_input.grid.center_mm, "the middle of the model's box")
   try:

@@ -242,8 +242,14 @@ def open_evaluation(
     data: a data set to use in place of the one that the workdir names.
 
   Raises:
-    UserError: the data cannot be used, see `open_data`, or the split is empty.
+    UserError: the data cannot be used, see `open_data`, the split is empty,
+      or the model is a file of weights.
   """
+  if model.description is not None:
+    raise UserError(
+      f"{model.path} is a file of weights, and an evaluation is written into"
+      " its workdir: evaluate the workdir that it was packed from"
+    )
   dataset, external = open_data(model, data)
   found = Evaluation(model, dataset, split, external)
   if not found.cases:

@@ -156,7 +156,7 @@ def identify(trained: workdir.Trained) -> dict[str, Any]:
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.ascontiguousarray(values).tobytes())
   return {
-    "workdir": trained.path.resolve().name,
+    "workdir": trained.name,
     "step": trained.step,
     "weights": digest.hexdigest()[:16],
   }

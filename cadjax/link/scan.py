@@ -14,8 +14,12 @@ from cadjax.data import scans
 from cadjax.explanation import cam, heat_maps
 from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.link import agreement, decision, findings, join
-from cadjax.segmentation.scan import SegmentedScan, segment_scan
-from cadjax.segmentation.segmenter import Segmenter, load_segmenter
+from cadjax.segmentation.scan import (
+  SegmentedScan,
+  find_chest,
+  segment_placed,
+)
+from cadjax.segmentation.segmenter import Segmenter, load_segmenter, load_wide
 
 CAD = 1
 # Chosen on phantoms, when maps were of the logit of CAD, and to be chosen
@@ -31,6 +35,8 @@ class Pair:
   Attributes:
     classifier: its workdir.
     segmenter: its workdir; coronary arteries are among its classes.
+    wide: the segmenter of the chest that finds the heart for both; None for
+      the heart that is found in the image.
     method: of the heat maps, a key of `cam.METHODS`.
     layer: whose map the findings rest on; None for `LAYER`, or the last one
       where there is none of that name.
@@ -42,6 +48,7 @@ class Pair:
   method: str = METHOD
   layer: str | None = None
   combination: decision.Decision | None = None
+  wide: Segmenter | None = None
 
   @functools.cached_property
   def explainer(self) -> Explainer:
@@ -85,9 +92,10 @@ class LinkedScan:
 
 
 def load_pair(
-  classifier: str | pathlib.Path,
-  segmenter: str | pathlib.Path,
+  classifier: str | pathlib.Path | None = None,
+  segmenter: str | pathlib.Path | None = None,
   *,
+  wide: str | pathlib.Path | None = None,
   method: str = METHOD,
   layer: str | None = None,
   decision_file: str | pathlib.Path | None = None,
@@ -95,15 +103,18 @@ def load_pair(
   """Loads a classifier and a segmenter that are to read scans together.
 
   Args:
-    classifier: its workdir.
-    segmenter: its workdir.
+    classifier: its workdir, a file of weights, or the name of a model that
+      comes with cadjax; by default that of this name.
+    segmenter: the same; by default the one named coronary.
+    wide: the segmenter of the chest that finds the heart, or "none"; by
+      default the one named wide if one of the others comes with cadjax, too.
     method: of the heat maps: gradcam, hirescam, xrescam, layercam, gradcam++.
     layer: whose map the findings rest on; `LAYER` if left out.
     decision_file: link.json of `cadjax link` on these two, for one probability
       of both.
 
   Raises:
-    UserError: a workdir is missing or of the other task, or the decision is
+    UserError: a model is missing or of the other task, or the decision is
       of other models.
     lookup.ConfigError: an unknown method or layer.
   """
@@ -113,6 +124,8 @@ def load_pair(
     method,
     layer,
   )
+  wide = load_wide(wide, (pair.classifier, pair.segmenter))
+  pair = dataclasses.replace(pair, wide=wide)
   lookup.check_known([method], cam.METHODS, "--method")
   if layer is not None:
     lookup.check_known([layer], pair.explainer.strides, "--layer")
@@ -145,8 +158,12 @@ def link_scan(
   Raises:
     UserError: the scan cannot be laid on a model's grid, or memory is short.
   """
+  chest = None
+  if pair.wide is not None:
+    chest = find_chest(pair.wide, scan)
+    scan = chest.anatomy.place(scan)
   classified = classify_scan(pair.classifier, scan)
-  segmented = segment_scan(pair.segmenter, scan)
+  segmented = segment_placed(pair.segmenter, scan, chest)
   prediction, seen = classified.prediction, classified.reading.model_input
   with scans.memory_error_as_user_error("explaining", seen.shape):
     _, found = pair.explainer.explain(seen.hu, CAD)
@@ -167,6 +184,9 @@ def link_scan(
     threshold=prediction.threshold,
     options=options,
   )
+  if segmented.skipped is not None:
+    # The classifier does not disagree with what nobody has looked for.
+    linked = dataclasses.replace(linked, statements=[])
   combined = None
   if pair.combination is not None:
     combined = pair.combination.decide(

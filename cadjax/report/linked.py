@@ -2,8 +2,8 @@
 
 result.json is that of `cadjax.report.classified` with three objects more:
 
-  segmentation    summary, classes, segmenter and settings, as in
-                  segments.json of `cadjax.segment`
+  segmentation    summary, classes, skipped, segmenter, wide and settings, as
+                  in segments.json of `cadjax.segment`
   link            method, layer; outside (share of the layer's heat map that
                   the segmenter did not see); statements (where the two
                   disagree, in sentences); volumes_ml by class; vessels (name,
@@ -54,6 +54,7 @@ THUMBNAIL_MM = 24.0
 NO_LUMEN = 0.95
 # A smaller share of the heat map is lost to the borders of voxels.
 LEAST_OUTSIDE = 0.02
+_OF_SEGMENTS = ("summary", "classes", "skipped", "segmenter", "wide")
 FILES = classified.FILES | {
   "page": "report.html",
   "segments": "segments.nii.gz",
@@ -75,7 +76,7 @@ def to_json(result: LinkedScan) -> dict[str, Any]:
   document = classified.to_json(result.classified) | {
     "segmentation": {
       "settings": segments["segmentation"],
-      **{name: segments[name] for name in ("summary", "classes", "segmenter")},
+      **{name: segments[name] for name in _OF_SEGMENTS},
     },
     "link": {
       "method": result.method,

@@ -10,16 +10,20 @@ segments.json holds the keys of `pages.envelope` and
   classes         see `segmentation.scan.FoundClass`
   segmentation    classes (the class set), window, overlap, mirror,
                   min_component_mm3
+  skipped         why the coronary arteries were not looked for, or null
   segmenter       which model it was, see `workdir.ModelCard`
+  wide            which model found the chest in a first stage, or null
   files           the names of the files beside it
 """
 
 import dataclasses
 import os
+import textwrap
 from typing import Any
 
 from cadjax.core import files
 from cadjax.report import pages, planes
+from cadjax.segmentation.chest import AORTA
 from cadjax.segmentation.scan import SegmentedScan, _word
 from data_prep.volume import write_nifti
 
@@ -37,6 +41,14 @@ COLORS = {
   "lumen": ("#f2c14e", "yellow"),
   "stable_plaque": ("#6cc5f0", "blue"),
   "unstable_plaque": ("#c58af9", "violet"),
+  "left_ventricle": ("#ff8fd0", "pink"),
+  "right_ventricle": ("#7f9cf5", "periwinkle"),
+  "left_atrium": ("#f5a97f", "apricot"),
+  "right_atrium": ("#5eead4", "turquoise"),
+  "myocardium": ("#b08968", "brown"),
+  "great_vessels": ("#84cc16", "green"),
+  "lungs": ("#94a3b8", "grey"),
+  "bone": ("#e5e7eb", "white"),
 }
 
 
@@ -48,21 +60,37 @@ def to_json(result: SegmentedScan) -> dict[str, Any]:
       "summary": result.summary,
       "classes": [dataclasses.asdict(one) for one in result.classes],
       "segmentation": result.settings,
+      "skipped": result.skipped,
       "segmenter": dataclasses.asdict(result.reading.model),
+      "wide": _wide_card(result),
       "files": FILES,
     }
   )
 
 
+def _wide_card(result: SegmentedScan) -> dict[str, Any] | None:
+  if result.chest is None:
+    return None
+  return dataclasses.asdict(result.chest.segmented.reading.model)
+
+
 def render_planes(result: SegmentedScan) -> bytes:
-  """Returns planes.png: for each class the planes with most of it."""
+  """Returns planes.png: for each class the planes with most of it.
+
+  All of the chest that a first stage found shares one row, through the heart.
+  """
   scan = result.reading.prepared.scan
   masks = {x.name: result.labels == x.value for x in result.classes if x.voxels}
   outlined = [(mask, COLORS[name][0]) for name, mask in masks.items()]
+  chest = result.chest.names if result.chest is not None else ()
   centers = {
     _word(name): scan.grid.to_mm(planes.fullest(mask))
     for name, mask in masks.items()
-  } or {"Scan": result.reading.prepared.heart_mm}
+    if name not in chest or name == AORTA
+  }
+  if not centers or len(centers) < len(masks):
+    heading = "Chest" if result.chest is not None else "Scan"
+    centers = {heading: result.reading.prepared.heart_mm} | centers
   legend = ", ".join(f"{COLORS[name][1]}: {_word(name)}" for name in masks)
   return planes.planes_png(
     {
@@ -75,9 +103,14 @@ def render_planes(result: SegmentedScan) -> bytes:
       for heading, center_mm in centers.items()
     },
     f"{result.reading.case}  ·"
-    f"  {legend or 'nothing was found'}  ·  dashed: what the"
+    f"  {_broken(legend) or 'nothing was found'}  ·  dashed: what the"
     " segmenter saw  ·  research only",
   )
+
+
+def _broken(legend: str) -> str:
+  """Returns the legend in lines that the picture's width holds."""
+  return textwrap.fill(legend, 100)
 
 
 def write_segmented(

@@ -1,4 +1,8 @@
-"""Segments a scan: masks on the scanner's grid."""
+"""Segments a scan: masks on the scanner's grid.
+
+In one stage or in two: a wide segmenter finds the heart in the whole chest,
+and another one the coronary arteries in the box around it.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,11 +11,16 @@ from typing import Any
 import numpy as np
 
 from cadjax.data import scans
-from cadjax.segmentation import components
+from cadjax.segmentation import chest as chest_lib
+from cadjax.segmentation import components, merge
 from cadjax.segmentation.segmenter import Segmenter
 from cadjax.training.reading import Reading, begin
-from data_prep import geometry
+from data_prep import geometry, plausibility
+from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
+
+# Classes that only contrast shows.
+LUMEN = ("coronaries", "lumen", "stable_plaque", "unstable_plaque")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +49,12 @@ class SegmentedScan:
   Attributes:
     reading: the scan, the model and the software.
     labels: uint8 [D, H, W] on the scan's grid.
-    model_labels: uint8 [D, H, W] on the segmenter's grid.
+    model_labels: uint8 [D, H, W] on the segmenter's grid, in its classes.
     classes: every foreground class, in the order of the labels.
     settings: classes (the class set), window, overlap, mirror and
       min_component_mm3.
+    chest: of the first stage, whose labels are among `labels`; None without.
+    skipped: why the coronary arteries were not looked for; None if they were.
   """
 
   reading: Reading
@@ -51,12 +62,33 @@ class SegmentedScan:
   model_labels: np.ndarray
   classes: tuple[FoundClass, ...]
   settings: Mapping[str, Any]
+  chest: "Chest | None" = None
+  skipped: str | None = None
 
   @property
   def summary(self) -> str:
     """What was found, in words."""
-    missing = [x.name for x in self.classes if not x.voxels]
-    if len(missing) == len(self.classes):
+    if self.skipped is None:
+      return self._found
+    if self.chest is None:
+      return self._not_looked_for
+    return f"{self._found} {self._not_looked_for}"
+
+  @property
+  def _not_looked_for(self) -> str:
+    if self.chest is None:
+      return f"Nothing was segmented: {self.skipped}."
+    return f"The coronary arteries were not looked for: {self.skipped}."
+
+  @property
+  def _found(self) -> str:
+    looked_for = [
+      x
+      for x in self.classes
+      if self.skipped is None or x.name in self.chest.names
+    ]
+    missing = [x.name for x in looked_for if not x.voxels]
+    if len(missing) == len(looked_for):
       return f"Nothing was found: no {' and no '.join(_words(missing))}."
     found = ", ".join(
       f"{_word(x.name)} {x.volume_ml:.1f} mL in {x.components}"
@@ -73,9 +105,28 @@ class SegmentedScan:
   def warnings(self) -> list[str]:
     """What must be read with the masks."""
     found = self.reading.warnings("segmenter", "segmentation")
+    if self.skipped is not None:
+      found.append(self._not_looked_for)
+    if self.chest is not None:
+      found += self.chest.anatomy.warnings
     if not any(x.voxels for x in self.classes):
       found.append("The segmentation is empty.")
     return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chest:
+  """The first of two stages.
+
+  Attributes:
+    segmented: what the wide segmenter found.
+    names: of its classes, the first is the background.
+    anatomy: what that says about the scan.
+  """
+
+  segmented: SegmentedScan
+  names: tuple[str, ...]
+  anatomy: chest_lib.Anatomy
 
 
 def _word(name: str) -> str:
@@ -123,41 +174,150 @@ def labels_on_scan(
 
 
 def segment_scan(
-  segmenter: Segmenter, scan: scans.Scan, *, progress: bool = False
+  segmenter: Segmenter,
+  scan: scans.Scan,
+  *,
+  wide: Segmenter | None = None,
+  progress: bool = False,
 ) -> SegmentedScan:
-  """Segments one scan.
+  """Segments one scan, in one stage or in two.
+
+  A segmenter of the coronary arteries that was trained on contrast alone is
+  not run where there is none, or no heart.
 
   Args:
     segmenter: of `load_segmenter`.
     scan: of `scans.read_scan`.
+    wide: of `load_wide`: finds the heart, around which `segmenter` then looks,
+      and adds what it knows of the chest; None for one stage.
     progress: whether to show a bar on a terminal.
 
   Returns:
-    `labels`: uint8 [D, H, W] on the scan's grid; `model_labels`: the same on
-    the model's grid; `classes`: volume in mL and components of each class.
+    `labels`: uint8 [D, H, W] on the scan's grid; `model_labels`: those of
+    `segmenter` on its grid; `classes`: volume in mL and components of each
+    class.
 
   Raises:
     UserError: the scan cannot be laid on the model's grid, memory is short,
       or the network gives NaN.
   """
+  chest = None
+  if wide is not None:
+    chest = find_chest(wide, scan, progress=progress)
+    scan = chest.anatomy.place(scan)
+  return segment_placed(segmenter, scan, chest, progress=progress)
+
+
+def find_chest(
+  wide: Segmenter, scan: scans.Scan, *, progress: bool = False
+) -> Chest:
+  """Runs the first of two stages; arguments as in `segment_scan`."""
+  found = segment_placed(wide, scan, progress=progress)
+  anatomy = chest_lib.describe(
+    found.reading.model_input, found.model_labels, wide.class_names
+  )
+  return Chest(found, wide.class_names, anatomy)
+
+
+def place_heart(wide: Segmenter | None, scan: scans.Scan) -> scans.Scan:
+  """Returns a scan with what the first stage finds; as it is without one."""
+  return scan if wide is None else find_chest(wide, scan).anatomy.place(scan)
+
+
+def segment_placed(
+  segmenter: Segmenter,
+  scan: scans.Scan,
+  chest: Chest | None = None,
+  *,
+  progress: bool = False,
+) -> SegmentedScan:
+  """Runs the second of two stages, or the only one.
+
+  Args:
+    segmenter: of `load_segmenter`.
+    scan: with what the first stage found, see `chest.Anatomy.place`.
+    chest: of `find_chest`, whose labels are joined with these.
+    progress: whether to show a bar on a terminal.
+  """
+  skipped = _unfit(segmenter, scan, chest)
+  found = _segment(segmenter, scan, progress=progress, skipped=skipped)
+  if chest is None:
+    return found
+  wide = chest.segmented
+  volume = found.reading.scan
+  labels, names = merge.merge_labels(
+    wide.labels, chest.names, found.labels, segmenter.class_names
+  )
+  return dataclasses.replace(
+    found,
+    labels=labels,
+    model_labels=merge.fill_aorta(
+      found.model_labels,
+      segmenter.class_names,
+      found.reading.model_input.grid,
+      wide.model_labels,
+      chest.names,
+      wide.reading.model_input.grid,
+    ),
+    classes=tuple(_measure(labels, volume, names)),
+    chest=chest,
+  )
+
+
+def _unfit(
+  segmenter: Segmenter, scan: scans.Scan, chest: Chest | None
+) -> str | None:
+  """Returns why coronary arteries cannot be seen in a scan; None if they can.
+
+  Only for a segmenter that has never seen a scan without contrast.
+  """
+  low, _ = segmenter.reference.get("heart_hu") or (0.0, 0.0)
+  if not set(LUMEN) & set(segmenter.class_names) or (
+    low < plausibility.CONTRAST_HU
+  ):
+    return None
+  features = plausibility.describe(scan.volume) | dict(scan.measured)
+  if features["heart_hu"] < plausibility.CONTRAST_HU:
+    return plausibility.no_contrast(features["heart_hu"])
+  if chest is None or scan.heart_mask is not None:
+    return None
+  try:
+    _, info = geometry.find_heart(scan.volume)
+  except UserError:
+    return "no heart was found"
+  return None if info["method"] == "contrast" else "no heart was found"
+
+
+def _segment(
+  segmenter: Segmenter,
+  scan: scans.Scan,
+  *,
+  progress: bool,
+  skipped: str | None,
+) -> SegmentedScan:
+  """Runs one segmenter on its grid; all background if it is skipped."""
   prepared = segmenter.prepare(scan)
   volume, model_input = prepared.scan, prepared.model_input
   options = segmenter.config.segment
-  with scans.memory_error_as_user_error("segmenting", model_input.shape):
-    probabilities = segmenter.segment(
-      model_input.hu, probabilities=True, progress=progress
-    ).probabilities
-  with scans.memory_error_as_user_error(
-    "resampling the mask back to", volume.shape
-  ):
-    labels = labels_on_scan(probabilities, model_input.grid, volume)
-    labels, model_labels = (
-      components.remove_small(some, grid.affine, options.min_component_mm3)
-      for some, grid in (
-        (labels, volume.grid),
-        (probabilities.argmax(-1).astype(np.uint8), model_input.grid),
+  if skipped is not None:
+    labels = np.zeros(volume.shape, np.uint8)
+    model_labels = np.zeros(model_input.shape, np.uint8)
+  else:
+    with scans.memory_error_as_user_error("segmenting", model_input.shape):
+      probabilities = segmenter.segment(
+        model_input.hu, probabilities=True, progress=progress
+      ).probabilities
+    with scans.memory_error_as_user_error(
+      "resampling the mask back to", volume.shape
+    ):
+      labels = labels_on_scan(probabilities, model_input.grid, volume)
+      labels, model_labels = (
+        components.remove_small(some, grid.affine, options.min_component_mm3)
+        for some, grid in (
+          (labels, volume.grid),
+          (probabilities.argmax(-1).astype(np.uint8), model_input.grid),
+        )
       )
-    )
   return SegmentedScan(
     begin(segmenter, scan, prepared),
     labels=labels,
@@ -170,6 +330,7 @@ def segment_scan(
       "mirror": options.mirror,
       "min_component_mm3": options.min_component_mm3,
     },
+    skipped=skipped,
   )
 
 

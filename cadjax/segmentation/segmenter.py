@@ -3,16 +3,23 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
 
 from cadjax.core import parallel
 from cadjax.data import classes
-from cadjax.segmentation import sliding
-from cadjax.training import steps, workdir
+from cadjax.segmentation import chest, sliding
+from cadjax.training import packed, steps, workdir
 from cadjax.training.task import make_model
 from data_prep.errors import UserError
+
+# What the flag --wide of every program says.
+WIDE = (
+  "Segmenter of the chest that finds the heart first, or none; by default the"
+  " shipped wide, if another shipped model is used."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +70,57 @@ class Segmenter(workdir.Trained):
       ) from error
 
 
-def load_segmenter(path: str | pathlib.Path) -> Segmenter:
-  """Loads the best checkpoint of a segmenter's workdir.
+def load_segmenter(path: str | pathlib.Path | None = None) -> Segmenter:
+  """Loads a segmenter.
 
   Args:
-    path: the workdir, of `cadjax train` with `config.task = "segment"`.
+    path: the workdir, of `cadjax train` with `config.task = "segment"`, a
+      file of weights, or the name of a model that comes with cadjax; by
+      default the one named coronary.
 
   Raises:
-    UserError: there is no such workdir, no model in it, or it is a classifier.
+    UserError: there is no such model, or it is a classifier.
   """
+  path = packed.default("coronary") if path is None else path
   return Segmenter.from_trained(workdir.load_trained(path, "segment"))
+
+
+def load_wide(
+  path: str | pathlib.Path | None = None,
+  beside: Sequence[workdir.Trained] | None = None,
+) -> Segmenter | None:
+  """Loads the segmenter of the chest, the first of two stages.
+
+  Args:
+    path: as of `load_segmenter`, or "none"; by default the one named wide that
+      comes with cadjax.
+    beside: the models that follow it: the default is then taken only if there
+      is one, one of these comes with cadjax, too, and none of them is it.
+
+  Returns:
+    the segmenter; None for one stage.
+
+  Raises:
+    UserError: there is no such model, or it looks at a part of the chest only.
+    lookup.ConfigError: it does not find heart and aorta.
+  """
+  if path == "none":
+    return None
+  if path is None and beside is None:
+    path = packed.default("wide")
+  elif path is None:
+    path = packed.shipped().get("wide")
+    paths = [model.path for model in beside]
+    if path is None or path in paths or not any(map(packed.is_shipped, paths)):
+      return None
+  wide = load_segmenter(path)
+  chest.check_names(wide.class_names, f"--wide={path}")
+  if wide.grid.kind == "heart":
+    raise UserError(
+      f"--wide={path} looks at a box around the heart, which it is to find; a"
+      " segmenter of the whole field of view is needed"
+    )
+  return wide
 
 
 def make_sliding(

@@ -18,7 +18,7 @@ from cadjax.core import files
 from cadjax.core.files import read_json
 from cadjax.data import scans
 from cadjax.data.input_pipeline import Dataset
-from cadjax.training import checkpoint
+from cadjax.training import checkpoint, packed
 from cadjax.training.task import task_of
 from data_prep import checksums, geometry
 from data_prep.errors import UserError
@@ -34,12 +34,13 @@ class Trained:
   """A trained classifier or segmenter.
 
   Attributes:
-    path: the workdir.
+    path: the workdir, or the file of weights.
     config: the config that it was trained with; on a CPU it computes in
       float32 whatever it was trained in.
     dataset: dataset.json: grid recipe, training ranges, fingerprint, counts.
     step: the step of the best checkpoint.
     variables: {"params", "batch_stats"} of that checkpoint.
+    description: of a file of weights, see `packed`; None for a workdir.
   """
 
   path: pathlib.Path
@@ -47,6 +48,7 @@ class Trained:
   dataset: dict[str, Any]
   step: int
   variables: dict[str, Any]
+  description: dict[str, Any] | None = None
 
   @property
   def task(self) -> str:
@@ -79,38 +81,72 @@ class Trained:
     """{feature: [low, high]} of the training cases, see `feature_ranges`."""
     return self.dataset.get("reference") or {}
 
+  @property
+  def name(self) -> str:
+    """The base name of the workdir, or of the file without its suffix."""
+    name = self.path.resolve().name
+    return name if self.description is None else pathlib.Path(name).stem
+
+  @property
+  def versions(self) -> dict[str, Any]:
+    """The versions of the training run, as `Software.to_dict`."""
+    if self.description is not None:
+      return self.description["versions"]
+    return files.read_json(self.path / "versions.json")
+
 
 def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
-  """Loads the best checkpoint of a workdir.
+  """Loads the best checkpoint of a workdir, or a file of weights.
 
   Args:
-    path: the workdir.
+    path: the workdir, a file that `cadjax weights` wrote, or the name of a
+      model that comes with cadjax.
     task: "classify" or "segment" where only such a model will do.
 
   Raises:
-    UserError: if there is no such workdir, no model in it or one of another
-      task.
+    UserError: if there is no such workdir or file, no model in it or one of
+      another task.
   """
-  workdir = pathlib.Path(path)
+  place = packed.locate(path)
+  if packed.is_packed(place):
+    found = packed.read(place)
+    about = found.description
+    config = _read_config(place, about["config"], task)
+    return Trained(
+      path=place,
+      config=config,
+      dataset=about["dataset"],
+      step=about["step"],
+      variables=found.variables,
+      description=about,
+    )
   for name in ("config.json", "dataset.json"):
-    if not (workdir / name).exists():
+    if not (place / name).exists():
       raise UserError(
-        f"{workdir} is not a workdir of cadjax.main: {name} is missing"
+        f"{place} is not a workdir of cadjax.main: {name} is missing"
       )
-  checkpoint.check_workdir(workdir)
-  config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
+  checkpoint.check_workdir(place)
+  config = _read_config(place, read_json(place / "config.json"), task)
+  dataset = read_json(place / "dataset.json")
+  step, variables = checkpoint.restore_best(place)
+  return Trained(place, config, dataset, step, variables)
+
+
+def _read_config(
+  place: pathlib.Path, values: dict[str, Any], task: str | None
+) -> ml_collections.ConfigDict:
+  """Returns the config of a trained model; UserError if of another task."""
+  config = ml_collections.ConfigDict(values)
   found = task_of(config)
   if task not in (None, found):
     kinds = {"classify": "classifier", "segment": "segmenter"}
     raise UserError(
-      f"{workdir} is a {kinds[found]}; here a {kinds[task]} is needed"
+      f"{place} is a {kinds[found]}; here a {kinds[task]} is needed"
     )
   if jax.default_backend() == "cpu":
     # What an accelerator trained in bfloat16 is slow and coarse here.
     config.model.dtype = "float32"
-  dataset = read_json(workdir / "dataset.json")
-  step, variables = checkpoint.restore_best(workdir)
-  return Trained(workdir, config, dataset, step, variables)
+  return config
 
 
 def feature_ranges(dataset: Dataset) -> dict[str, list[float]]:
@@ -327,7 +363,7 @@ class ModelCard:
   """What a result says about the model that made it.
 
   Attributes:
-    workdir: the base name of the workdir.
+    workdir: the base name of the workdir or the file of weights.
     step: of the best checkpoint.
     model: name, ndim, and depth or features.
     trained_on: the training data.
@@ -352,7 +388,7 @@ def describe_model(trained: Trained) -> ModelCard:
   source = dataset.get("source")
   fields = ("name", "ndim", "depth", "features")
   return ModelCard(
-    workdir=trained.path.resolve().name,
+    workdir=trained.name,
     step=trained.step,
     model={name: model[name] for name in fields if name in model},
     trained_on=TrainingData(
@@ -364,5 +400,5 @@ def describe_model(trained: Trained) -> ModelCard:
     ),
     grid=dataset["grid"],
     window_hu=trained.window_hu,
-    versions=files.read_json(trained.path / "versions.json"),
+    versions=trained.versions,
   )

@@ -96,7 +96,7 @@ def test_large_scans_are_sampled_alike():
     ({"hu_p01": -10, "hu_p99": 500}, "may not be HU"),
     ({"hu_p01": 20, "hu_p99": 1500}, "1024 too high"),
     ({"fraction_lung": 0.01}, "may not be the thorax"),
-    ({"heart_hu": 90}, "no contrast in the heart"),
+    ({"heart_hu": 90}, "no contrast: the lumen cannot be seen"),
     ({"heart_hu": math.nan}, "no body"),
     ({"body_length_mm": 40}, "only 40 mm"),
   ],

@@ -1,0 +1,86 @@
+"""The labels of the chest and of the coronary arteries as one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from cadjax.segmentation import components
+from data_prep.resampling import resample
+from data_prep.volume import Grid
+
+AORTA = "aorta"
+# The chest's aorta is coarse: so near to the other one it is the same wall.
+NEAR_MM = 4.0
+_LEAST_MM3 = 1000.0
+
+
+def merge_labels(
+  wide: np.ndarray,
+  wide_names: Sequence[str],
+  labels: np.ndarray,
+  names: Sequence[str],
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Lays the labels of the second stage over those of the first.
+
+  Where both have a class of one name, such as the aorta, it is their union.
+
+  Args:
+    wide: uint8 [D, H, W], the chest.
+    wide_names: of its classes, the first is the background.
+    labels: uint8 [D, H, W] on the same grid.
+    names: of its classes, the first is the background.
+
+  Returns:
+    uint8 [D, H, W] and its names: those of the chest, then the others.
+  """
+  merged = (*wide_names, *(name for name in names if name not in wide_names))
+  table = np.array([merged.index(name) for name in names], np.uint8)
+  return np.where(labels > 0, table[labels], wide), merged
+
+
+def fill_aorta(
+  labels: np.ndarray,
+  names: Sequence[str],
+  grid: Grid,
+  wide: np.ndarray,
+  wide_names: Sequence[str],
+  wide_grid: Grid,
+) -> np.ndarray:
+  """Adds those parts of the aorta that only the first stage has found.
+
+  A part is added where it is farther than `NEAR_MM` from the aorta of the
+  second stage and not a speck, so that the wall, and with it the ostia, stay
+  where the finer segmentation has them. Nothing but background changes.
+
+  Args:
+    labels: uint8 [D, H, W] of the second stage.
+    names: of its classes, the first is the background.
+    grid: where they lie.
+    wide: uint8 [D, H, W] of the first stage.
+    wide_names: of its classes.
+    wide_grid: where those lie.
+
+  Returns:
+    uint8 [D, H, W] on `grid`.
+  """
+  if AORTA not in names or AORTA not in wide_names:
+    return labels
+  there = (wide == wide_names.index(AORTA)).astype(np.float32)
+  other = resample(there, wide_grid, grid, order="linear", fill=0) > 0.5
+  number = names.index(AORTA)
+  added = other & ~_near(labels == number, grid)
+  added = components.remove_small(
+    added.astype(np.uint8), grid.affine, _LEAST_MM3
+  )
+  if not added.any():
+    return labels
+  # Up to the aorta that is there, too: no gap may stay between them.
+  added = other & _near(added > 0, grid, 2 * NEAR_MM)
+  return np.where(added & (labels == 0), np.uint8(number), labels)
+
+
+def _near(mask: np.ndarray, grid: Grid, mm: float = NEAR_MM) -> np.ndarray:
+  if not mask.any():
+    return mask
+  return ndimage.distance_transform_edt(~mask, sampling=grid.spacing) <= mm

@@ -1,0 +1,1 @@
+"""The models that come with cadjax: files of weights, their cards, packing."""

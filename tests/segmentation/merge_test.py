@@ -1,0 +1,90 @@
+"""Two stages' labels as one."""
+
+import numpy as np
+
+from cadjax.segmentation import merge
+from data_prep.volume import Grid
+
+WIDE = ("background", "aorta", "left_ventricle", "bone")
+FOUR = ("background", "aorta", "lumen", "stable_plaque")
+
+
+def test_the_second_stage_lies_over_the_first():
+  wide = np.array([[[0, 1, 2, 3, 1, 2, 0]]], np.uint8)
+  fine = np.array([[[1, 0, 1, 0, 2, 3, 0]]], np.uint8)
+  labels, names = merge.merge_labels(wide, WIDE, fine, FOUR)
+  assert names == (*WIDE, "lumen", "stable_plaque")
+  assert labels.dtype == np.uint8
+  found = [names[k] for k in labels.ravel()]
+  assert found == [
+    *("aorta", "aorta", "aorta", "bone", "lumen", "stable_plaque"),
+    "background",
+  ]
+
+
+def test_a_class_of_neither_stays_out():
+  _, names = merge.merge_labels(
+    np.zeros((1, 1, 1), np.uint8), WIDE, np.zeros((1, 1, 1), np.uint8), WIDE
+  )
+  assert names == WIDE
+
+
+FINE = Grid((40, 40, 40), (1.0,) * 3, (0.5, 0.5, 0.5), np.eye(3)[:, ::-1])
+COARSE = Grid((30, 30, 30), (2.0,) * 3, (-9, -9, -9), np.eye(3)[:, ::-1])
+
+
+def coarse_aorta(*boxes_mm):
+  """Labels of a first stage on `COARSE`; boxes in mm of z, y, x."""
+  wide = np.zeros(COARSE.shape, np.uint8)
+  for box in boxes_mm:
+    wide[tuple(slice((a + 10) // 2, (b + 10) // 2) for a, b in box)] = 1
+  return wide
+
+
+def fill(labels, wide):
+  return merge.fill_aorta(labels, FOUR, FINE, wide, WIDE, COARSE)
+
+
+def test_an_aorta_that_the_second_stage_missed_is_filled_in():
+  labels = np.zeros(FINE.shape, np.uint8)
+  labels[5:10, 20:22, 5:30] = 2  # A lumen, half of it in the aorta.
+  wide = coarse_aorta(((0, 20), (10, 30), (0, 16)))
+  found = fill(labels, wide)
+  expected = np.zeros(FINE.shape, bool)
+  expected[0:20, 10:30, 0:16] = True
+  # Interpolation rounds the corners of a box off.
+  assert ((found == 1) != (expected & (labels == 0))).sum() <= 8
+  np.testing.assert_array_equal(found == 2, labels == 2)
+
+
+def test_where_both_have_the_aorta_its_wall_stays():
+  labels = np.zeros(FINE.shape, np.uint8)
+  labels[0:20, 10:30, 10:26] = 1
+  wide = coarse_aorta(((0, 20), (8, 32), (8, 28)))
+  np.testing.assert_array_equal(fill(labels, wide), labels)
+
+
+def test_a_missing_part_meets_the_part_that_is_there():
+  labels = np.zeros(FINE.shape, np.uint8)
+  labels[0:16, 10:30, 10:26] = 1
+  wide = coarse_aorta(((0, 40), (10, 30), (10, 26)))
+  found = fill(labels, wide)
+  expected = np.zeros(FINE.shape, bool)
+  expected[:, 10:30, 10:26] = True
+  assert ((found == 1) != expected).sum() <= 8
+  np.testing.assert_array_equal(found[:30] == 1, expected[:30])
+
+
+def test_specks_are_not_filled_in():
+  labels = np.zeros(FINE.shape, np.uint8)
+  wide = coarse_aorta(((0, 8), (0, 8), (0, 8)))  # 512 mm3.
+  assert not fill(labels, wide).any()
+
+
+def test_a_stage_without_an_aorta_is_left_alone():
+  labels = np.ones(FINE.shape, np.uint8)
+  names = ("background", "coronaries")
+  found = merge.fill_aorta(
+    labels, names, FINE, coarse_aorta(((0, 20),) * 3), WIDE, COARSE
+  )
+  assert found is labels
