@@ -269,6 +269,16 @@ def _render(voxels, body, patient, scan, tree, found, steps, streams):
     canvas, body, chest, spots, scan, streams["artifacts"], texture
   )
   hu = canvas.hu
+  if scan["hidden_mm"]:
+    hidden = [
+      (
+        steps.move(vessel.points),
+        np.full(len(vessel.points), scan["hidden_mm"]),
+      )
+      for vessel in tree.values()
+    ]
+    distance = shapes.tube_distance(canvas.voxels, hidden, 0)
+    hu[distance <= 0] = patient["fat_hu"]
   hu += acquisition.noise(voxels, scan, streams["noise"], patient)
   np.clip(np.rint(hu, out=hu), -1024, 3071, out=hu)
   return Volume(hu.astype(np.int16), voxels), tissues, segments, sizes

@@ -29,6 +29,7 @@ LIMITS = {
     "step_mm": (0, 10),
     "slab_mm": (8, 400),
     "table_mm": (0, 100),
+    "hidden_mm": (0, 30),
     "ramp": (0, 1),
   },
   "population": {
@@ -208,6 +209,9 @@ def draw_scanner(
     "step_mm": float(rng.uniform(0.3, 1.6)) * int(rng.random() < 0.25),
     "slab_mm": float(rng.uniform(18, 42)),
     "table_mm": float(rng.uniform(4, 30)),
+    # Radius of a tube of fat painted over every coronary artery; shows whether
+    # anything else gives the label away.
+    "hidden_mm": 0.0,
     "ramp": float(rng.uniform(0.2, 0.8)),
   }
   return _with(drawn, overrides, "scanner")
