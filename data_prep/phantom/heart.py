@@ -408,7 +408,7 @@ def _embed(around, at, coronaries, size) -> np.ndarray:
   radius = np.concatenate([radii[::6] for _, radii in coronaries])
   # The main stems lie deep in fat, the ends of the branches just under it.
   stem = np.clip((radius - 0.7) / 1.0, 0, 1)
-  wide = radius + 2.0 + stem * 0.55 * size["epicardial_fat_mm"]
+  wide = radius + 2.5 + stem * 0.55 * size["epicardial_fat_mm"]
   reach = float(wide.max()) + 6
   near = (around > -6) & (around < reach)
   place = np.stack([c[near] for c in np.broadcast_arrays(*at)], -1)
@@ -509,8 +509,8 @@ def _draw_right(canvas, heart, scanner, texture) -> None:
   rv = shapes.meet(rv, -3 - long, 4)
   # The open tricuspid valve, across the plane between the two.
   side = (long - 4) * np.float32(0.87) - (s - 35) * np.float32(0.49)
-  hole = 17.0 * size["rv_scale"]
-  middle = np.array([8.0, 43, -3])
+  hole = 14.5 * size["rv_scale"]
+  middle = np.array([6.5, 40, -3])
   way = np.array([0.87, -0.49, 0.0])
   passage = shapes.capsule(
     (long, s, u), middle - 9 * way, middle + 9 * way, hole, hole
@@ -521,8 +521,8 @@ def _draw_right(canvas, heart, scanner, texture) -> None:
   rough = rough * (1 - np.clip((z - 12) / 12, 0, 1))
   comb = np.clip(0.2 + 0.8 * texture(q, 3.4), 0, 1)
   comb = comb * np.clip((z - 8) / 10, 0, 1) * np.clip((ra + 8) / 4, 0, 1)
-  rv = shapes.union(rv + 4.5 * rough, np.maximum(passage, -side), 4)
-  ra = shapes.union(ra + 3.0 * comb, np.maximum(passage, side), 4)
+  rv = shapes.union(rv + 4.5 * rough, np.maximum(passage, -side), 3)
+  ra = shapes.union(ra + 3.0 * comb, np.maximum(passage, side), 3)
   for distance, hu, tissue in (
     (rv, ventricle, Tissue.RIGHT_VENTRICLE),
     (ra, atrium, Tissue.RIGHT_ATRIUM),
