@@ -76,7 +76,7 @@ def draw_abdomen(
     layer(loop, 55.0, Tissue.SOFT_TISSUE)
     surface = y - np.float32(center[1] + reach[1] * gas)
     layer(np.maximum(loop + 2.5, surface), -900.0, Tissue.GAS)
-  _draw_crura(canvas, chest)
+  layer(np.maximum(_crura(b), under), 55.0, Tissue.MUSCLE)
   for kind, hu in ((0, patient["liver_hu"] - 6 + blood), (1, 95 + blood)):
     own = sizes == kind
     shapes.thin_tubes(
@@ -123,16 +123,18 @@ def _loops(rng) -> list:
   return out
 
 
-def _draw_crura(canvas, chest) -> None:
-  """Paints the legs of the diaphragm beside the aorta."""
+def _crura(b: shapes.Coordinates) -> np.ndarray:
+  """Distance to the legs of the diaphragm beside the aorta."""
+  legs = np.float32(1e3)
   for side in (-1, 1):
     rows = np.array(
       [
-        [-8 + 14 * side, 48, -42],
+        [-8.0 + 14 * side, 48, -42],
         [-10 + 17 * side, 66, -75],
         [-14 + 15 * side, 80, -120],
+        [-16 + 14 * side, 84, -190],
       ]
     )
-    line = chest.to_patient(shapes.spline(rows.astype(float), 8.0))
-    radii = np.full(len(line), 5.0 * chest.scale)
-    shapes.paint_tube(canvas, line, radii, 55.0, Tissue.MUSCLE)
+    for one, other in zip(rows[:-1], rows[1:], strict=True):
+      legs = np.minimum(legs, shapes.capsule(b, one, other, 5.0, 5.5))
+  return legs

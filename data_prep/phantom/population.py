@@ -189,7 +189,7 @@ def draw_scanner(
     "length_mm": float(rng.uniform(122, 158)),
     "shape": [275, 512, 512],
     "center_offset_mm": [float(v) for v in rng.normal(0, [7, 7, 6])],
-    "blur_mm": float(rng.uniform(0.28, 0.5)),
+    "blur_mm": float(rng.uniform(0.24, 0.47)),
     "noise_hu": float(rng.uniform(18, 50)),
     "grain_mm": float(rng.uniform(0.35, 0.75)),
     "motion_mm": float(min(rng.gamma(1.2, 0.35), 2.2)),

@@ -159,7 +159,7 @@ def mediastinum(
   middle, behind = spine_line(z, patient)
   across = np.hypot(x - middle.astype(np.float32), y - behind)
   whole = across - np.float32(22)
-  for points in (ESOPHAGUS, _TRACHEA, _NODES, _UPPER):
+  for points in (ESOPHAGUS, _TRACHEA, _NODES, _UPPER, *_HILA):
     for one, other in zip(points[:-1], points[1:], strict=True):
       ends = one[3] + 2, other[3] + 2
       tube = shapes.capsule(b, one[:3], other[:3], *ends)
@@ -199,6 +199,12 @@ _TRACHEA = np.array(
 
 # Below the fork of the trachea, and what surrounds it above.
 _NODES = np.array([[-25.0, 32, 84, 15], [-22, 44, 48, 13], [-16, 54, 18, 9]])
+_HILA = np.array(
+  [
+    [[-25.0, 45, 74, 9], [-44, 44, 60, 9], [-62, 46, 49, 7]],
+    [[-25.0, 45, 74, 9], [-6, 49, 60, 9], [24, 57, 49, 8]],
+  ]
+)
 _UPPER = np.array([[-24.0, 14, 78, 17], [-26, 20, 170, 26]])
 
 
