@@ -127,7 +127,7 @@ bench-tpu: $(VENV)/.ready-tpu
 
 # On 2 cores from 12 minutes (link) to about 80 (multiclass), each;
 # two processes of one core each, or several machines, may share the folder.
-PLANS := dimension layers link prior multiclass balance external ablation \
+PLANS := dimension shortcut layers link prior multiclass balance external ablation \
   sample_size protocol
 RESULTS := configs/experiments/results
 

@@ -72,15 +72,33 @@ COVERED = {
   ("data_prep/resampling.py", "data_prep/geometry_test.py"): (
     "onto a grid and back"
   ),
+  (
+    "data_prep/phantom/published.py",
+    "data_prep/phantom/compare_test.py",
+  ): "the ranges of its table",
   **{
     (
       f"data_prep/phantom/{name}.py",
       "data_prep/phantom/phantom_test.py",
     ): "parts of a whole phantom"
     for name in (
-      *("acquisition", "calcium", "coronaries", "heart", "lumen", "plaques"),
-      *("population", "shapes", "thorax", "vessels", "voxels"),
+      *("calcium", "coronaries", "heart", "lumen", "plaques"),
+      *("population", "shapes", "vessels", "voxels"),
     )
+  },
+  **{
+    (
+      f"data_prep/phantom/{name}.py",
+      "data_prep/phantom/thorax_test.py",
+    ): "parts of a whole chest"
+    for name in ("abdomen", "bones", "branching", "lungs")
+  },
+  **{
+    (
+      f"data_prep/phantom/{name}.py",
+      "data_prep/phantom/artifacts_test.py",
+    ): "noise and metal beside streaks"
+    for name in ("acquisition", "metal")
   },
 }
 # Tests that are of no single module.

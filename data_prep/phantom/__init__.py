@@ -9,11 +9,16 @@ import numpy as np
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
 from data_prep.phantom import (
+  abdomen,
   acquisition,
+  artifacts,
+  bones,
   calcium,
   coronaries,
   heart,
   lumen,
+  lungs,
+  metal,
   plaques,
   shapes,
   thorax,
@@ -139,18 +144,22 @@ def make_phantom(
   if label:
     found = plaques.draw_lesions(streams["lesions"], tree, severity)
   voxels = acquisition.place_grid(grid, body.center, scan)
+  steps = artifacts.draw_steps(body.center, scan, streams["steps"])
   volume, tissues, segments, sizes = _render(
-    voxels, body, patient, scan, tree, found, streams
+    voxels, body, patient, scan, tree, found, steps, streams
   )
   lesions = [
     plaques.to_row(lesion, tree[lesion.segment], size)
     for lesion, size in zip(found, sizes, strict=True)
   ]
+  for row in lesions:
+    seen = steps.move(np.array(row["position_mm"]))
+    row["position_mm"] = [round(float(v), 2) for v in seen]
   return Phantom(
     volume=volume,
     tissues=tissues,
     segments=segments,
-    centerlines=_centerlines(tree, found),
+    centerlines=_centerlines(tree, found, steps),
     lesions=lesions,
     label=label,
     cad_rads=max((row["cad_rads"] for row in lesions), default=0),
@@ -215,40 +224,70 @@ def _streams(seed: int) -> dict[str, np.random.Generator]:
     "texture",
     "noise",
     "motion",
+    "abdomen",
+    "artifacts",
+    "metal",
+    "steps",
   )
   children = np.random.SeedSequence(seed).spawn(len(names))
   return dict(zip(names, map(np.random.default_rng, children), strict=True))
 
 
-def _render(voxels, body, patient, scan, tree, found, streams):
+def _render(voxels, body, patient, scan, tree, found, steps, streams):
   """Returns (volume, tissues, segments, mm3 of each plaque)."""
   canvas = shapes.blank(voxels, scan["blur_mm"])
   texture = acquisition.Texture(streams["texture"])
   chest = thorax.Thorax(body.center, patient["body_scale"], patient)
-  thorax.draw_thorax(canvas, chest, body, streams["lungs"], scan, texture)
-  vessels.draw_veins(canvas, body, scan)
-  heart.draw_heart(canvas, body, scan, texture)
-  aorta = vessels.draw_arteries(canvas, body, scan)
+  thorax.draw_wall(canvas, chest, texture)
+  abdomen.draw_abdomen(canvas, chest, streams["abdomen"], scan, texture)
+  thorax.draw_mediastinum(canvas, chest, body, texture)
+  bones.draw_bones(canvas, chest, texture)
+  lungs.draw_lungs(canvas, chest, body, streams["lungs"], scan)
+  beat = heart.scene(canvas, body)
+  if beat is not None:
+    stems = [(vessel.points, vessel.radius) for vessel in tree.values()]
+    stems.append(vessels.coronary_sinus(body))
+    heart.draw_fat(canvas, body, beat, stems, texture)
+    vessels.draw_beneath(canvas, body, scan)
+    heart.draw_heart(canvas, body, beat, scan, texture)
+  aorta = vessels.draw_vessels(canvas, body, scan)
+  vessels.draw_wall_vessels(canvas, body, scan, bones.rib_tubes(chest)[0])
   way = streams["motion"].normal(size=3)
   motion = scan["motion_mm"] * way / np.linalg.norm(way)
   mask, segments, sizes = lumen.draw_coronaries(
     canvas, tree, found, scan["contrast_hu"], motion, scan["blur_mm"]
   )
   calcium.draw_calcium(canvas, body, chest, streams["calcium"])
+  metal.draw_table(canvas, chest, scan["table_mm"])
   # Calcium on a wall hides no vessel from the masks.
   tissues = canvas.tissues
   tissues[aorta <= 0] = lumen.AORTA
+  spots = metal.draw_metal(canvas, body, chest, streams["metal"])
   np.copyto(tissues, mask, where=mask > 0)
+  steps.apply(canvas, [segments])
+  artifacts.draw_artifacts(
+    canvas, body, chest, spots, scan, streams["artifacts"], texture
+  )
   hu = canvas.hu
-  hu += acquisition.noise(voxels, scan, streams["noise"])
+  if scan["hidden_mm"]:
+    hidden = [
+      (
+        steps.move(vessel.points),
+        np.full(len(vessel.points), scan["hidden_mm"]),
+      )
+      for vessel in tree.values()
+    ]
+    distance = shapes.tube_distance(canvas.voxels, hidden, 0)
+    hu[distance <= 0] = patient["fat_hu"]
+  hu += acquisition.noise(voxels, scan, streams["noise"], patient)
   np.clip(np.rint(hu, out=hu), -1024, 3071, out=hu)
   return Volume(hu.astype(np.int16), voxels), tissues, segments, sizes
 
 
-def _centerlines(tree, found) -> dict[str, np.ndarray]:
+def _centerlines(tree, found, steps) -> dict[str, np.ndarray]:
   lines = {}
   for name, vessel in tree.items():
     own = [lesion for lesion in found if lesion.segment == name]
     center, radius, _ = plaques.diseased(vessel, own)
-    lines[name] = np.column_stack([center, radius])
+    lines[name] = np.column_stack([steps.move(center), radius])
   return lines

@@ -47,20 +47,28 @@ def place_grid(
 
 
 def noise(
-  grid: Grid, scanner: dict[str, Any], rng: np.random.Generator
+  grid: Grid,
+  scanner: dict[str, Any],
+  rng: np.random.Generator,
+  patient: dict[str, Any] | None = None,
 ) -> np.ndarray:
   """Returns noise in HU, correlated by the kernel, [D, H, W] float32.
 
-  On voxels larger than the scanner's, averaging has taken its share away.
+  On voxels larger than the scanner's, averaging has taken its share away;
+  a stout body adds to it.
 
   Args:
     grid: where.
     scanner: `noise_hu` is its standard deviation on the scanner's own voxels,
-      `grain_mm` the standard deviation of its blur.
+      `grain_mm` the standard deviation of its blur, `ramp` the share of
+      coarse noise that the kernel takes away in the axial plane.
     rng: source of randomness.
+    patient: who is scanned; an average adult if None.
   """
   out = rng.standard_normal(grid.shape, np.float32)
   level = scanner["noise_hu"]
+  if patient is not None:
+    level *= patient["body_scale"] * np.exp((patient["fat_mm"] - 20) / 90)
   for axis, spacing in enumerate(grid.spacing):
     grain = scanner["grain_mm"]
     blurred = np.sqrt(grain**2 + spacing**2 / 12)
@@ -68,7 +76,18 @@ def noise(
     sigma = grain / spacing
     if sigma > 0.25:
       out = ndimage.gaussian_filter1d(out, sigma, axis, truncate=3)
-  return out * np.float32(level / out.std())
+  # Filtered back projection suppresses what is coarser than its kernel; what
+  # averages over large voxels alias fills some of it again.
+  low = out
+  for axis in (1, 2):
+    sigma = 2.4 * scanner["grain_mm"] / grid.spacing[axis]
+    if sigma > 0.25:
+      low = ndimage.gaussian_filter1d(low, sigma, axis, truncate=2.5)
+  if low is not out:
+    low *= np.float32(-scanner["ramp"] * min(1, 0.7 / max(grid.spacing)))
+    out += low
+  out *= np.float32(level / out.std())
+  return out
 
 
 class Texture:

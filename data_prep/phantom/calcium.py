@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from data_prep.phantom import bones, shapes, vessels
 from data_prep.phantom import heart as heart_lib
-from data_prep.phantom import shapes, thorax, vessels
 from data_prep.phantom.heart import Heart
 from data_prep.phantom.thorax import Thorax
 from data_prep.tissues import Tissue
@@ -25,7 +25,7 @@ def draw_calcium(
   """
   amount = heart.size
   aorta = vessels.aorta_line(heart)
-  cartilages = thorax.rib_tubes(chest)[1]
+  cartilages = bones.rib_tubes(chest)[1]
   for name, place in (
     ("aortic_calcium_mm3", lambda: _on_aorta(aorta, rng)),
     ("valve_calcium_mm3", lambda: _on_valve(heart, rng)),

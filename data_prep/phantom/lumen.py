@@ -27,7 +27,8 @@ class Shares:
     voxel: [N] flat indices into the grid.
     way_mm: [N] how far along the vessel.
     lumen: [N] 0 to 1.
-    stable: lesion number -> [N] share of calcified plaque.
+    stable: lesion number -> [N] share of calcified plaque, the fibrous tissue
+      in it included.
     unstable: lesion number -> [N] share of non-calcified plaque.
   """
 
@@ -152,7 +153,8 @@ def _draw_vessel(
   shift = (center - vessel.points).astype(np.float32)
   rho_outer = np.hypot(np.linalg.norm(across, axis=-1), beyond)
   r_lumen = look(lumen_r.astype(np.float32))
-  r_outer = look(outer_r.astype(np.float32))
+  r_healthy = look(vessel.radius.astype(np.float32))
+  r_outer = r_healthy
   if lesions:
     moved_axis = (
       shift[low] * (1 - part[..., None]) + shift[low + 1] * (part[..., None])
@@ -163,6 +165,10 @@ def _draw_vessel(
   hu_lumen = np.float32(contrast_hu) * (
     np.float32(0.97) - np.float32(0.0008) * way
   )
+  turn = _turn(across, vessel, nearest) if lesions else None
+  for lesion in lesions.values():
+    swollen = lesion.outer(way, turn, r_healthy).astype(np.float32)
+    r_outer = np.maximum(r_outer, swollen)
   in_lumen = _soft(rho, r_lumen, edge)
   in_vessel = np.maximum(_soft(rho_outer, r_outer, edge), in_lumen)
   inside = _soft(rho, r_lumen, sub_mm)
@@ -171,9 +177,7 @@ def _draw_vessel(
   stable, unstable = {}, {}
   for k, lesion in lesions.items():
     here = lesion.weight(way) > 0
-    hu, is_stable = _plaque_hu(
-      lesion, way, across, rho, r_lumen, r_outer, vessel, nearest
-    )
+    hu, is_stable = _plaque_hu(lesion, way, turn, rho, r_lumen, r_outer)
     hu_wall = np.where(here, hu, hu_wall)
     rest = np.where(here, whole - inside, 0)
     stable[k] = (rest * is_stable).mean(1)
@@ -193,28 +197,30 @@ def _soft(rho, radius, edge):
   return gain * np.clip(0.5 - (rho - radius) / edge, 0, 1)
 
 
-def _plaque_hu(lesion, way, across, rho, r_lumen, r_outer, vessel, nearest):
-  """Returns HU inside a plaque and whether it is calcified there."""
-  if lesion.kind == "calcified":
-    grain = 1 + 0.12 * np.sin(1.7 * way + lesion.phase)
-    return lesion.hu * grain.astype(np.float32), np.ones(way.shape, bool)
-  depth = (rho - r_lumen) / np.maximum(r_outer - r_lumen, 0.2)
-  along = np.abs(way - lesion.middle_mm) / (lesion.length_mm / 2)
+def _turn(across, vessel, nearest):
+  """Returns the radians around the vessel of offsets [N, K, 3] across it."""
+  normal = vessel.normal[nearest]
+  binormal = np.cross(vessel.tangent[nearest], normal)
+  return np.arctan2(
+    np.einsum("nkc,nc->nk", across, binormal.astype(np.float32)),
+    np.einsum("nkc,nc->nk", across, normal.astype(np.float32)),
+  )
+
+
+def _plaque_hu(lesion, way, turn, rho, r_lumen, r_outer):
+  """Returns HU inside a plaque and whether it is stable there."""
   if lesion.kind == "noncalcified":
+    depth = (rho - r_lumen) / np.maximum(r_outer - r_lumen, 0.2)
+    along = np.abs(way - lesion.middle_mm) / (lesion.length_mm / 2)
     core = (along < 0.55) & (depth > 0.3) & (depth < 1.1)
     hu = np.where(core, lesion.core_hu, lesion.hu)
     return hu.astype(np.float32), np.zeros(way.shape, bool)
-  normal = vessel.normal[nearest]
-  binormal = np.cross(vessel.tangent[nearest], normal)
-  turn = np.arctan2(
-    np.einsum("nkc,nc->nk", across, binormal),
-    np.einsum("nkc,nc->nk", across, normal),
-  )
-  spots = np.cos(turn - lesion.angle) + np.sin(
-    2 * np.pi * way / 7.0 + lesion.phase
-  )
-  chalk = np.clip(0.5 + 1.5 * spots, 0, 1).astype(np.float32)
-  return lesion.core_hu + chalk * (lesion.hu - lesion.core_hu), chalk > 0.5
+  chalk = lesion.calcified(way, turn)
+  soft = np.clip(0.5 + 2.5 * chalk, 0, 1).astype(np.float32)
+  grain = 1 + 0.15 * lesion.lumps(1.7 * way, 2 * turn).astype(np.float32)
+  hu = lesion.core_hu + soft * (lesion.hu * grain - lesion.core_hu)
+  # The little fibrous tissue of a calcified plaque makes it no less stable.
+  return hu, (chalk > 0) | (lesion.kind == "calcified")
 
 
 def _fullest(share: np.ndarray, free: np.ndarray, count: int) -> np.ndarray:

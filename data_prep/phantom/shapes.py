@@ -270,10 +270,11 @@ def thin_tubes(
         where = canvas.tissues[found[0]]
         np.copyto(where, np.uint8(tissue), where=distance < 0)
       share = cover(distance, w)
+      touched = share > 0
       share *= np.float32(gain[k] * (hu - below))
       share += np.float32(below)
       part = canvas.hu[found[0]]
-      np.maximum(part, share, out=part)
+      np.maximum(part, share, out=part, where=touched)
 
 
 def spline(points: np.ndarray, step_mm: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from data_prep.geometry import GridSpec, target_grid
 from data_prep.phantom import SEGMENTS, coronaries, heart, make_phantom
 from data_prep.phantom.plaques import cad_rads
 from data_prep.phantom.population import LIMITS, draw_patient, draw_scanner
+from data_prep.tissues import Tissue
 from data_prep.volume import Grid, Volume
 
 SMALL = GridSpec("heart", (40, 36, 44), (150.0, 150.0, 150.0))
@@ -209,8 +210,7 @@ def test_orientation(average):
   assert low[1] > heart[1] + 15  # descending aorta, behind
   assert high[0] > low[0]
   # Liver right and low; stomach and lung left of it.
-  slab = hu[int(index(0, 0, -65)[0])]
-  liver = (slab > 30) & (slab < 140)
+  liver = average.tissues[int(index(0, 0, -65)[0])] == Tissue.LIVER
   width = hu.shape[2]
   assert liver[:, : width // 3].mean() > 2 * liver[:, -width // 3 :].mean()
   # The spine: bone at the back, near the midline.
@@ -252,10 +252,10 @@ def test_vessels_taper_and_lie_outside_the_chambers(seed):
   lines = phantom.centerlines
   for line in lines.values():
     assert line[0, 3] > line[-1, 3]
-  assert 1.6 < lines["LM"][0, 3] < 3.0
+  assert 1.8 < lines["LM"][0, 3] < 3.3
   for name in ("LAD", "RCA"):
-    assert 1.2 < lines[name][0, 3] < 2.6
-  assert 0.5 < lines["LAD"][-1, 3] < 1.1
+    assert 1.4 < lines[name][0, 3] < 3.3
+  assert 0.6 < lines["LAD"][-1, 3] < 1.2
   steps = np.linalg.norm(np.diff(lines["LAD"][:, :3], axis=0), axis=1)
   assert 70 < steps.sum() < 180
   # The bifurcation of the left main is one point.
@@ -276,10 +276,19 @@ def test_coronaries_start_at_the_aorta(average):
 
 def test_segment_mask_follows_centerlines(diseased):
   grid = diseased.volume.grid
-  for name, line in diseased.centerlines.items():
-    voxels = grid.to_mm(np.argwhere(diseased.segments == SEGMENTS[name]))
-    apart = np.linalg.norm(voxels[:, None] - line[None, ::4, :3], axis=-1)
-    assert np.percentile(apart.min(1), 95) < 4.0
+  # The small branches share a number.
+  for number in set(SEGMENTS.values()):
+    lines = [
+      line[::4, :3]
+      for name, line in diseased.centerlines.items()
+      if SEGMENTS[name] == number
+    ]
+    voxels = grid.to_mm(np.argwhere(diseased.segments == number))
+    assert bool(lines) == bool(len(voxels))
+    if lines:
+      apart = np.linalg.norm(voxels[:, None] - np.concatenate(lines), axis=-1)
+      assert np.percentile(apart.min(1), 95) < 4.0
+  for line in diseased.centerlines.values():
     index = np.rint(grid.to_index(line[10:-10, :3])).astype(int)
     index = index[((index >= 0) & (index < grid.shape)).all(1)]
     if len(index):
@@ -538,3 +547,26 @@ def test_phantoms_at_the_limits_can_be_made(what, name, value):
     1, label=1, severity="overt", grid=SMALL, **{what: {name: value}}
   )
   assert (made.mask == 1).any()
+
+
+@pytest.mark.parametrize("severity", ["clinical", "overt"])
+@pytest.mark.parametrize("seed", range(200, 206))
+def test_nothing_but_the_coronaries_knows_the_label(seed, severity):
+  """Painted over, a patient with disease is the healthy one, voxel by voxel.
+
+  At 7 mm, which configs/experiments/shortcut.py takes, a few voxels of 2 mm
+  at the tubes' edge still differ.
+  """
+  grid = GridSpec("heart", shape=(64, 64, 64), box_mm=(128, 128, 128))
+  options = {"severity": severity, "grid": grid}
+  normal, cad = (
+    make_phantom(seed, label=label, scanner={"hidden_mm": 9.0}, **options)
+    for label in (0, 1)
+  )
+  seen = make_phantom(seed, label=1, **options)
+  np.testing.assert_array_equal(normal.volume.hu, cad.volume.hu)
+  # The disease was there, and it lies under the tubes alone.
+  assert cad.lesions
+  changed = seen.volume.hu != cad.volume.hu
+  assert changed[np.isin(cad.tissues, (2, 3, 4))].mean() > 0.9
+  assert 0.01 < changed.mean() < 0.25
