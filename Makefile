@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 
 .PHONY: help env demo test test-slow test-colab test-latest fuzz bench \
-  bench-tpu lint clean experiments experiments-smoke
+  bench-tpu weights lint clean experiments experiments-smoke
 
 help:
 	@echo "make demo       environment, phantoms, trainings, evaluation, a linked report"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-tpu  compiles for a TPU that is not there, in bench/tpu"
 	@echo "make experiments        the paper's questions on phantoms: hours"
 	@echo "make experiments-smoke  every plan at a tiny size"
+	@echo "make weights    trains the models in cadjax/weights again: hours"
 	@echo "make lint       ruff"
 	@echo "make clean      removes demo/, bench/ and experiments/"
 
@@ -121,6 +122,39 @@ $(VENV)/.ready-tpu: $(READY)
 bench-tpu: $(VENV)/.ready-tpu
 	$(PY) -m cadjax.bench.tpu --config=configs/resnet3d.py --out=bench/tpu \
 	  --table=cadjax/bench/README.md
+
+# The models of cadjax/weights, from phantoms; what was killed resumes.
+WEIGHTS := weights
+BUILD = $(PY) -m data_prep.build --source=phantom --seed=100 --overwrite
+
+$(WEIGHTS)/wide_data/.ready: | $(READY)
+	$(BUILD) --cases=240 --grid=spacing --spacing_mm=2 \
+	  --scanner=fov_mm=360,length_mm=290 --fractions=0.9,0.05,0.05 --out=$(@D)
+	touch $@
+
+$(WEIGHTS)/coronary_data/.ready: | $(READY)
+	$(BUILD) --cases=160 --grid=heart --shape=192,192,192 \
+	  --box_mm=128,128,128 --fractions=0.9,0.05,0.05 --out=$(@D)
+	touch $@
+
+$(WEIGHTS)/classifier_data/.ready: | $(READY)
+	$(BUILD) --severity=overt --cases=800 --grid=heart --shape=64,64,64 \
+	  --box_mm=128,128,128 --fractions=0.8,0.1,0.1 --out=$(@D)
+	touch $@
+
+MODELS := wide coronary classifier
+
+weights: $(READY) | $(MODELS:%=$(WEIGHTS)/%_data/.ready)
+	$(PY) -m cadjax.main --config=configs/wide.py --workdir=$(WEIGHTS)/wide
+	$(PY) -m cadjax.main --config=configs/coronary.py \
+	  --workdir=$(WEIGHTS)/coronary
+	$(PY) -m cadjax.main --config=configs/heart_classifier.py \
+	  --workdir=$(WEIGHTS)/classifier
+	for name in $(MODELS); do \
+	  $(PY) -m cadjax.evaluate --workdir=$(WEIGHTS)/$$name || exit; \
+	  $(PY) -m cadjax.weights --pack=$(WEIGHTS)/$$name --name=$$name \
+	    --command="make weights" --overwrite || exit; \
+	done
 
 # What a failed experiment leaves is no result.
 .DELETE_ON_ERROR:

@@ -1,8 +1,8 @@
 """The coronary segmenter: lumen, both kinds of plaque and the aortic root.
 
-Command (data: cadjax build --source=phantom --severity=clinical --cases=240
---grid=heart --shape=192,192,192 --box_mm=128,128,128
---out=weights/coronary_data):
+Command (data: cadjax build --source=phantom --cases=160 --seed=100
+--grid=heart --shape=192,192,192 --box_mm=128,128,128 --fractions=0.9,0.05,0.05
+--out=weights/coronary_data; `make weights` runs both):
 
   cadjax train --config=coronary --workdir=weights/coronary
 
@@ -53,6 +53,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.augment.noise = {"probability": 0.6, "sigma": 0.04}
     config.augment.intensity = {"probability": 0.5, "shift": 0.06, "scale": 0.2}
     config.ema_decay = 0.99
-    config.epochs = 30
-    config.patience = 30
+    config.epochs = 8
+    config.patience = 8
   return config.lock()

@@ -1,0 +1,45 @@
+"""The classifier that comes with cadjax: a small 3D ResNet that sees the heart.
+
+Command (data: cadjax build --source=phantom --severity=overt --cases=800
+--seed=100 --grid=heart --shape=64,64,64 --box_mm=128,128,128
+--fractions=0.8,0.1,0.1 --out=weights/classifier_data; `make weights` runs both):
+
+  cadjax train --config=heart_classifier --workdir=weights/classifier
+
+All that is farther than 8 mm from the heart's blood and muscle is blank, in a
+scan where the wide segmenter (configs/wide.py) finds them. In training the
+border and what lies beyond it vary, and so do the position of the box, the
+tissues' intensities, noise and sharpness.
+"""
+
+import ml_collections
+
+from configs import demo
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """Returns `configs/demo.py` for the heart alone; `arg` is not used."""
+  config = demo.get_config(arg)
+  with config.unlocked():
+    config.data.path = "weights/classifier_data"
+    config.data.prior.use = "heart"
+    config.data.prior.margin_voxels = (4, 4, 4)
+    config.augment.spatial = {
+      "probability": 0.8,
+      "rotation_degrees": 8.0,
+      "scale": 0.1,
+      "translation": 0.08,
+    }
+    config.augment.tissues = {
+      "probability": 0.0,
+      "shift_probability": 0.5,
+      "shift": 0.05,
+    }
+    config.augment.surroundings = {"probability": 0.5}
+    config.augment.blur = {"probability": 0.4, "sigma": 0.7}
+    config.augment.noise = {"probability": 0.5, "sigma": 0.03}
+    config.augment.intensity = {"probability": 0.5, "shift": 0.05, "scale": 0.1}
+    config.ema_decay = 0.99
+    config.epochs = 20
+    config.patience = 20
+  return config
