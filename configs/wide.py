@@ -27,15 +27,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.segment.min_component_mm3 = 500.0
     config.data.path = "weights/wide_data"
     config.data.window_hu = (-1000.0, 1000.0)
-    config.data.patch_size = (64, 64, 64)
+    # Large enough to see most of the classes at once.
+    config.data.patch_size = (96, 96, 96)
     config.data.patches_per_volume = 4
     config.data.foreground_share = 0.5
-    config.data.batch_size = 2
+    config.data.batch_size = 1
     config.data.eval_batch_size = 1
-    config.model.features = (8, 24, 48, 96)
+    config.model.features = (8, 16, 32, 64, 96)
+    # Patches of other intensities would share the statistics of a batch.
+    config.model.norm = "instance"
     config.model.deep_supervision = False
-    config.loss.batch = True
-    config.optimizer.learning_rate = 2e-3
+    # Background, aorta, four chambers, muscle, great vessels, lungs, bone:
+    # alike, the small ones are left out for long.
+    config.loss.weights = (0.3, 3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0, 0.5, 2.0)
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
     config.augment.spatial = {
       "probability": 0.8,
