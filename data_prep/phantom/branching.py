@@ -32,7 +32,7 @@ def grow(
   rng: np.random.Generator,
   *,
   share: float = 0.42,
-  thinnest: float = 0.66,
+  thinnest: float = 0.72,
 ) -> Branches:
   """Grows a tree from `root` to near every leaf.
 

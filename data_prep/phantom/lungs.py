@@ -17,7 +17,7 @@ _AIRWAYS = [
 ]
 # How far a bronchus lies beside its artery, by the number of forks behind it.
 _BESIDE_MM = np.array([0.0, 7.0, 5.6, 4.6, 3.9, 3.3, 2.8, 2.5, 2.2])
-_LEAVES = 650  # Of each tree in one lung.
+_LEAVES = 1050  # Of each tree in one lung.
 
 
 def draw_lungs(
@@ -60,7 +60,7 @@ def _spots(chest: Thorax, heart: Heart, sign: int, rng) -> np.ndarray:
   """Draws points in one lung, [N, 3] LPS mm, evenly."""
   low = np.array([4.0 if sign > 0 else -142.0, -75, -110])
   high = np.array([142.0 if sign > 0 else -4.0, 135, 172])
-  spots = rng.uniform(low, high, (4000, 3)) + [thorax.MIDLINE, 0, 0]
+  spots = rng.uniform(low, high, (6000, 3)) + [thorax.MIDLINE, 0, 0]
   at = tuple(chest.to_patient(spots).astype(np.float32).T)
   b = tuple(spots.astype(np.float32).T)
   free = thorax.cavity(b) < -3

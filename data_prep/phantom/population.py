@@ -196,7 +196,7 @@ def draw_scanner(
     # How far geometry.find_heart is off: mean and spread were measured on
     # phantoms, where it settles a little above the middle.
     "detector_offset_mm": [
-      float(v) for v in rng.normal([-1.5, 2, 9], [2.5, 3.5, 5])
+      float(v) for v in rng.normal([-3.5, 4, 12], [2.5, 5, 4.5])
     ],
     # 1 where the contrast was injected there.
     "left_arm": float(rng.random() < 0.3),
