@@ -176,7 +176,7 @@ def train(
     raise UserError(f"{total} steps are too few to measure their time")
   _, schedule = optimizer.get_optimizer(config.optimizer, total_steps=total)
   prepared = _preparation(task, config.seed)
-  run = _Run(config)
+  run = _Run(config, _faster_layout(config, task, prepared, say))
   seconds: list[tuple[float, float]] = []
   progress = loop.Progress()
   first = 0
@@ -236,6 +236,27 @@ def _preparation(task: Task, seed: int) -> Callable:
   return prepared
 
 
+def _faster_layout(
+  config: ml_collections.ConfigDict,
+  task: Task,
+  prepared: Callable,
+  say: Callable[[str], None],
+) -> torch.memory_format:
+  """Returns in which of its memory formats PyTorch takes steps faster."""
+  batch, _ = next(iter(task.batches(0, 1)))
+  image, label = prepared(0, batch)
+  seconds = {}
+  for layout in (torch.contiguous_format, torch.channels_last_3d):
+    run = _Run(config, layout)
+    for step in range(WARM_UP + 1):
+      begin = time.perf_counter()
+      run.step(image, label, 0.0, step)
+      seconds[layout] = time.perf_counter() - begin  # Of the last one.
+  faster = min(seconds, key=seconds.get)
+  say(f"MONAI: {faster} is the faster memory format")
+  return faster
+
+
 def _validate(scorer: Scorer, dataset, task: Task, config) -> dict[str, float]:
   rows, logits = evaluate_split(
     dataset,
@@ -249,9 +270,12 @@ def _validate(scorer: Scorer, dataset, task: Task, config) -> dict[str, float]:
 class _Run:
   """All that a step changes."""
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(
+    self, config: ml_collections.ConfigDict, layout: torch.memory_format
+  ):
     self._config = config
-    self.net = make_net(config)
+    self._layout = layout
+    self.net = make_net(config).to(memory_format=layout)
     self._average = copy.deepcopy(self.net) if config.ema_decay else None
     options = optimizer.DEFAULTS | dict(config.optimizer)
     self._clip = options["clip_norm"]
@@ -275,7 +299,7 @@ class _Run:
       group["lr"] = rate
     self._optimizer.zero_grad(set_to_none=True)
     loss = torch.nn.functional.cross_entropy(
-      self.net(image),
+      self.net(image.contiguous(memory_format=self._layout)),
       label,
       label_smoothing=self._config.loss.get("label_smoothing", 0.0),
     )
