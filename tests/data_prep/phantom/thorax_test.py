@@ -154,7 +154,6 @@ def test_roots_of_the_lungs_lie_in_vessels(phantoms):
         Tissue.PULMONARY_ARTERY,
         Tissue.PULMONARY_VEINS,
         Tissue.LEFT_ATRIUM,
-        Tissue.LUNG_VESSELS,
       ],
     )
     near = phantom.volume.grid.to_mm(np.argwhere(blood))
