@@ -145,7 +145,10 @@ $(WEIGHTS)/classifier_data/.ready: | $(READY)
 MODELS := wide coronary classifier
 
 weights: $(READY) | $(MODELS:%=$(WEIGHTS)/%_data/.ready)
-	$(PY) -m cadjax.main --config=configs/wide.py --workdir=$(WEIGHTS)/wide
+	$(PY) -m cadjax.main --config=configs/wide.py:plain \
+	  --workdir=$(WEIGHTS)/wide_plain
+	$(PY) -m cadjax.main --config=configs/wide.py \
+	  --config.init_from=$(WEIGHTS)/wide_plain --workdir=$(WEIGHTS)/wide
 	$(PY) -m cadjax.main --config=configs/coronary.py \
 	  --workdir=$(WEIGHTS)/coronary
 	$(PY) -m cadjax.main --config=configs/heart_classifier.py \

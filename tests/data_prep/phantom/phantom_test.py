@@ -287,7 +287,8 @@ def test_segment_mask_follows_centerlines(diseased):
     assert bool(lines) == bool(len(voxels))
     if lines:
       apart = np.linalg.norm(voxels[:, None] - np.concatenate(lines), axis=-1)
-      assert np.percentile(apart.min(1), 95) < 4.0
+      # Plaque widens a vessel of 3 mm by half, eccentrically.
+      assert np.percentile(apart.min(1), 95) < 4.5
   for line in diseased.centerlines.values():
     index = np.rint(grid.to_index(line[10:-10, :3])).astype(int)
     index = index[((index >= 0) & (index < grid.shape)).all(1)]
