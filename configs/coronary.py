@@ -30,6 +30,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.data.eval_batch_size = 1
     config.model.features = (12, 24, 48, 96)
     config.model.deep_supervision = False
+    # Patches of other intensities would share the statistics of a batch.
+    config.model.norm = "instance"
     config.loss.name = "skeleton_recall"
     # Lumen and both kinds of plaque are one vessel, 4 to 5 voxels wide.
     config.loss.classes = (2, 3, 4)
