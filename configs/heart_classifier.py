@@ -2,7 +2,7 @@
 
 Command (data: cadjax build --source=phantom --severity=overt --cases=800
 --seed=100 --grid=heart --shape=64,64,64 --box_mm=128,128,128
---fractions=0.8,0.1,0.1 --out=weights/classifier_data; `make weights` runs both):
+--fractions=0.8,0.1,0.1 --out=weights/classifier_data; see `make weights`):
 
   cadjax train --config=heart_classifier --workdir=weights/classifier
 

@@ -328,7 +328,8 @@ def test_vessels_touch_at_their_fork_only(seed):
   rng = np.random.default_rng(seed)
   body = heart.make_heart(draw_patient(rng))
   dominance = ("right", "left", "co")[seed % 3]
-  tree, _ = coronaries.make_tree(body, rng, dominance)
+  # Two anomalous arteries of one sinus may.
+  tree, _ = coronaries.make_tree(body, rng, dominance, anomaly="")
   for one, other in itertools.combinations(tree.values(), 2):
     apart = np.linalg.norm(one.points[:, None] - other.points, axis=-1)
     fat = apart - one.radius[:, None] - other.radius
