@@ -15,6 +15,7 @@ from cadjax.segmentation.components import largest
 from cadjax.training import workdir
 from data_prep import geometry, volume
 from data_prep.errors import UserError
+from data_prep.tissues import CLASS_NAMES, VESSEL_CLASSES
 
 # Of a class, from its labels; the last three want the true ones, too.
 OF_A_CLASS = ("predicted", "largest", "truth", "false_positive",
@@ -211,8 +212,12 @@ def read_truth(
   labels = geometry.mask_to_grid(mask, prepared.model_input.grid)
   if class_set is None:
     return labels
-  if labels.max() >= len(classes.CLASS_NAMES):
-    known = ", ".join(f"{i} {n}" for i, n in enumerate(classes.CLASS_NAMES))
+  # Another numbering would pass for tissues, where vessels are asked for.
+  parts = classes.get_class_set(class_set).parts.values()
+  vessels = {part for some in parts for part in some} <= set(VESSEL_CLASSES)
+  names = VESSEL_CLASSES if vessels else CLASS_NAMES
+  if labels.max() >= len(names):
+    known = ", ".join(f"{i} {n}" for i, n in enumerate(names))
     raise UserError(f"{path}: has the label {labels.max()}; known are {known}")
   return classes.map_mask(labels, class_set)
 
