@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.loss.name = "skeleton_recall"
     # Lumen and both kinds of plaque are one vessel, 4 to 5 voxels wide.
     config.loss.classes = (2, 3, 4)
-    config.loss.iterations = 4
+    config.loss.iterations = 4  # Of thinning the mask to its centreline.
     config.loss.weights = (0.5, 1.0, 3.0, 8.0, 8.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50

@@ -63,9 +63,15 @@ def test_every_program_of_the_package_has_a_subcommand():
   found = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files
   }
-  # One fills a table of the benchmark's page, the other is for owners of a
-  # phantom: they are not for all users.
-  found -= {"cadjax.bench.tpu", "cadjax.calcium.qrm", "data_prep.errors"}
+  # Not for all users: what fills tables of the benchmark's page, what owners of
+  # a physical phantom measure, and how real the drawn ones are.
+  found -= {
+    "cadjax.bench.recipe",
+    "cadjax.bench.tpu",
+    "cadjax.calcium.qrm",
+    "data_prep.errors",
+    "data_prep.phantom.compare",
+  }
   listed = {
     f"{module}.__main__"
     if importlib.util.find_spec(module).submodule_search_locations

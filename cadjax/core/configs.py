@@ -240,10 +240,18 @@ def meanings(
     path: of the file.
 
   Returns:
-    (field, meaning) in the order of the config; "" where no comment says.
+    (field, meaning) in the order of the config; "" where no comment says. A
+    field without one has that of what it is an option of: those of
+    augmentations are told where these are.
   """
   comments = _comments(path)
-  return [(field, comments.get(field, "")) for field in _fields(config)]
+
+  def meaning(field: str) -> str:
+    while field not in comments and "." in field:
+      field = field.rpartition(".")[0]
+    return comments.get(field, "")
+
+  return [(field, meaning(field)) for field in _fields(config)]
 
 
 def _fields(config: ml_collections.ConfigDict) -> Iterator[str]:
