@@ -176,8 +176,8 @@ def mediastinum(
     whole = np.minimum(whole, tube)
   q = heart.from_patient(at)
   body = heart_lib.muscle(heart_lib.chambers(q, patient))
-  body = body * np.float32(heart.scale / patient["body_scale"]) - 0.5
-  whole = shapes.union(whole, body, 12)
+  body = body * np.float32(heart.scale / patient["body_scale"]) + 1.5
+  whole = shapes.union(whole, body, 6)
   # Both lungs meet behind the sternum, in front of the great vessels.
   deep = y - front(z)
   slope = 0.3 + 0.015 * patient["fat_pad_mm"]

@@ -127,6 +127,8 @@ def test_vessels_on_the_heart_keep_off_blood_and_lung(quiet):
   grid, shares = quiet.volume.grid, {}
   for name, line in quiet.centerlines.items():
     points, radius = line[16:, :3], line[16:, 3:]
+    if len(points) < 8:
+      continue  # A left main of a few mm.
     way = np.gradient(points, axis=0)
     way /= np.linalg.norm(way, axis=1, keepdims=True)
     side = np.cross(way, [0.3, 0.5, 0.8])
