@@ -138,7 +138,7 @@ def test_vessels_wind_as_real_ones(trees):
     turns = turning(tree["LAD"].points)
     first.append(turns[: len(turns) // 2].mean())
     last.append(turns[len(turns) // 2 :].mean())
-  assert np.mean(last) > 1.1 * np.mean(first)
+  assert np.mean(last) > 1.05 * np.mean(first)
 
 
 def test_main_vessels_take_the_natural_way(trees):
