@@ -1,8 +1,8 @@
 """Writes phantoms as a scanner would: `cadjax export --out=DIR`.
 
-For each phantom a NIfTI scan, its class mask and its lesions, the tissue of
-every voxel in the folder tissues, and a manifest.csv with which the folder is a
-`--source=manifest`.
+For each phantom a NIfTI scan, its class mask and its lesions, and a
+manifest.csv with which the folder is a `--source=manifest`; with --tissues also
+the tissue of every voxel.
 """
 
 import csv
@@ -28,15 +28,16 @@ def export_case(
   out: pathlib.Path,
   severity: str = "clinical",
   spacing_mm: float | None = None,
+  tissues: bool = False,
 ) -> dict[str, str]:
   """Draws a phantom and writes its files; returns its row of the manifest.
 
   Args:
     case: one of `sources.phantom`.
-    out: folder for NAME.nii.gz, NAME_mask.nii.gz and NAME_lesions.json, with
-      a folder tissues.
+    out: folder for NAME.nii.gz, NAME_mask.nii.gz and NAME_lesions.json.
     severity: "clinical" or "overt".
     spacing_mm: voxel size; None for the scanner's own.
+    tissues: whether to write tissues/NAME.nii.gz, too.
   """
   grid = None
   if spacing_mm is not None:
@@ -53,8 +54,9 @@ def export_case(
   }
   write_nifti(out / row["image"], drawn.volume.hu, drawn.volume.grid)
   write_nifti(out / row["mask"], drawn.mask, drawn.volume.grid)
-  tissues_path = out / "tissues" / row["image"]
-  write_nifti(tissues_path, drawn.tissues, drawn.volume.grid)
+  if tissues:
+    path = out / "tissues" / row["image"]
+    write_nifti(path, drawn.tissues, drawn.volume.grid)
   truth = {
     "label": case.label,
     "cad_rads": drawn.cad_rads,
@@ -73,6 +75,7 @@ def export(
   out: str | os.PathLike,
   *,
   num_workers: int = 1,
+  tissues: bool = False,
   **options: Any,
 ) -> list[dict[str, str]]:
   """Writes phantoms and, last, their manifest.csv.
@@ -81,6 +84,8 @@ def export(
     cases: of `sources.phantom`.
     out: folder, made as needed.
     num_workers: processes.
+    tissues: whether to write the tissues, in a folder with names.json, their
+      names and SNOMED CT codes.
     **options: see `export_case`.
 
   Returns:
@@ -91,17 +96,13 @@ def export(
   """
   out = pathlib.Path(out)
   try:
-    (out / "tissues").mkdir(parents=True, exist_ok=True)
-    names = {
-      tissue.value: {"name": tissue.name.lower(), "snomed_ct": tissue.code}
-      for tissue in Tissue
-    }
-    text = json.dumps(names, indent=2)
-    (out / "tissues" / "names.json").write_text(text + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    if tissues:
+      _write_names(out / "tissues")
   except OSError as error:
     raise UserError(f"{out}: cannot write there: {error}") from error
   results = workers.ordered_map(
-    functools.partial(export_case, out=out, **options),
+    functools.partial(export_case, out=out, tissues=tissues, **options),
     cases,
     workers=num_workers,
   )
@@ -115,6 +116,15 @@ def export(
     writer.writeheader()
     writer.writerows(rows)
   return rows
+
+
+def _write_names(folder: pathlib.Path) -> None:
+  folder.mkdir(exist_ok=True)
+  names = {
+    tissue.value: {"name": tissue.name.lower(), "snomed_ct": tissue.code}
+    for tissue in Tissue
+  }
+  (folder / "names.json").write_text(json.dumps(names, indent=2) + "\n")
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -145,6 +155,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     0.1,
     **options,
   )
+  flags.DEFINE_bool(
+    "tissues",
+    False,
+    "Write the tissue of every voxel into the folder tissues, too.",
+    **options,
+  )
   flags.DEFINE_integer("workers", 1, "Processes.", 1, **options)
 
 
@@ -162,6 +178,7 @@ def export_from_flags(args: flags.FlagValues) -> list[dict[str, str]]:
     num_workers=args.workers,
     severity=args.severity,
     spacing_mm=args.spacing_mm,
+    tissues=args.tissues,
   )
 
 

@@ -11,7 +11,11 @@ from data_prep.volume import read_mask, read_volume
 
 def test_files_hold_the_phantom_and_make_a_source(tmp_path):
   cases = sources.phantom(2, seed=3)
-  rows = export.export(cases, tmp_path, severity="overt", spacing_mm=4.0)
+  rows = export.export(
+    cases, tmp_path, severity="overt", spacing_mm=4.0, tissues=True
+  )
+  names = json.loads((tmp_path / "tissues" / "names.json").read_text())
+  assert names["1"] == {"name": "aorta", "snomed_ct": "15825003"}
   assert [row["label"] for row in rows] == ["normal", "cad"]
   found = sources.find_cases("manifest", tmp_path)
   assert [c.case_id for c in found] == [c.case_id for c in cases]

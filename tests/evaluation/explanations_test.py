@@ -20,8 +20,8 @@ from cadjax.explanation import cad_maps, cam, checks, location
 from cadjax.metrics import intervals
 from cadjax.report import tables
 from cadjax.training import checkpoint, workdir
-from data_prep.cases import CLASS_NAMES
 from data_prep.errors import UserError
+from data_prep.tissues import CLASS_NAMES
 
 SANITY = 2
 
