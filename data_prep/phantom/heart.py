@@ -389,6 +389,8 @@ def _taut(around, at, ball_mm: float) -> np.ndarray:
     ball_mm: radius of the ball.
   """
   corner = np.stack([c[:2, :2, :2] for c in np.broadcast_arrays(*at)], -1)
+  if min(corner.shape[:3]) < 2:
+    return around  # A slice or a voxel tells nothing of a ball.
   steps = [
     float(np.linalg.norm(corner[i] - corner[0, 0, 0]))
     for i in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
