@@ -37,7 +37,7 @@ def test_of_one_batch_the_norms_do_as_in_training(trained, dataset):
     trained.variables, examples, train=True, mutable=["batch_stats"]
   )
   np.testing.assert_allclose(
-    adapted.logits(image)[:, 0], logits, rtol=1e-3, atol=1e-4
+    adapted.logits(image)[:, 0], logits, rtol=1e-3, atol=5e-4
   )
   assert np.abs(adapted.logits(image) - trained.logits(image)).max() > 1e-3
 
