@@ -61,7 +61,7 @@ def _check(args: flags.FlagValues, jobs: Sequence[scan_jobs.Job]) -> None:
       " in the same order"
     )
   if args.names and not args.mask:
-    raise UserError("--names: there are no labels without --mask")
+    raise UserError("--names names the labels of a mask: give --mask, too")
   if args.calibration == 0:
     raise UserError("--calibration=0: must be above 0; usual are 0.6 to 1")
 

@@ -90,7 +90,7 @@ def test_without_a_mask_bone_and_its_marrow_are_left_out():
   assert found.score.total.agatston == pytest.approx(LAD_SCORE + RCA_SCORE)
   assert found.names == {}
   (warning,) = found.warnings
-  assert "valves, aorta" in warning
+  assert "the valves, the aorta" in warning
   # Vertebra and marrow, as far as they reach into the box.
   assert found.bone_ml > 50
   assert f"{found.bone_ml:.0f} mL" in warning
@@ -273,7 +273,7 @@ def test_the_program_scores_many_and_refuses_one(folder):
   ("given", "message"),
   [
     ({"mask": ["m", "m"]}, "2 of --mask for 1 scans"),
-    ({"names": ["LM"]}, "--names: there are no labels without --mask"),
+    ({"names": ["LM"]}, "--names names the labels of a mask"),
     ({"calibration": 0.0}, "--calibration=0: must be above 0"),
   ],
 )
@@ -288,7 +288,7 @@ def test_what_must_be_read_with_a_score_is_printed():
   found = calcium_scan.score_calcium(as_scan(chest()))
   first, *lines = calcium_score._describe(job, found).splitlines()
   assert first == f"scan: {found.summary}"
-  assert lines[0].startswith("  warning: Without a mask this is no coronary")
+  assert lines[0].startswith("  warning: Without a mask this is not a coronary")
   assert lines[-1] == "  out/calcium.json"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from cadjax.classification.classifier import load_classifier
+from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import files, lookup
 from cadjax.evaluation import classifiers, common, workdirs
 from cadjax.metrics import patient_level
@@ -85,39 +85,18 @@ def compare(
   model = load_classifier(workdir)
   recipe_torch.check(model.config)
   evaluation = common.open_evaluation(model, split, data)
-  batch_size = model.config.data.eval_batch_size
-  if not (out / TRAINED).exists():
-    config = model.config.copy_and_resolve_references()
-    own = evaluation.dataset.path
-    if evaluation.external:
-      own = common.find_own_data(model)
-    config.data.path = str(own)
-    seconds = recipe_torch.train(config, out, pairs=pairs, say=tqdm.write)
-    dataset, _ = common.open_data(model, str(own))
-    theirs = recipe_torch.load(config, out)
-    rows = classifiers.score_rows(
-      dataset, ["validation"], theirs.logits, batch_size
-    )
-    files.write_rows(out, VALIDATION, rows)
-    files.write_json(
-      out / TRAINED,
-      {"fingerprint": dataset.fingerprint, "seconds": seconds},
-    )
-  trained = files.read_json(out / TRAINED)
-  if trained["fingerprint"] != model.dataset["fingerprint"]:
-    raise UserError(
-      f"{out} holds a network trained on other data than {workdir}; give"
-      " another --out"
-    )
+  trained = _train(model, evaluation, out, pairs)
   ours = workdirs.evaluate_workdir(
     workdir, split=split, data=data, bootstrap=bootstrap
   )
   our_rows = files.read_rows(
     common.paths_of_result(ours).rows(ours["cases"]), classifiers.CASE_KEYS
   )
-  scorer = recipe_torch.load(model.config, out)
   their_rows = classifiers.score_rows(
-    evaluation.dataset, evaluation.splits, scorer.logits, batch_size
+    evaluation.dataset,
+    evaluation.splits,
+    recipe_torch.load(model.config, out).logits,
+    model.config.data.eval_batch_size,
   )
   files.write_rows(out, ours["cases"], their_rows)
   theirs = patient_level.evaluate_rows(
@@ -128,7 +107,6 @@ def compare(
   difference = patient_level.compare(
     our_rows, ours, their_rows, theirs, names=("cadjax", "MONAI")
   )
-  ratios = [a / b for a, b in trained["seconds"]]
   result = files.strict(
     {
       "workdir": str(workdir),
@@ -136,32 +114,75 @@ def compare(
       "data": ours["data"],
       "n_patients": ours["n_patients"],
       "n_cad": ours["n_cad"],
-      "cadjax": {
-        name: ours[part][key] for name, (part, key) in METRICS.items()
-      },
-      "monai": {
-        name: theirs[part][key] for name, (part, key) in METRICS.items()
-      },
+      "cadjax": _metrics(ours),
+      "monai": _metrics(theirs),
       "roc_auc_difference": difference["difference"]["roc_auc"],
       "mcnemar": difference["mcnemar"],
-      "step_seconds": dict(
-        zip(
-          ("cadjax", "monai"),
-          map(statistics.median, zip(*trained["seconds"], strict=True)),
-          strict=True,
-        )
-      ),
-      "time_ratio": {
-        "median": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
-        "pairs": len(ratios),
-      },
+      **_times(trained["seconds"]),
       "notes": ours["notes"],
     }
   )
   files.write_json(out / "recipe.json", result)
   return result
+
+
+def _train(
+  model: Classifier,
+  evaluation: common.Evaluation,
+  out: pathlib.Path,
+  pairs: int,
+) -> dict[str, Any]:
+  """Trains MONAI's network where that is not done; returns TRAINED's contents.
+
+  Raises:
+    UserError: the network in `out` was trained on other data.
+  """
+  from cadjax.bench import recipe_torch
+
+  if not (out / TRAINED).exists():
+    config = model.config.copy_and_resolve_references()
+    own = evaluation.dataset.path
+    if evaluation.external:
+      own = common.find_own_data(model)
+    config.data.path = str(own)
+    seconds = recipe_torch.train(config, out, pairs=pairs, say=tqdm.write)
+    dataset, _ = common.open_data(model, str(own))
+    rows = classifiers.score_rows(
+      dataset,
+      ["validation"],
+      recipe_torch.load(config, out).logits,
+      config.data.eval_batch_size,
+    )
+    files.write_rows(out, VALIDATION, rows)
+    files.write_json(
+      out / TRAINED, {"fingerprint": dataset.fingerprint, "seconds": seconds}
+    )
+  trained = files.read_json(out / TRAINED)
+  if trained["fingerprint"] != model.dataset["fingerprint"]:
+    raise UserError(
+      f"{out} holds a network trained on other data than {model.path}; give"
+      " another --out"
+    )
+  return trained
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: result[part][key] for name, (part, key) in METRICS.items()}
+
+
+def _times(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+  """Returns the median seconds of a step, and the ratio of neighbours."""
+  ours, theirs = map(statistics.median, zip(*pairs, strict=True))
+  ratios = [a / b for a, b in pairs]
+  return {
+    "step_seconds": {"cadjax": ours, "monai": theirs},
+    "time_ratio": {
+      "median": statistics.median(ratios),
+      "low": min(ratios),
+      "high": max(ratios),
+      "pairs": len(ratios),
+    },
+  }
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -74,9 +74,10 @@ class Insert:
     threshold_mg: measured mass of that.
     integrated_mm3: measured volume, all of the insert's HU.
     integrated_mg: measured mass of that.
-    sd_mg: of the integrated mass where there is no insert.
-    contrast_sd: HU of its middle slice above the background, in SD of the
-      same where there is no insert.
+    sd_mg: standard deviation of the integrated mass at places without an
+      insert: what noise alone gives.
+    contrast_sd: HU of its middle slice above the background, divided by the
+      standard deviation of such differences at places without an insert.
     center: (d, h, w), index into the 3 mm slices, to a fraction of a voxel.
   """
 

@@ -15,9 +15,9 @@ from data_prep import geometry, plausibility, resampling, volume
 from data_prep.errors import UserError
 from data_prep.volume import Grid, Volume
 
-# Around the middle of the heart, where there is no mask: the default box of
-# `geometry.GridSpec`. Larger than a heart, since without contrast its middle
-# is only that of the chest.
+# Edge of the box that is searched without a mask, the default of
+# `geometry.GridSpec`. It is larger than a heart, since without contrast only
+# the middle of the chest is found.
 BOX_MM = 160.0
 # Ribs, spine and sternum have more in one piece; a coronary lesion never has.
 BONE_ML = 5.0
@@ -93,9 +93,9 @@ class CalciumScan:
     found = []
     if self.box is not None:
       found.append(
-        "Without a mask this is no coronary score: all calcium in a box of"
-        f" {BOX_MM:.0f} mm counts, that"
-        " of valves, aorta, lymph nodes and small pieces of bone, too. Pieces"
+        "Without a mask this is not a coronary score: it includes all calcium"
+        f" in a box of {BOX_MM:.0f} mm, also in the valves, the aorta, lymph"
+        " nodes and small pieces of bone. Pieces"
         f" of more than {BONE_ML:g} mL ({self.bone_ml:.0f} mL in all) were left"
         " out as bone."
       )

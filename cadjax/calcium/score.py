@@ -248,15 +248,15 @@ def to_slices(
   """Makes contiguous 3 mm slices of slices of another thickness.
 
   They have the middle of the scan in common, so that turning a scan upside
-  down turns its slices. At each end up to 1.5 mm are left out or only half
-  covered, where the scan's extent is no multiple of 3 mm.
+  down turns its slices. If the length of the scan is not a multiple of 3 mm,
+  up to 1.5 mm at each end are left out or only half covered.
 
   Args:
     array: [D, H, W] HU, or integer labels.
     thickness_mm: distance from slice to slice.
-    labels: of a 3 mm slice, take the label that most of it has; background
-      only where there is no label, so that a mask that follows a lesion still
-      covers it.
+    labels: whether the voxels are labels, not HU. Each voxel of a 3 mm slice
+      then gets its most frequent label, and background only if it has none, so
+      that a mask that follows a lesion closely still covers it.
 
   Returns:
     (slices, spacing_mm, first): [D', H, W] float32 to three decimals, or
