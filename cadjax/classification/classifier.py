@@ -102,6 +102,9 @@ class Classifier(workdir.Trained):
       float32 [B, S, K]: S = 1 for a 3D model and S = D slices for a 2D one,
       K classes.
     """
+    use = priors.used(self.config) and self.config.data.prior.use
+    if prior is None and use and use != "heart":
+      raise ValueError(f"a classifier with the prior {use!r} needs its masks")
     batch = {"image": image} | ({} if prior is None else {"prior": prior})
     return np.asarray(self._eval_step(self.variables, batch))
 

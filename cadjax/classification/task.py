@@ -18,6 +18,7 @@ from cadjax.training.task import (
   Kind,
   Task,
   check_sizes,
+  check_tissues,
   check_traced,
   evaluate_split,
   make_augment,
@@ -108,6 +109,7 @@ def make_task(
         " cases of both classes: give the scans their labels and build the data"
         " set again"
       )
+  check_tissues(config, dataset)
   ndim, batch_size = config.model.ndim, config.data.batch_size
   shape, slices = dataset.shape, config.data.slices_per_volume
   if ndim == 2 and not 1 <= slices <= shape[0]:
@@ -175,9 +177,20 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   pooling = config.get("eval", {}).get("pooling", "mean")
   lookup.check_known([pooling], calibration.POOLINGS, "config.eval.pooling")
+  reads = {"tissues", "surroundings"} & set(config.augment)
+  if reads and not priors.used(config):
+    raise lookup.ConfigError(
+      f"config.augment.{min(reads)} reads masks, which a classifier has with"
+      " config.data.prior.use alone"
+    )
   if priors.used(config):
     margin = config.data.prior.margin_voxels
     check_sizes("config.data.prior.margin_voxels", margin, low=0)
+    if "tissues" in reads and config.data.prior.masks:
+      raise lookup.ConfigError(
+        "config.augment.tissues needs masks of every tissue; those of"
+        " config.data.prior.masks are of a segmenter's classes"
+      )
   logits = jax.ShapeDtypeStruct((1, classes), np.float32)
   labels = jax.ShapeDtypeStruct((1,), np.int32)
   check_traced("config.loss", make_loss(config), logits, labels)

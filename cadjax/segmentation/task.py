@@ -18,6 +18,7 @@ from cadjax.training.task import (
   Task,
   check_number,
   check_sizes,
+  check_tissues,
   check_traced,
   make_augment,
   make_model,
@@ -106,6 +107,7 @@ def make_task(
     lookup.ConfigError: a field of the config cannot be used.
   """
   _check_segment(config, dataset)
+  check_tissues(config, dataset)
   class_set, ndim = config.segment.classes, config.model.ndim
   data = config.data
   patch = tuple(data.patch_size)

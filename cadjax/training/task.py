@@ -22,6 +22,7 @@ from cadjax.data import augment, classes
 from cadjax.data.input_pipeline import Batch, CaseRow, Dataset
 from cadjax.training import optimizer, steps
 from data_prep import errors
+from data_prep.errors import UserError
 
 # config.task: the models that do it.
 MODELS = {"classify": ("resnet",), "segment": ("unet", "resunet")}
@@ -219,6 +220,26 @@ def _check_augment(config: ml_collections.ConfigDict) -> None:
     mask = jax.ShapeDtypeStruct(space, np.uint8)
     key = jax.eval_shape(lambda: jax.random.key(0))
     check_traced("config.augment", function, key, image, mask)
+
+
+def check_tissues(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+  """Checks that masks name every tissue where the augmentation draws them.
+
+  By the first training case; else all that a mask leaves out would be drawn as
+  one tissue, without a word.
+
+  Raises:
+    UserError: they do not.
+  """
+  if "tissues" not in config.augment or not dataset.rows["train"]:
+    return
+  record = dataset.read(dataset.rows["train"][0])
+  if not np.asarray(record["mask_classes"]).all():
+    raise UserError(
+      f"{dataset.path}: its masks do not name the tissue of every voxel, which"
+      " config.augment.tissues draws anew; leave that augmentation out, or"
+      " train on phantoms of the second edition"
+    )
 
 
 def task_of(config: ml_collections.ConfigDict) -> str:

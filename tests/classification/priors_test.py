@@ -208,6 +208,60 @@ def test_a_classifier_with_masks_trains_and_is_evaluated(tiny_config, tmp_path):
     tasks.load_model(tmp_path / "w")
 
 
+def test_a_classifier_of_the_heart_trains_and_needs_no_masks_of_vessels(
+  tiny_config, tmp_path
+):
+  config = tiny_config.copy_and_resolve_references()
+  config.epochs = 1
+  config.data.prior.use = "heart"
+  config.data.prior.margin_voxels = (1, 2, 2)
+  with config.unlocked():
+    config.augment = {
+      "tissues": {"probability": 0.5, "shift_probability": 1.0},
+      "surroundings": {"probability": 1.0},
+    }
+  tasks.train_and_evaluate(config, tmp_path / "w")
+  result = evaluate_workdir(tmp_path / "w", bootstrap=100)
+  assert result["n_patients"] == 8
+  # The evaluation blanks what the mask of the record leaves out.
+  loaded = tasks.load_model(tmp_path / "w")
+  dataset = common.open_data(loaded)[0]
+  batch = dataset.batch(dataset.rows["test"][:2], 2)
+  seen = loaded.logits(batch["image"], batch["prior"])
+  whole = loaded.logits(batch["image"])
+  assert np.abs(seen - whole).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"use": "none"}, "config.augment.tissues reads masks"),
+    ({"masks": "somewhere"}, "needs masks of every tissue"),
+  ],
+)
+def test_augmentations_that_read_masks_ask_for_them(
+  tiny_config, changes, message
+):
+  config = tiny_config.copy_and_resolve_references()
+  config.data.prior.use = "heart"
+  config.data.prior.update(changes)
+  with config.unlocked():
+    config.augment = {"tissues": {}}
+  with pytest.raises(lookup.ConfigError, match=message):
+    task.check(config)
+
+
+def test_masks_that_are_not_given_are_not_ignored(tmp_path):
+  config = resnet3d.get_config().copy_and_resolve_references()
+  with config.unlocked():
+    config.model.update(depth=10, width=4)
+    config.data.prior.use = "region"
+  path = write_workdir(tmp_path / "run", config=config)
+  loaded = classifier.load_classifier(path, prior=True)
+  with pytest.raises(ValueError, match="'region' needs its masks"):
+    loaded.logits(np.zeros((1, 8, 8, 8, 1), np.int16))
+
+
 @pytest.mark.parametrize(
   ("use", "known", "enough"),
   [

@@ -14,6 +14,7 @@ from cadjax.core import lookup
 from cadjax.data import augment, classes
 from cadjax.training import task
 from configs import resnet3d
+from data_prep.errors import UserError
 
 NAN = float("nan")
 
@@ -48,6 +49,23 @@ def test_a_task_takes_the_models_that_do_it(kind, model, message):
     config.task, config.model.name = kind, model
   with pytest.raises(lookup.ConfigError, match=message):
     task.task_of(config)
+
+
+def test_tissues_are_drawn_from_masks_that_name_them_all():
+  """Else what a mask leaves out would be one tissue, silently."""
+  known = np.ones(len(classes.CLASS_NAMES), np.uint8)
+  data = types.SimpleNamespace(
+    path="d", rows={"train": [0]}, read=lambda _: {"mask_classes": known}
+  )
+  config = segmenter_config()
+  with config.unlocked():
+    config.augment = {"tissues": {}}
+  task.check_tissues(config, data)
+  known[-1] = 0
+  with pytest.raises(UserError, match="d: its masks do not name the tissue"):
+    task.check_tissues(config, data)
+  config.augment = {"noise": {}}
+  task.check_tissues(config, data)
 
 
 @pytest.mark.parametrize("name", classes.CLASS_SETS)
