@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 
+from cadjax.classification import priors
 from cadjax.classification.classifier import Classifier
 from cadjax.data import input_pipeline
 from cadjax.models import layers
@@ -30,8 +31,13 @@ def adapt_norms(
       it is the only one.
 
   Raises:
-    UserError: the model has no batch norm.
+    UserError: the model has no batch norm, or sees masks.
   """
+  if priors.used(trained.config):
+    raise UserError(
+      f"{trained.path} sees masks beside the volume (config.data.prior): its"
+      " statistics cannot be adapted"
+    )
   if not trained.variables["batch_stats"]:
     raise UserError(
       f"{trained.path} has no batch norm (config.model.norm ="

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from cadjax.training import packed, steps, workdir
 from cadjax.training.task import make_model
 from data_prep import geometry
 from data_prep.errors import UserError
+from data_prep.tissues import HEART
 from data_prep.volume import Volume
 
 
@@ -29,9 +32,9 @@ class Classifier(workdir.Trained):
     Raises:
       UserError: it sees masks beside the volume and `prior` is False.
     """
-    use = priors.used(trained.config) and trained.config.data.prior.use
+    use = priors.use_of(trained.config)
     # Where the heart is can be told of any scan, see `prepare`.
-    if use and use != "heart" and not prior:
+    if use not in ("none", "heart") and not prior:
       raise UserError(
         f"{trained.path} was trained with masks beside the volume"
         f" (config.data.prior.use = {trained.config.data.prior.use!r}); only"
@@ -51,8 +54,7 @@ class Classifier(workdir.Trained):
         one is needed.
     """
     prepared = super().prepare(scan)
-    use = priors.used(self.config) and self.config.data.prior.use
-    if use != "heart":
+    if priors.use_of(self.config) != "heart":
       return prepared
     if scan.heart_mask is None:
       if scan.concerns:  # A first stage has looked for it.
@@ -75,8 +77,21 @@ class Classifier(workdir.Trained):
         f"{scan.name}: the heart mask lies outside of what the classifier"
         f" {self.path} sees"
       )
-    kept = priors.keep_heart(model_input, on_grid, self.config)
-    return dataclasses.replace(prepared, model_input=kept)
+    hu = priors.keep_heart(model_input.hu, on_grid, self.config)
+    return dataclasses.replace(
+      prepared, model_input=dataclasses.replace(model_input, hu=hu)
+    )
+
+  def seen(self, record: Mapping[str, Any]) -> np.ndarray:
+    """Returns what the model sees of a record, int16 HU [D, H, W].
+
+    Args:
+      record: of a data set, with its mask.
+    """
+    if not priors.used(self.config):
+      return record["image"]
+    heart = np.isin(record["mask"], HEART)
+    return priors.keep_heart(record["image"], heart, self.config)
 
   @functools.cached_property
   def _eval_step(self):
@@ -102,8 +117,8 @@ class Classifier(workdir.Trained):
       float32 [B, S, K]: S = 1 for a 3D model and S = D slices for a 2D one,
       K classes.
     """
-    use = priors.used(self.config) and self.config.data.prior.use
-    if prior is None and use and use != "heart":
+    use = priors.use_of(self.config)
+    if prior is None and use not in ("none", "heart"):
       raise ValueError(f"a classifier with the prior {use!r} needs its masks")
     batch = {"image": image} | ({} if prior is None else {"prior": prior})
     return np.asarray(self._eval_step(self.variables, batch))

@@ -5,7 +5,6 @@ arteries, as prior knowledge, help the classifier? `config.data.prior` says
 how it sees them, and whether they are those of the records or predicted.
 """
 
-import dataclasses
 import pathlib
 import zipfile
 import zlib
@@ -24,7 +23,6 @@ from cadjax.data import classes
 from data_prep import checksums
 from data_prep.errors import UserError
 from data_prep.tissues import CLASS_NAMES, HEART, Tissue
-from data_prep.volume import Volume
 
 USES = ("none", "channels", "region", "heart")
 # Plaque counts as coronary artery: as a class of its own it would give the
@@ -33,8 +31,8 @@ CLASS_SET = "aorta_coronaries"
 AORTA, CORONARIES = 1, 2
 
 
-def used(config: ml_collections.ConfigDict) -> bool:
-  """Returns whether the model of a config sees masks.
+def use_of(config: ml_collections.ConfigDict) -> str:
+  """Returns which masks the model of a config sees, of `USES`.
 
   Raises:
     lookup.ConfigError: `config.data.prior.use` is unknown.
@@ -42,14 +40,19 @@ def used(config: ml_collections.ConfigDict) -> bool:
   # Segmenters, and classifiers from before there were priors, have no field.
   prior = config.data.get("prior")
   if not prior:
-    return False
+    return "none"
   lookup.check_known([prior.use], USES, "config.data.prior.use")
-  return prior.use != "none"
+  return prior.use
+
+
+def used(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether the model of a config sees masks; see `use_of`."""
+  return use_of(config) != "none"
 
 
 def channels(config: ml_collections.ConfigDict) -> int:
   """Returns the channels of the model's input: 1, or 3 with masks."""
-  return 3 if used(config) and config.data.prior.use == "channels" else 1
+  return 3 if use_of(config) == "channels" else 1
 
 
 def make_prior(
@@ -89,17 +92,17 @@ def _keep(
 
 
 def keep_heart(
-  model_input: Volume, heart: np.ndarray, config: ml_collections.ConfigDict
-) -> Volume:
-  """Blanks a scan away from its heart, as `make_prior` does a record.
+  hu: np.ndarray, heart: np.ndarray, config: ml_collections.ConfigDict
+) -> np.ndarray:
+  """Blanks a volume away from its heart on the host, as `make_prior` does.
 
   Args:
-    model_input: int16 HU [D, H, W] on the model's grid.
+    hu: int16 [D, H, W] on the model's grid.
     heart: bool [D, H, W], where the heart is.
     config: of a classifier whose `data.prior.use` is "heart".
 
   Returns:
-    The volume with the lowest HU of the model's window outside.
+    int16 [D, H, W], the lowest HU of the model's window outside.
   """
   margin = list(config.data.prior.margin_voxels)
   if config.model.ndim == 2:
@@ -107,8 +110,7 @@ def keep_heart(
   size = [2 * m + 1 for m in margin]
   near = ndimage.maximum_filter(heart, size, mode="constant")
   low = np.int16(config.data.window_hu[0])
-  hu = np.where(near, model_input.hu, low)
-  return dataclasses.replace(model_input, hu=hu)
+  return np.where(near, hu, low)
 
 
 def make_reader(

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax import models
+from cadjax.classification import priors
 from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import files
 from cadjax.core.files import Row
@@ -151,6 +152,11 @@ def load_to_explain(
   if other and other.dataset["grid"] != trained.dataset["grid"]:
     raise UserError(
       f"{against} has another grid than {path}: their maps cannot be compared"
+    )
+  if other and len({priors.use_of(x.config) for x in (trained, other)}) > 1:
+    raise UserError(
+      f"{against} sees another part of a volume than {path}"
+      " (config.data.prior): their maps cannot be compared"
     )
   return trained, other
 
@@ -302,6 +308,7 @@ def _measure_cases(
   shape = None
   for case in tqdm(cases, "explain", leave=False, disable=None):
     record = dataset.read(case)
+    record = {**record, "image": trained.seen(record)}
     image, patient = record["image"], case["patient_id"]
     cells = maps.cells(image)
     shape = shape or image.shape

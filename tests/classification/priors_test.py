@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import write_workdir
 
 from cadjax import tasks
-from cadjax.classification import classifier, priors, task
+from cadjax.classification import adapt, classifier, priors, task
 from cadjax.classification.scan import classify_scan
 from cadjax.core import lookup
 from cadjax.data import input_pipeline, scans
@@ -24,7 +24,7 @@ from data_prep import geometry, phantom
 from data_prep.errors import UserError
 from data_prep.geometry import GridSpec
 from data_prep.tissues import HEART, Tissue
-from data_prep.volume import Grid, Volume
+from data_prep.volume import Volume
 
 
 def config_of(use: str, ndim: int = 3, margin=(1, 1, 1)):
@@ -77,11 +77,7 @@ def test_heart_keeps_chambers_and_muscle_in_records_and_scans_alike(ndim):
   image = np.clip((hu[..., None].astype(np.float32) + 200) / 1200, 0, 1)
   batch = (image, mask) if ndim == 2 else (image[None], mask[None])
   seen = priors.make_prior(config)(*map(jnp.asarray, batch))
-  kept = priors.keep_heart(
-    Volume(hu, Grid(hu.shape, (1, 1, 1), (0, 0, 0), np.eye(3))),
-    np.isin(mask, HEART),
-    config,
-  ).hu
+  kept = priors.keep_heart(hu, np.isin(mask, HEART), config)
   windowed = np.clip((kept.astype(np.float32) + 200) / 1200, 0, 1)
   np.testing.assert_allclose(
     np.asarray(seen).reshape(hu.shape), windowed, atol=1e-6
@@ -230,6 +226,14 @@ def test_a_classifier_of_the_heart_trains_and_needs_no_masks_of_vessels(
   seen = loaded.logits(batch["image"], batch["prior"])
   whole = loaded.logits(batch["image"])
   assert np.abs(seen - whole).max() > 1e-4
+  # So do the maps' measures, which read records one by one.
+  record = dataset.read(dataset.rows["test"][0])
+  blank = loaded.seen(record)
+  np.testing.assert_allclose(
+    loaded.logits(blank[None, ..., None]), seen[:1], atol=1e-4
+  )
+  with pytest.raises(UserError, match="sees masks beside the volume"):
+    adapt.adapt_norms(loaded, dataset, 2)
 
 
 @pytest.mark.parametrize(
