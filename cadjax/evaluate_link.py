@@ -18,18 +18,20 @@ from absl import flags
 
 from cadjax.core import lookup
 from cadjax.evaluation.links import MOST, evaluate_link, table
+from cadjax.segmentation.segmenter import WIDE
 from data_prep import errors
 
 
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   for name, text in (
-    ("classifier", "Workdir of a classifier."),
-    ("segmenter", "Workdir of a segmenter."),
+    ("classifier", "Workdir or file of weights of a classifier."),
+    ("segmenter", "Workdir or file of weights of a segmenter."),
     ("scans", "Folder of `cadjax export`."),
     ("out", "Folder for the results."),
   ):
     flags.DEFINE_string(name, None, text, required=True)
+  flags.DEFINE_string("wide", None, WIDE)
   flags.DEFINE_integer("most", MOST, "Findings kept of a scan, of each mode.")
   flags.DEFINE_integer("seed", 0, "Of the halves and of the bootstrap.")
 
@@ -42,6 +44,7 @@ def main(_: Sequence[str]) -> None:
     args.segmenter,
     args.scans,
     args.out,
+    wide=args.wide,
     most=args.most,
     seed=args.seed,
   )

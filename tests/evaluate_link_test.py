@@ -364,9 +364,22 @@ def test_scans_that_cannot_be_used_are_refused(scans, tmp_path):
 
 
 def test_an_out_that_cannot_be_made_is_refused(scans, tmp_path, monkeypatch):
-  monkeypatch.setattr(links, "load_pair", lambda *_: None)
+  monkeypatch.setattr(links, "load_pair", lambda *_, **__: None)
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="--out=.*cannot be made"):
     links.evaluate_link("c", "s", str(scans), tmp_path / "file" / "a")
   with pytest.raises(UserError, match="--most=0"):
     links.evaluate_link("c", "s", str(scans), tmp_path, most=0)
+
+
+def test_the_first_stage_reads_the_scans_too(tmp_path, monkeypatch):
+  asked = []
+
+  def load_pair(*models, **options):
+    asked.append((models, options))
+    raise UserError("enough")
+
+  monkeypatch.setattr(links, "load_pair", load_pair)
+  with pytest.raises(UserError, match="enough"):
+    links.evaluate_link("c", "s", "scans", str(tmp_path), wide="w")
+  assert asked == [(("c", "s"), {"wide": "w"})]

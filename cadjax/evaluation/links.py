@@ -147,15 +147,17 @@ def evaluate_link(
   scans: str,
   out: str,
   *,
+  wide: str | None = None,
   most: int = MOST,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """Evaluates a pair of workdirs; returns what link.json holds.
+  """Evaluates a pair of models; returns what link.json holds.
 
   Args:
-    classifier: workdir.
-    segmenter: workdir of a segmenter; without plaque among its classes the
+    classifier: workdir or file of weights.
+    segmenter: the same of a segmenter; without plaque among its classes the
       mode "plaque" is left out.
+    wide: see `load_pair`.
     scans: folder of `data_prep.export`: manifest.csv, scans and lesions.
     out: gets scans.jsonl, findings.jsonl, lesions.jsonl, froc.png and
       link.json.
@@ -170,7 +172,7 @@ def evaluate_link(
   if most < 1:
     raise UserError(f"--most={most} must be at least 1")
   folder = pathlib.Path(out)
-  pair = load_pair(classifier, segmenter)
+  pair = load_pair(classifier, segmenter, wide=wide)
   cases = read_scans(scans)
   halves = split(cases, seed)
   for half in HALVES:
