@@ -5,8 +5,8 @@ Command (data: cadjax build --source=phantom --cases=240 --seed=100
 --fractions=0.9,0.05,0.05 --out=weights/wide_data; `make weights` runs both):
 
   cadjax train --config=wide:plain --workdir=weights/wide_plain
-  cadjax train --config=wide --config.init_from=weights/wide_plain \
-    --workdir=weights/wide
+  cadjax train --config=wide --workdir=weights/wide \
+    --config.init_from=weights/wide_plain
 
 It finds the aorta, the chambers of the heart, the great vessels, the lungs and
 the bones, and so the box in which the coronary arteries are read. Four in ten

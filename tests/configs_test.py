@@ -45,7 +45,7 @@ def test_config_trains(name, tiny_data, tmp_path):
       config.model.width = 4
   if not config.optimizer.get("warmup_fraction"):
     config.optimizer.warmup_steps = 1
-  if "spatial" in config.augment:
+  if "reorder" in config.augment.get("spatial", {}):
     config.augment.spatial.reorder = 0.0  # These phantoms are no cubes.
   config.epochs = 1
   config.mesh.data = 1
@@ -54,3 +54,13 @@ def test_config_trains(name, tiny_data, tmp_path):
   assert int(state.step) == 2
   trained = tasks.load_model(tmp_path / "run")
   assert trained.config.model.name == config.model.name
+
+
+def test_the_wide_segmenter_first_sees_phantoms_as_they_are():
+  wide = importlib.import_module("configs.wide")
+  first, then = wide.get_config("plain"), wide.get_config()
+  assert first.augment.tissues.probability == 0
+  assert then.augment.tissues.probability > 0
+  # The second training starts from all of the first.
+  assert first.model == then.model
+  assert first.segment.classes == then.segment.classes == "chest"
