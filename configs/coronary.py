@@ -36,7 +36,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # Lumen and both kinds of plaque are one vessel, 4 to 5 voxels wide.
     config.loss.classes = (2, 3, 4)
     config.loss.iterations = 4  # Of thinning the mask to its centreline.
-    config.loss.weights = (0.5, 1.0, 3.0, 8.0, 8.0)
+    config.loss.weights = (0.5, 1.0, 2.0, 5.0, 5.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50
     config.augment.spatial = {
@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "shift_probability": 0.5,
       "shift": 0.06,
     }
-    config.augment.blur = {"probability": 0.5, "sigma": 1.3}
+    config.augment.blur = {"probability": 0.6, "sigma": 1.8}
     config.augment.noise = {"probability": 0.6, "sigma": 0.04}
     config.augment.intensity = {"probability": 0.5, "shift": 0.06, "scale": 0.2}
     config.ema_decay = 0.99
