@@ -41,6 +41,17 @@ def qrm_phantom() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def shipped_models() -> frozenset[str]:
+  """The names of the models that come with cadjax, if all are there."""
+  from cadjax.training import packed
+
+  found = frozenset(packed.shipped())
+  if {"wide", "coronary", "classifier"} - found:
+    pytest.skip("not all models are shipped in this version")
+  return found
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> pathlib.Path:
   """A built data set of 32 overt phantoms on a small non-cubic grid."""
   from data_prep import build

@@ -18,23 +18,19 @@ import pytest
 from scipy import ndimage
 
 from cadjax.segmentation import chest
-from cadjax.training import packed
 from data_prep import volume
 
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHIPPED = {"wide", "coronary", "classifier"}
 OPACIFIED_HU = 250.0
 NEAR_MM = 5.0
 TREE = ("lumen", "stable_plaque", "unstable_plaque")
 
 
 @pytest.fixture(scope="module")
-def figures(real_ct, tmp_path_factory):
+def figures(real_ct, shipped_models, tmp_path_factory):
   """Runs the program with nothing but a scan; returns what it reaches."""
-  if SHIPPED - set(packed.shipped()):
-    pytest.skip("not all models are shipped in this version")
   out = tmp_path_factory.mktemp("real") / "out"
   command = [sys.executable, "-m", "cadjax.predict"]
   done = subprocess.run(
@@ -59,9 +55,7 @@ def measure(real_ct, out) -> dict[str, float]:
   scan = volume.read_volume(real_ct / "ct.nii.gz")
   labels = volume.read_mask(out / "segments.nii.gz").hu
   assert np.allclose(image.affine, nib.load(real_ct / "ct.nii.gz").affine)
-  values = {
-    x["name"]: x["value"] for x in result["segmentation"]["classes"]
-  }
+  values = {x["name"]: x["value"] for x in result["segmentation"]["classes"]}
   aorta, heart = (
     volume.read_mask(real_ct / f"{name}.nii.gz").hu > 0
     for name in ("aorta", "heart")
