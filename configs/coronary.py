@@ -1,7 +1,7 @@
 """The coronary segmenter: lumen, both kinds of plaque and the aortic root.
 
 Command (data: cadjax build --source=phantom --cases=160 --seed=100
---grid=heart --shape=192,192,192 --box_mm=128,128,128 --fractions=0.9,0.05,0.05
+--grid=heart --shape=192,192,192 --box_mm=128,128,128 --fractions=0.8,0.05,0.15
 --out=weights/coronary_data; `make weights` runs both):
 
   cadjax train --config=coronary --workdir=weights/coronary

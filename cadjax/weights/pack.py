@@ -120,6 +120,7 @@ def describe(
   """
   config = files.read_json(model.path / "config.json")
   config["data"]["path"] = _last(config["data"]["path"])
+  config["init_from"] = _last(config.get("init_from"))
   if masks := config["data"].get("prior", {}).get("masks"):
     config["data"]["prior"]["masks"] = _last(masks)
   dataset = model.dataset | {"path": _last(model.dataset["path"])}

@@ -135,6 +135,7 @@ def test_the_card_says_what_the_model_is(both):
 def test_no_path_of_the_machine_is_packed(tmp_path):
   config = segmenter_config()
   config.data.path = "/home/somebody/data/ctca"
+  config.init_from = "/home/somebody/before"
   path = write_workdir(tmp_path / "run", config=config)
   there = files.read_json(path / "dataset.json")
   there |= {
