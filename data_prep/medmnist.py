@@ -8,6 +8,7 @@ at its end.
 
 import math
 import pathlib
+import tokenize
 import zipfile
 import zlib
 from typing import BinaryIO
@@ -34,6 +35,7 @@ _DAMAGE = (
   EOFError,
   RuntimeError,  # Encrypted, or NotImplementedError: an unknown method.
   ValueError,
+  tokenize.TokenError,  # Of numpy, which parses a header as Python.
   OSError,
 )
 

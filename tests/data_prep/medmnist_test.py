@@ -111,6 +111,20 @@ def test_a_build_needs_no_more_than_source_input_and_out(tmp_path):
     assert len(list(csv.DictReader(file))) == 20
 
 
+def test_a_damaged_header_is_one_line(tmp_path):
+  """numpy parses headers as Python, which fails in ways of its own."""
+  path = write(tmp_path / "a.npz", arrays("train", "val"))
+  with zipfile.ZipFile(path) as archive:
+    members = {name: archive.read(name) for name in archive.namelist()}
+  header = members["val_labels.npy"]
+  members["val_labels.npy"] = header.replace(b"}", b" ", 1)
+  with zipfile.ZipFile(path, "w") as archive:
+    for name, data in members.items():
+      archive.writestr(name, data)
+  with pytest.raises(UserError, match="cannot be read as .npz"):
+    medmnist.cases(path)
+
+
 def test_check_reports_no_implausible_hu(tmp_path):
   done = program("check", write(tmp_path / "a.npz", arrays("train", "val")))
   assert done.returncode == 0, done.stderr

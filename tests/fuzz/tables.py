@@ -307,6 +307,63 @@ class Layout(Target):
     return Damage(f"{path.name}: {what}", entry, guarded)
 
 
+class MedMnist(Target):
+  """A public benchmark: arrays in an archive, each with its checksum."""
+
+  name = "medmnist"
+  weight = 0.5
+  parts = ("cases",)
+
+  def make(self, folder: pathlib.Path) -> str:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 6), ("val", 3), ("test", 3)):
+      images = rng.integers(0, 256, (count, 4, 5, 6), np.uint8)
+      arrays[f"{split}_images"] = images
+      arrays[f"{split}_labels"] = np.arange(count, dtype=np.uint8)[:, None] % 2
+    (folder / "set.npz").write_bytes(
+      _packed({f"{name}.npy": _npy(x) for name, x in arrays.items()})
+    )
+    return "set.npz"
+
+  def read(self, folder: pathlib.Path, entry: str) -> Found:
+    from data_prep import medmnist, sources
+
+    cases = sources.find_cases("medmnist", folder / entry)
+    return Found(
+      {
+        "cases": digest(
+          *((case.case_id, case.label, case.split) for case in cases),
+          *(medmnist.volume(case).hu for case in cases),
+        )
+      }
+    )
+
+  def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
+    path, draw = folder / entry, rng.random()
+    if draw < 0.05:
+      return rename(rng, folder, entry)
+    if draw < 0.1:
+      return Damage(mutations.replace_path(rng, path), entry)
+    if draw < 0.6:
+      data, what = mutations.damage_bytes(rng, path.read_bytes())
+      path.write_bytes(data)
+      return Damage(what, entry, self.all)
+    # Whole again, with a checksum, but for one array.
+    with zipfile.ZipFile(path) as archive:
+      members = {name: archive.read(name) for name in archive.namelist()}
+    name = pick(rng, sorted(members))
+    members[name], what = mutations.damage_bytes(rng, members[name])
+    path.write_bytes(_packed(members))
+    return Damage(f"{name}: {what}", entry)
+
+
+def _npy(array: np.ndarray) -> bytes:
+  found = io.BytesIO()
+  np.save(found, array)
+  return found.getvalue()
+
+
 class Folder(Target):
   """A folder without a table, for which `check --write_manifest` writes one."""
 
@@ -366,5 +423,6 @@ TARGETS: tuple[Target, ...] = (
   Labels(".csv"),
   Labels(".xlsx"),
   *map(Layout, ("imagecas", "imagecas_x", "asoca", "mmwhs", "cca")),
+  MedMnist(),
   Folder(),
 )
