@@ -17,6 +17,7 @@ from fuzz.target import (
   Target,
   digest,
   files_below,
+  rename,
 )
 
 
@@ -192,6 +193,41 @@ def _honest(config) -> bool:
   return config.to_json(sort_keys=True) == expected.to_json(sort_keys=True)
 
 
+class Packed(Target):
+  """A model in one file, whose checksum is of all that is in it."""
+
+  name = "safetensors"
+  parts = ("weights", "description")
+  weight = 0.5
+
+  def make(self, folder: pathlib.Path) -> str:
+    from cadjax.training import packed
+
+    stored = packed.halve(_state(1)["params"])
+    config = {"model": {"name": "resnet", "depth": 10}}
+    about = dict.fromkeys(("name", "versions", "calibration"), "a")
+    about |= {"step": 1, "config": config, "dataset": {"grid": "heart"}}
+    (folder / "a.safetensors").write_bytes(packed.to_bytes(about, stored))
+    return "a.safetensors"
+
+  def read(self, folder: pathlib.Path, entry: str) -> Found:
+    from cadjax.training import packed
+
+    found = packed.read(folder / entry)
+    leaves = packed.flatten(found.variables)
+    return Found(
+      {
+        "weights": digest(*leaves, *leaves.values()),
+        "description": digest(json.dumps(found.description, sort_keys=True)),
+      }
+    )
+
+  def damage(self, rng: Rng, folder: pathlib.Path, entry: str) -> Damage:
+    if rng.random() < 0.05:
+      return rename(rng, folder, entry)
+    return Damage(_damage_file(rng, folder / entry), entry, self.all)
+
+
 class Checkpoints(Target):
   """The workdir of a training that stopped, as the same command resumes it."""
 
@@ -294,6 +330,7 @@ def _dataset():
 TARGETS: tuple[Target, ...] = (
   Records(),
   Workdir(),
+  Packed(),
   Checkpoints(),
   Resume(),
 )
