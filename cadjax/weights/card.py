@@ -207,8 +207,8 @@ def _half(description) -> str:
       f" {half['probability']:.2g} of its probability."
     )
   return (
-    f"{where} {half['probability']:.2g} of a probability; {half['labels']:.2%}"
-    " of the voxels change their class."
+    f"{where} {half['probability']:.2g} of a probability;"
+    f" {100 * half['labels']:.2g} % of the voxels change their class."
   )
 
 
@@ -234,6 +234,10 @@ def _rows(values: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
+  if isinstance(value, Mapping):
+    value = ", ".join(f"{name} {x}" for name, x in value.items())
+  elif isinstance(value, list | tuple):
+    value = ", ".join(map(str, value))
   return str(value).replace("|", "\\|").replace("\n", " ")
 
 

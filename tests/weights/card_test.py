@@ -21,7 +21,10 @@ ABOUT = {
       "spacing_mm": [2.0, 2.0, 2.0],
     },
     "cases": {"train": 40, "test": 9},
-    "metadata": {"severity": "overt", "edition": 2, "scanner": {}, "seed": 0},
+    "metadata": {
+      "severity": "overt", "edition": 2, "scanner": {}, "seed": 0,
+      "population": {"heart_scale": 1.1}, "fractions": [0.8, 0.1, 0.1],
+    },
   },
   "versions": {"cadjax": "9.9", "git": None, "devices": ["cpu", "cpu"]},
 }  # fmt: skip
@@ -71,6 +74,8 @@ def test_data_and_model_are_in_words():
     "| cases | 40 train, 9 test |",
     "| edition | 2 |",
     "| seed | 0 |",
+    "| population | heart_scale 1.1 |",
+    "| fractions | 0.8, 0.1, 0.1 |",
     "| seed of the training | 5 |",
     "| versions | cadjax 9.9 |",
     "| devices | cpu |",
