@@ -212,6 +212,17 @@ def test_the_box_lies_around_the_heart_of_the_first_stage(pair, drawn, oracle):
   )
 
 
+def test_a_piece_of_heart_elsewhere_is_dropped(pair, drawn, oracle):
+  """A right atrium in the liver: it would be no part of this heart."""
+  stray = drawn.chest.copy()
+  stray[1:9, 10:18, 5:13] = HEART[3]
+  oracle.update(chest=stray)
+  found = segment_file(pair.wide, drawn.path)
+  right = dict(zip(CHEST, found.classes, strict=True))["right_atrium"]
+  assert not (found.labels[:8, 10:18, 5:13] == HEART[3]).any()
+  assert right.components == 1
+
+
 def test_without_a_heart_of_the_first_stage_the_image_is_asked(
   pair, drawn, oracle
 ):

@@ -26,9 +26,11 @@ class ClassSet:
   Attributes:
     parts: class -> the stored classes that it is made of; if the first of
       these is annotated, the class is known.
+    organ: classes that together are one piece in every patient.
   """
 
   parts: Mapping[str, tuple[str, ...]]
+  organ: tuple[str, ...] = ()
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -44,6 +46,11 @@ class ClassSet:
     return table
 
 
+# Of the class set "chest".
+HEART = (
+  *("left_ventricle", "right_ventricle", "left_atrium", "right_atrium"),
+  "myocardium",
+)
 _CORONARIES = ("lumen", "stable_plaque", "unstable_plaque")
 CLASS_SETS = {
   "aorta_coronaries": ClassSet(
@@ -67,7 +74,8 @@ CLASS_SETS = {
       ),
       "lungs": ("lung", "lung_vessels"),
       "bone": ("bone", "marrow"),
-    }
+    },
+    organ=HEART,
   ),
 }
 

@@ -148,11 +148,8 @@ def _segment(trained, dataset, case) -> tuple[np.ndarray, np.ndarray, Any, Any]:
   """Returns labels, true labels, known [K] and the record of a case."""
   record = dataset.read(case)
   class_set = trained.config.segment.classes
-  labels = components.remove_small(
-    trained.segment(record["image"]).labels,
-    record["grid_affine"],
-    trained.config.segment.min_component_mm3,
-  )
+  labels = trained.segment(record["image"]).labels
+  labels = trained.tidy(labels, record["grid_affine"])
   known = classes.map_known(record["mask_classes"], class_set)
   return labels, classes.map_mask(record["mask"], class_set), known, record
 

@@ -11,16 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from cadjax.core import lookup
-from cadjax.data import scans
+from cadjax.data import classes, scans
 from cadjax.segmentation import components
 from data_prep.volume import Volume
 
 # Names of classes of the class set "chest".
 AORTA = "aorta"
-HEART = (
-  *("left_ventricle", "right_ventricle", "left_atrium", "right_atrium"),
-  "myocardium",
-)
+HEART = classes.HEART
 LUNGS = "lungs"
 # Filled with contrast in a CT angiogram; the right heart may hold saline.
 BLOOD = (AORTA, "left_ventricle", "left_atrium")

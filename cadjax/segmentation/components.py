@@ -1,5 +1,7 @@
 """Connected components of a segmentation."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.ndimage
 import scipy.spatial
@@ -45,6 +47,20 @@ def remove_small(
     keep = np.bincount(parts.ravel()) >= smallest
     kept[box] = np.where(keep[parts], labels[box], 0)
   return kept
+
+
+def keep_organ(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+  """Sets all but the largest piece of an organ to background.
+
+  Args:
+    labels: integers [D, H, W], 0 is background.
+    values: of the organ's parts, which together are one piece.
+
+  Returns:
+    [D, H, W], of the type of `labels`.
+  """
+  organ = np.isin(labels, values)
+  return np.where(organ & ~largest(organ), labels.dtype.type(0), labels)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:

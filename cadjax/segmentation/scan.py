@@ -312,7 +312,7 @@ def _segment(
     ):
       labels = labels_on_scan(probabilities, model_input.grid, volume)
       labels, model_labels = (
-        components.remove_small(some, grid.affine, options.min_component_mm3)
+        segmenter.tidy(some, grid.affine)
         for some, grid in (
           (labels, volume.grid),
           (probabilities.argmax(-1).astype(np.uint8), model_input.grid),

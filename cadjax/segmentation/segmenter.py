@@ -10,7 +10,7 @@ import numpy as np
 
 from cadjax.core import parallel
 from cadjax.data import classes
-from cadjax.segmentation import chest, sliding
+from cadjax.segmentation import chest, components, sliding
 from cadjax.training import packed, steps, workdir
 from cadjax.training.task import make_model
 from data_prep.errors import UserError
@@ -54,8 +54,8 @@ class Segmenter(workdir.Trained):
       progress: whether to show a bar on a terminal.
 
     Returns:
-      labels in the classes of `config.segment.classes`, small components
-      included, and the probabilities or None.
+      labels in the classes of `config.segment.classes`, before `tidy`, and
+      the probabilities or None.
 
     Raises:
       UserError: the network gives NaN.
@@ -68,6 +68,27 @@ class Segmenter(workdir.Trained):
       raise UserError(
         f"{self.path}: {error}; it is not a trained model"
       ) from error
+
+  def tidy(self, labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Removes components that are too small, and pieces beside the heart.
+
+    Args:
+      labels: uint8 [D, H, W], of `segment`, on any grid.
+      affine: [4, 4], of that grid: voxel indices to mm.
+
+    Returns:
+      uint8 [D, H, W]: without components below
+      `config.segment.min_component_mm3` and, in a class set with an organ of
+      one piece (`classes.ClassSet.organ`), without its other pieces.
+    """
+    labels = components.remove_small(
+      labels, affine, self.config.segment.min_component_mm3
+    )
+    organ = classes.get_class_set(self.config.segment.classes).organ
+    if not organ:
+      return labels
+    values = [self.class_names.index(name) for name in organ]
+    return components.keep_organ(labels, values)
 
 
 def load_segmenter(path: str | pathlib.Path | None = None) -> Segmenter:

@@ -34,6 +34,21 @@ def test_a_plaque_stays_with_its_vessel():
   assert (found == 4).sum() == 1
 
 
+def test_of_an_organ_the_largest_piece_stays_with_all_its_parts():
+  labels = islands()
+  labels[0, 7, 0] = 5  # No part of the organ.
+  found = components.keep_organ(labels, [1, 4])
+  expected = np.where(labels == 1, 0, labels)
+  expected[4:6, 6:8, 8:10] = labels[4:6, 6:8, 8:10]
+  np.testing.assert_array_equal(found, expected)
+  assert found.dtype == np.uint8
+
+
+def test_an_organ_that_was_not_found_is_no_mistake():
+  labels = islands()
+  np.testing.assert_array_equal(components.keep_organ(labels, [9]), labels)
+
+
 def test_voxels_that_share_a_corner_belong_together():
   labels = np.zeros((4, 4, 4), np.uint8)
   labels[1, 1, 1] = labels[2, 2, 2] = 1
