@@ -1,15 +1,19 @@
 """The labels of the chest and of the coronary arteries as one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage
 
+from cadjax.data import classes
 from cadjax.segmentation import components
 from data_prep.resampling import resample
 from data_prep.volume import Grid
 
-AORTA = "aorta"
+AORTA, LUNGS = "aorta", "lungs"
+# Coronary arteries lie in the fat on the heart, which is 3 to 15 mm thick; the
+# median over a piece, so that a bridge or a thick groove costs no vessel.
+HEART_MM = 6.0
 # The chest's aorta is coarse: so near to the other one it is the same wall.
 NEAR_MM = 4.0
 _LEAST_MM3 = 1000.0
@@ -37,6 +41,73 @@ def merge_labels(
   merged = (*wide_names, *(name for name in names if name not in wide_names))
   table = np.array([merged.index(name) for name in names], np.uint8)
   return np.where(labels > 0, table[labels], wide), merged
+
+
+def misplaced(
+  labels: np.ndarray,
+  names: Sequence[str],
+  grid: Grid,
+  wide: np.ndarray,
+  wide_names: Sequence[str],
+  wide_grid: Grid,
+) -> np.ndarray:
+  """Finds what the first stage says is no aorta and no coronary artery.
+
+  In a box around the heart, vessels of the lungs look like coronary arteries,
+  and chambers like the aorta. 26-connected pieces of aorta are misplaced if
+  the first stage has none within `NEAR_MM`; pieces of the other classes, all
+  together, if at least half of a piece is in the lungs or its median distance
+  from the heart is above `HEART_MM`.
+
+  Args:
+    labels: uint8 [D, H, W] of the second stage.
+    names: of its classes, the first is the background.
+    grid: where they lie.
+    wide: uint8 [D, H, W] of the first stage.
+    wide_names: of its classes.
+    wide_grid: where those lie.
+
+  Returns:
+    bool [D, H, W]; nothing where the first stage has no heart.
+  """
+  chest = resample(wide, wide_grid, grid, order="nearest", fill=0)
+
+  def of(some: Sequence[str]) -> np.ndarray:
+    values = [k for k, name in enumerate(wide_names) if name in some]
+    return np.isin(chest, values)
+
+  wrong = np.zeros(labels.shape, bool)
+  heart = of(classes.HEART)
+  if not heart.any():
+    return wrong
+  aorta = names.index(AORTA) if AORTA in names else None
+  if aorta is not None and AORTA in wide_names:
+    near = _near(of([AORTA]), grid)
+    wrong |= _pieces(labels == aorta, lambda where: not near[where].any())
+  away_mm = ndimage.distance_transform_edt(~heart, sampling=grid.spacing)
+  lungs = of([LUNGS])
+  vessels = labels > 0 if aorta is None else (labels > 0) & (labels != aorta)
+  return wrong | _pieces(
+    vessels,
+    lambda where: (
+      lungs[where].mean() >= 0.5 or np.median(away_mm[where]) > HEART_MM
+    ),
+  )
+
+
+def _pieces(
+  mask: np.ndarray, drop: Callable[[tuple[np.ndarray, ...]], bool]
+) -> np.ndarray:
+  """Returns the 26-connected pieces of a mask for which `drop` is true."""
+  parts, count = ndimage.label(mask, components.CONNECTED_26)
+  dropped = np.zeros(count + 1, bool)
+  for number, box in enumerate(ndimage.find_objects(parts), 1):
+    where = np.nonzero(parts[box] == number)
+    where = tuple(
+      axis + along.start for axis, along in zip(where, box, strict=True)
+    )
+    dropped[number] = drop(where)
+  return dropped[parts]
 
 
 def fill_aorta(

@@ -240,7 +240,9 @@ def segment_placed(
     progress: whether to show a bar on a terminal.
   """
   skipped = _unfit(segmenter, scan, chest)
-  found = _segment(segmenter, scan, progress=progress, skipped=skipped)
+  found = _segment(
+    segmenter, scan, progress=progress, skipped=skipped, chest=chest
+  )
   if chest is None:
     return found
   wide = chest.segmented
@@ -294,8 +296,12 @@ def _segment(
   *,
   progress: bool,
   skipped: str | None,
+  chest: Chest | None = None,
 ) -> SegmentedScan:
-  """Runs one segmenter on its grid; all background if it is skipped."""
+  """Runs one segmenter on its grid; all background if it is skipped.
+
+  What a first stage contradicts becomes background, see `merge.misplaced`.
+  """
   prepared = segmenter.prepare(scan)
   volume, model_input = prepared.scan, prepared.model_input
   options = segmenter.config.segment
@@ -307,6 +313,17 @@ def _segment(
       probabilities = segmenter.segment(
         model_input.hu, probabilities=True, progress=progress
       ).probabilities
+      if chest is not None:
+        seen = chest.segmented
+        wrong = merge.misplaced(
+          probabilities.argmax(-1).astype(np.uint8),
+          segmenter.class_names,
+          model_input.grid,
+          seen.model_labels,
+          chest.names,
+          seen.reading.model_input.grid,
+        )
+        probabilities[wrong] = np.eye(probabilities.shape[-1])[0]
     with scans.memory_error_as_user_error(
       "resampling the mask back to", volume.shape
     ):

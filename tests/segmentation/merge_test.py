@@ -1,6 +1,7 @@
 """Two stages' labels as one."""
 
 import numpy as np
+import pytest
 
 from cadjax.segmentation import merge
 from data_prep.volume import Grid
@@ -88,3 +89,48 @@ def test_a_stage_without_an_aorta_is_left_alone():
     labels, names, FINE, coarse_aorta(((0, 20),) * 3), WIDE, COARSE
   )
   assert found is labels
+
+
+CHEST = ("background", "aorta", "left_ventricle", "lungs")
+
+
+def misplaced(labels, chest):
+  return merge.misplaced(labels, FOUR, FINE, chest, CHEST, FINE)
+
+
+@pytest.fixture
+def chest():
+  """A heart on the left, a lung on the right, an aorta between them."""
+  made = np.zeros(FINE.shape, np.uint8)
+  made[:, :, :10] = 2
+  made[:, 10:20, 15:20] = 1
+  made[:, :, 25:] = 3
+  return made
+
+
+def test_a_vessel_of_the_lung_is_no_coronary_artery(chest):
+  labels = np.zeros(FINE.shape, np.uint8)
+  labels[5:30, 4, 12] = 2  # On the heart, with a plaque.
+  labels[30:34, 4, 12] = 3
+  labels[5:30, 30, 21] = 2  # 11 mm away from it.
+  labels[5, 8, 9:20] = 2  # Away from the heart, 5 mm at the median.
+  labels[20, 36, 10:36] = 2  # Farther still, half of it in the lung.
+  found = misplaced(labels, chest)
+  dropped = np.isin(np.arange(40), (30, 36))
+  expected = (labels > 0) & dropped[:, None]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_a_chamber_is_no_aorta(chest):
+  labels = np.zeros(FINE.shape, np.uint8)
+  labels[5:15, 12:18, 15:19] = 1
+  labels[5:15, 30:38, 2:9] = 1  # In the left ventricle.
+  found = misplaced(labels, chest)
+  expected = (labels == 1) & (np.arange(40) < 10)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_without_a_heart_nothing_is_misplaced(chest):
+  chest[chest == 2] = 0
+  labels = np.full(FINE.shape, 2, np.uint8)
+  assert not misplaced(labels, chest).any()
