@@ -117,6 +117,8 @@ OF_NO_MODULE = {
   "explanation/cam_parity_test.py": "beside another implementation",
   "models/parity_test.py": "beside PyTorch and MONAI",
   "training/loop_segment_test.py": "the loop, of a segmenter",
+  "weights/phantoms_test.py": "the shipped models on phantoms",
+  "weights/real_scan_test.py": "the shipped models on a real scan",
 }
 
 
