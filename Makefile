@@ -123,41 +123,41 @@ bench-tpu: $(VENV)/.ready-tpu
 	$(PY) -m cadjax.bench.tpu --config=configs/resnet3d.py --out=bench/tpu \
 	  --table=cadjax/bench/README.md
 
-# The models of cadjax/weights, from phantoms; what was killed resumes.
+# The models of cadjax/weights, from phantoms; what was killed resumes. The
+# commands go into their cards.
 WEIGHTS := weights
-BUILD = $(PY) -m data_prep.build --source=phantom --seed=100 --overwrite
-
-$(WEIGHTS)/wide_data/.ready: | $(READY)
-	$(BUILD) --cases=240 --grid=spacing --spacing_mm=2 \
-	  --scanner=fov_mm=360,length_mm=290 --fractions=0.9,0.05,0.05 --out=$(@D)
-	touch $@
-
-$(WEIGHTS)/coronary_data/.ready: | $(READY)
-	$(BUILD) --cases=160 --grid=heart --shape=192,192,192 \
-	  --box_mm=128,128,128 --fractions=0.9,0.05,0.05 --out=$(@D)
-	touch $@
-
-$(WEIGHTS)/classifier_data/.ready: | $(READY)
-	$(BUILD) --severity=overt --cases=800 --grid=heart --shape=64,64,64 \
-	  --box_mm=128,128,128 --fractions=0.8,0.1,0.1 --out=$(@D)
-	touch $@
-
 MODELS := wide coronary classifier
+SEED_100 := --source=phantom --seed=100
+DATA_wide := --cases=240 --grid=spacing --spacing_mm=2 \
+  --scanner=fov_mm=360,length_mm=290 --fractions=0.9,0.05,0.05
+DATA_coronary := --cases=160 --grid=heart --shape=192,192,192 \
+  --box_mm=128,128,128 --fractions=0.8,0.05,0.15
+DATA_classifier := --severity=overt --cases=800 --grid=heart \
+  --shape=64,64,64 --box_mm=128,128,128 --fractions=0.8,0.1,0.1
+TRAIN_wide_plain := --config=wide:plain --workdir=$(WEIGHTS)/wide_plain
+TRAIN_wide := --config=wide --config.init_from=$(WEIGHTS)/wide_plain \
+  --workdir=$(WEIGHTS)/wide
+TRAIN_coronary := --config=coronary --config.init_from=$(WEIGHTS)/wide \
+  --workdir=$(WEIGHTS)/coronary
+TRAIN_classifier := --config=heart_classifier --workdir=$(WEIGHTS)/classifier
+TRAININGS_wide := wide_plain wide
+TRAININGS_coronary := coronary
+TRAININGS_classifier := classifier
 
-weights: $(READY) | $(MODELS:%=$(WEIGHTS)/%_data/.ready)
-	$(PY) -m cadjax.main --config=configs/wide.py:plain \
-	  --workdir=$(WEIGHTS)/wide_plain
-	$(PY) -m cadjax.main --config=configs/wide.py \
-	  --config.init_from=$(WEIGHTS)/wide_plain --workdir=$(WEIGHTS)/wide
-	$(PY) -m cadjax.main --config=configs/coronary.py \
-	  --workdir=$(WEIGHTS)/coronary
-	$(PY) -m cadjax.main --config=configs/heart_classifier.py \
-	  --workdir=$(WEIGHTS)/classifier
-	for name in $(MODELS); do \
-	  $(PY) -m cadjax.evaluate --workdir=$(WEIGHTS)/$$name || exit; \
-	  $(PY) -m cadjax.weights --pack=$(WEIGHTS)/$$name --name=$$name \
-	    --command="make weights" --overwrite || exit; \
-	done
+weights: $(MODELS:%=weights-%)
+
+.SECONDARY: $(MODELS:%=$(WEIGHTS)/%_data/.ready)
+
+$(WEIGHTS)/%_data/.ready: | $(READY)
+	$(PY) -m data_prep.build $(SEED_100) $(DATA_$*) --overwrite --out=$(@D)
+	touch $@
+
+weights-%: $(READY) | $(WEIGHTS)/%_data/.ready
+	$(foreach one,$(TRAININGS_$*),$(PY) -m cadjax.main $(TRAIN_$(one)) &&) \
+	  $(PY) -m cadjax.evaluate --workdir=$(WEIGHTS)/$*
+	$(PY) -m cadjax.weights --pack=$(WEIGHTS)/$* --name=$* --overwrite \
+	  --command="cadjax build $(SEED_100) $(DATA_$*) --out=$(WEIGHTS)/$*_data" \
+	  $(foreach one,$(TRAININGS_$*),--command="cadjax train $(TRAIN_$(one))")
 
 # What a failed experiment leaves is no result.
 .DELETE_ON_ERROR:
