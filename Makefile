@@ -146,6 +146,8 @@ TRAININGS_classifier := classifier
 
 weights: $(MODELS:%=weights-%)
 
+weights-coronary: weights-wide
+
 .SECONDARY: $(MODELS:%=$(WEIGHTS)/%_data/.ready)
 
 $(WEIGHTS)/%_data/.ready: | $(READY)

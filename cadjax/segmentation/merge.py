@@ -11,8 +11,8 @@ from data_prep.resampling import resample
 from data_prep.volume import Grid
 
 AORTA, LUNGS = "aorta", "lungs"
-# Coronary arteries lie in the fat on the heart, which is 3 to 15 mm thick; the
-# median over a piece, so that a bridge or a thick groove costs no vessel.
+# Coronary arteries lie in the fat on the heart. The limit is for the median
+# over a piece, so that a thick groove costs no vessel.
 HEART_MM = 6.0
 # The chest's aorta is coarse: so near to the other one it is the same wall.
 NEAR_MM = 4.0
@@ -51,7 +51,7 @@ def misplaced(
   wide_names: Sequence[str],
   wide_grid: Grid,
 ) -> np.ndarray:
-  """Finds what the first stage says is no aorta and no coronary artery.
+  """Finds vessels of the second stage that the first stage contradicts.
 
   In a box around the heart, vessels of the lungs look like coronary arteries,
   and chambers like the aorta. 26-connected pieces of aorta are misplaced if

@@ -237,8 +237,8 @@ def check_tissues(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
   if not np.asarray(record["mask_classes"]).all():
     raise UserError(
       f"{dataset.path}: its masks do not name the tissue of every voxel, which"
-      " config.augment.tissues draws anew; leave that augmentation out, or"
-      " train on phantoms of the second edition"
+      " config.augment.tissues needs; turn that augmentation off, or train on"
+      " phantoms of the second edition"
     )
 
 

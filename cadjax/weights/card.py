@@ -97,8 +97,8 @@ def _trained_on_words(description) -> str:
   if not _phantom(description):
     return ""
   return (
-    "Trained on phantoms, drawn scans, alone: what it says of a patient's scan"
-    " is no evidence about the patient."
+    "Trained on phantoms (synthetic scans) only: its output for a patient's"
+    " scan is no evidence about that patient."
   )
 
 
