@@ -1,17 +1,20 @@
 """The coronary segmenter: lumen, both kinds of plaque and the aortic root.
 
-Command (data: cadjax build --source=phantom --cases=160 --seed=100
---grid=heart --shape=192,192,192 --box_mm=128,128,128 --fractions=0.8,0.05,0.15
---out=weights/coronary_data; `make weights` runs both):
+Commands (data: cadjax build --source=phantom --cases=160 --grid=heart
+--shape=192,192,192 --box_mm=128,128,128 --fractions=0.8,0.05,0.15, with
+--seed=100 --out=weights/coronary_lumen_data for the first, and with --seed=101
+--cad_fraction=0.9 --out=weights/coronary_data; `make weights` runs all):
 
-  cadjax train --config=coronary --workdir=weights/coronary \
+  cadjax train --config=coronary:lumen --workdir=weights/coronary_lumen \
     --config.init_from=weights/wide
-
-The wide segmenter has learned what blood, muscle and bone look like.
+  cadjax train --config=coronary --workdir=weights/coronary \
+    --config.init_from=weights/coronary_lumen
 
 Voxels of 0.67 mm in a box around the heart, which the wide segmenter finds
-(configs/wide.py). A part of the patches is drawn anew from their labels, and
-many are blurred as scans of thick slices are.
+(configs/wide.py). The first training starts from that segmenter, which has
+learned what blood, muscle and bone look like, and finds the arteries. A part of
+the patches is drawn anew from their labels, and many are blurred as scans of
+thick slices are. The second one learns plaque, from patients who have it.
 """
 
 import ml_collections
@@ -20,12 +23,19 @@ from configs import unet3d_plaque
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """Returns `configs/unet3d_plaque.py` for any scanner; `arg` is not used."""
-  config = unet3d_plaque.get_config(arg)
+  """Returns `configs/unet3d_plaque.py` for any scanner.
+
+  Args:
+    arg: "lumen" for the first training.
+  """
+  config = unet3d_plaque.get_config()
+  lumen = arg == "lumen"
   with config.unlocked():
     config.segment.window = (96, 96, 96)
     config.segment.overlap = 0.25
-    config.data.path = "weights/coronary_data"
+    config.data.path = (
+      "weights/coronary_lumen_data" if lumen else "weights/coronary_data"
+    )
     config.data.window_hu = (-200.0, 1000.0)
     # As large as the window: statistics of the norm are those of training.
     config.data.patch_size = (96, 96, 96)
@@ -41,8 +51,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # Lumen and both kinds of plaque are one vessel, 4 to 5 voxels wide.
     config.loss.classes = (2, 3, 4)
     config.loss.iterations = 4  # Of thinning the mask to its centreline.
-    config.loss.weights = (0.5, 1.0, 3.0, 3.0, 3.0)
-    config.optimizer.learning_rate = 3e-3
+    # Background, aorta, lumen, stable and unstable plaque: of the last there
+    # are a thousand voxels in a patient, if any.
+    config.loss.weights = (
+      (0.5, 1.0, 3.0, 3.0, 3.0) if lumen else (0.5, 1.0, 3.0, 6.0, 12.0)
+    )
+    config.optimizer.learning_rate = 3e-3 if lumen else 2e-3
     config.optimizer.warmup_steps = 50
     config.augment.spatial = {
       "probability": 0.7,
@@ -52,11 +66,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     }
     # Plaque is told by its intensity, so that fewer patches lose theirs.
     config.augment.tissues = {
-      "probability": 0.15,
+      "probability": 0.15 if lumen else 0.05,
       "shift_probability": 0.5,
       "shift": 0.06,
     }
-    config.augment.blur = {"probability": 0.6, "sigma": 1.8}
+    config.augment.blur = {
+      "probability": 0.6 if lumen else 0.4,
+      "sigma": 1.8 if lumen else 1.5,
+    }
     config.augment.noise = {"probability": 0.6, "sigma": 0.04}
     config.augment.intensity = {"probability": 0.5, "shift": 0.06, "scale": 0.2}
     config.ema_decay = 0.99
