@@ -87,8 +87,11 @@ def _keep(
 ) -> jax.Array:
   """Sets all to 0 but what is inside and a margin around it."""
   near = inside.astype(image.dtype)[..., None]
-  window = tuple(2 * m + 1 for m in margin)
-  return image * nn.max_pool(near, window, padding="SAME")
+  for axis, m in enumerate(margin):  # Far cheaper than all axes at once.
+    window = [1] * len(margin)
+    window[axis] = 2 * m + 1
+    near = nn.max_pool(near, tuple(window), padding="SAME")
+  return image * near
 
 
 def keep_heart(
