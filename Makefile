@@ -127,38 +127,47 @@ bench-tpu: $(VENV)/.ready-tpu
 # commands go into their cards.
 WEIGHTS := weights
 MODELS := wide coronary classifier
-SEED_100 := --source=phantom --seed=100
-DATA_wide := --cases=240 --grid=spacing --spacing_mm=2 \
+HEART_BOX := --grid=heart --box_mm=128,128,128
+DATA_wide := --seed=100 --cases=240 --grid=spacing --spacing_mm=2 \
   --scanner=fov_mm=360,length_mm=290 --fractions=0.9,0.05,0.05
-DATA_coronary := --cases=160 --grid=heart --shape=192,192,192 \
-  --box_mm=128,128,128 --fractions=0.8,0.05,0.15
-DATA_classifier := --severity=overt --cases=800 --grid=heart \
-  --shape=64,64,64 --box_mm=128,128,128 --fractions=0.8,0.1,0.1
+DATA_coronary_lumen := --seed=100 --cases=160 $(HEART_BOX) --shape=192,192,192 \
+  --fractions=0.8,0.05,0.15
+DATA_coronary := --seed=101 --cases=160 $(HEART_BOX) --shape=192,192,192 \
+  --fractions=0.8,0.05,0.15 --cad_fraction=0.9
+DATA_classifier := --seed=100 --cases=800 $(HEART_BOX) --shape=64,64,64 \
+  --fractions=0.8,0.1,0.1 --severity=overt
 TRAIN_wide_plain := --config=wide:plain --workdir=$(WEIGHTS)/wide_plain
 TRAIN_wide := --config=wide --config.init_from=$(WEIGHTS)/wide_plain \
   --workdir=$(WEIGHTS)/wide
-TRAIN_coronary := --config=coronary --config.init_from=$(WEIGHTS)/wide \
-  --workdir=$(WEIGHTS)/coronary
+TRAIN_coronary_lumen := --config=coronary:lumen \
+  --config.init_from=$(WEIGHTS)/wide --workdir=$(WEIGHTS)/coronary_lumen
+TRAIN_coronary := --config=coronary \
+  --config.init_from=$(WEIGHTS)/coronary_lumen --workdir=$(WEIGHTS)/coronary
 TRAIN_classifier := --config=heart_classifier --workdir=$(WEIGHTS)/classifier
+# The data sets and the trainings of each model, in order.
+DATASETS_wide := wide
+DATASETS_coronary := coronary_lumen coronary
+DATASETS_classifier := classifier
 TRAININGS_wide := wide_plain wide
-TRAININGS_coronary := coronary
+TRAININGS_coronary := coronary_lumen coronary
 TRAININGS_classifier := classifier
+READY_DATA = $(patsubst %,$(WEIGHTS)/%_data/.ready,$(1))
 
 weights: $(MODELS:%=weights-%)
 
-weights-coronary: weights-wide
-
-.SECONDARY: $(MODELS:%=$(WEIGHTS)/%_data/.ready)
+weights-wide: | $(call READY_DATA,$(DATASETS_wide))
+weights-coronary: weights-wide | $(call READY_DATA,$(DATASETS_coronary))
+weights-classifier: | $(call READY_DATA,$(DATASETS_classifier))
 
 $(WEIGHTS)/%_data/.ready: | $(READY)
-	$(PY) -m data_prep.build $(SEED_100) $(DATA_$*) --overwrite --out=$(@D)
+	$(PY) -m data_prep.build --source=phantom $(DATA_$*) --overwrite --out=$(@D)
 	touch $@
 
-weights-%: $(READY) | $(WEIGHTS)/%_data/.ready
+weights-%: $(READY)
 	$(foreach one,$(TRAININGS_$*),$(PY) -m cadjax.main $(TRAIN_$(one)) &&) \
 	  $(PY) -m cadjax.evaluate --workdir=$(WEIGHTS)/$*
 	$(PY) -m cadjax.weights --pack=$(WEIGHTS)/$* --name=$* --overwrite \
-	  --command="cadjax build $(SEED_100) $(DATA_$*) --out=$(WEIGHTS)/$*_data" \
+	  $(foreach one,$(DATASETS_$*),--command="cadjax build --source=phantom $(DATA_$(one)) --out=$(WEIGHTS)/$(one)_data") \
 	  $(foreach one,$(TRAININGS_$*),--command="cadjax train $(TRAIN_$(one))")
 
 # What a failed experiment leaves is no result.
