@@ -143,14 +143,18 @@ TRAIN_coronary_lumen := --config=coronary:lumen \
   --config.init_from=$(WEIGHTS)/wide --workdir=$(WEIGHTS)/coronary_lumen
 TRAIN_coronary := --config=coronary \
   --config.init_from=$(WEIGHTS)/coronary_lumen --workdir=$(WEIGHTS)/coronary
-TRAIN_classifier := --config=heart_classifier --workdir=$(WEIGHTS)/classifier
+TRAIN_classifier_plain := --config=heart_classifier:plain \
+  --workdir=$(WEIGHTS)/classifier_plain
+TRAIN_classifier := --config=heart_classifier \
+  --config.init_from=$(WEIGHTS)/classifier_plain \
+  --workdir=$(WEIGHTS)/classifier
 # The data sets and the trainings of each model, in order.
 DATASETS_wide := wide
 DATASETS_coronary := coronary_lumen coronary
 DATASETS_classifier := classifier
 TRAININGS_wide := wide_plain wide
 TRAININGS_coronary := coronary_lumen coronary
-TRAININGS_classifier := classifier
+TRAININGS_classifier := classifier_plain classifier
 READY_DATA = $(patsubst %,$(WEIGHTS)/%_data/.ready,$(1))
 
 weights: $(MODELS:%=weights-%)
