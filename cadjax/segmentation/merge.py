@@ -1,5 +1,6 @@
 """The labels of the chest and of the coronary arteries as one."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,26 @@ HEART_MM = 6.0
 # The chest's aorta is coarse: so near to the other one it is the same wall.
 NEAR_MM = 4.0
 _LEAST_MM3 = 1000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """What one stage has found.
+
+  Attributes:
+    labels: uint8 [D, H, W].
+    names: of the classes, the first is the background.
+    grid: where the labels lie.
+  """
+
+  labels: np.ndarray
+  names: Sequence[str]
+  grid: Grid
+
+  def mask(self, names: Sequence[str]) -> np.ndarray:
+    """Returns where any of the classes `names` is, bool [D, H, W]."""
+    values = [k for k, name in enumerate(self.names) if name in names]
+    return np.isin(self.labels, values)
 
 
 def merge_labels(
@@ -43,14 +64,7 @@ def merge_labels(
   return np.where(labels > 0, table[labels], wide), merged
 
 
-def misplaced(
-  labels: np.ndarray,
-  names: Sequence[str],
-  grid: Grid,
-  wide: np.ndarray,
-  wide_names: Sequence[str],
-  wide_grid: Grid,
-) -> np.ndarray:
+def misplaced(fine: Stage, wide: Stage) -> np.ndarray:
   """Finds vessels of the second stage that the first stage contradicts.
 
   In a box around the heart, vessels of the lungs look like coronary arteries,
@@ -60,33 +74,29 @@ def misplaced(
   from the heart is above `HEART_MM`.
 
   Args:
-    labels: uint8 [D, H, W] of the second stage.
-    names: of its classes, the first is the background.
-    grid: where they lie.
-    wide: uint8 [D, H, W] of the first stage.
-    wide_names: of its classes.
-    wide_grid: where those lie.
+    fine: the second stage.
+    wide: the first stage, on any grid.
 
   Returns:
-    bool [D, H, W]; nothing where the first stage has no heart.
+    bool [D, H, W] on the second stage's grid; nothing where the first stage
+    has no heart.
   """
-  chest = resample(wide, wide_grid, grid, order="nearest", fill=0)
-
-  def of(some: Sequence[str]) -> np.ndarray:
-    values = [k for k, name in enumerate(wide_names) if name in some]
-    return np.isin(chest, values)
-
-  wrong = np.zeros(labels.shape, bool)
-  heart = of(classes.HEART)
+  grid = fine.grid
+  chest = Stage(
+    resample(wide.labels, wide.grid, grid, order="nearest", fill=0),
+    wide.names,
+    grid,
+  )
+  heart, aorta = chest.mask(classes.HEART), fine.mask([AORTA])
+  wrong = np.zeros(grid.shape, bool)
   if not heart.any():
     return wrong
-  aorta = names.index(AORTA) if AORTA in names else None
-  if aorta is not None and AORTA in wide_names:
-    near = _near(of([AORTA]), grid)
-    wrong |= _pieces(labels == aorta, lambda where: not near[where].any())
+  if AORTA in chest.names:
+    near = _near(chest.mask([AORTA]), grid)
+    wrong |= _pieces(aorta, lambda where: not near[where].any())
   away_mm = ndimage.distance_transform_edt(~heart, sampling=grid.spacing)
-  lungs = of([LUNGS])
-  vessels = labels > 0 if aorta is None else (labels > 0) & (labels != aorta)
+  lungs = chest.mask([LUNGS])
+  vessels = (fine.labels > 0) & ~aorta
   return wrong | _pieces(
     vessels,
     lambda where: (
@@ -110,14 +120,7 @@ def _pieces(
   return dropped[parts]
 
 
-def fill_aorta(
-  labels: np.ndarray,
-  names: Sequence[str],
-  grid: Grid,
-  wide: np.ndarray,
-  wide_names: Sequence[str],
-  wide_grid: Grid,
-) -> np.ndarray:
+def fill_aorta(fine: Stage, wide: Stage) -> np.ndarray:
   """Adds those parts of the aorta that only the first stage has found.
 
   A part is added where it is farther than `NEAR_MM` from the aorta of the
@@ -125,22 +128,18 @@ def fill_aorta(
   where the finer segmentation has them. Nothing but background changes.
 
   Args:
-    labels: uint8 [D, H, W] of the second stage.
-    names: of its classes, the first is the background.
-    grid: where they lie.
-    wide: uint8 [D, H, W] of the first stage.
-    wide_names: of its classes.
-    wide_grid: where those lie.
+    fine: the second stage.
+    wide: the first stage, on any grid.
 
   Returns:
-    uint8 [D, H, W] on `grid`.
+    uint8 [D, H, W] on the second stage's grid.
   """
-  if AORTA not in names or AORTA not in wide_names:
+  labels, grid = fine.labels, fine.grid
+  if AORTA not in fine.names or AORTA not in wide.names:
     return labels
-  there = (wide == wide_names.index(AORTA)).astype(np.float32)
-  other = resample(there, wide_grid, grid, order="linear", fill=0) > 0.5
-  number = names.index(AORTA)
-  added = other & ~_near(labels == number, grid)
+  there = wide.mask([AORTA]).astype(np.float32)
+  other = resample(there, wide.grid, grid, order="linear", fill=0) > 0.5
+  added = other & ~_near(fine.mask([AORTA]), grid)
   added = components.remove_small(
     added.astype(np.uint8), grid.affine, _LEAST_MM3
   )
@@ -148,7 +147,8 @@ def fill_aorta(
     return labels
   # Up to the aorta that is there, too: no gap may stay between them.
   added = other & _near(added > 0, grid, 2 * NEAR_MM)
-  return np.where(added & (labels == 0), np.uint8(number), labels)
+  number = np.uint8(fine.names.index(AORTA))
+  return np.where(added & (labels == 0), number, labels)
 
 
 def _near(mask: np.ndarray, grid: Grid, mm: float = NEAR_MM) -> np.ndarray:

@@ -128,6 +128,12 @@ class Chest:
   names: tuple[str, ...]
   anatomy: chest_lib.Anatomy
 
+  @property
+  def stage(self) -> merge.Stage:
+    """Its labels on the grid of the wide segmenter."""
+    grid = self.segmented.reading.model_input.grid
+    return merge.Stage(self.segmented.model_labels, self.names, grid)
+
 
 def _word(name: str) -> str:
   return name.replace("_", " ")
@@ -254,12 +260,12 @@ def segment_placed(
     found,
     labels=labels,
     model_labels=merge.fill_aorta(
-      found.model_labels,
-      segmenter.class_names,
-      found.reading.model_input.grid,
-      wide.model_labels,
-      chest.names,
-      wide.reading.model_input.grid,
+      merge.Stage(
+        found.model_labels,
+        segmenter.class_names,
+        found.reading.model_input.grid,
+      ),
+      chest.stage,
     ),
     classes=tuple(_measure(labels, volume, names)),
     chest=chest,
@@ -314,15 +320,9 @@ def _segment(
         model_input.hu, probabilities=True, progress=progress
       ).probabilities
       if chest is not None:
-        seen = chest.segmented
-        wrong = merge.misplaced(
-          probabilities.argmax(-1).astype(np.uint8),
-          segmenter.class_names,
-          model_input.grid,
-          seen.model_labels,
-          chest.names,
-          seen.reading.model_input.grid,
-        )
+        most_likely = probabilities.argmax(-1).astype(np.uint8)
+        fine = merge.Stage(most_likely, segmenter.class_names, model_input.grid)
+        wrong = merge.misplaced(fine, chest.stage)
         probabilities[wrong] = np.eye(probabilities.shape[-1])[0]
     with scans.memory_error_as_user_error(
       "resampling the mask back to", volume.shape

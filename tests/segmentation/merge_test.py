@@ -43,7 +43,9 @@ def coarse_aorta(*boxes_mm):
 
 
 def fill(labels, wide):
-  return merge.fill_aorta(labels, FOUR, FINE, wide, WIDE, COARSE)
+  return merge.fill_aorta(
+    merge.Stage(labels, FOUR, FINE), merge.Stage(wide, WIDE, COARSE)
+  )
 
 
 def test_an_aorta_that_the_second_stage_missed_is_filled_in():
@@ -86,7 +88,8 @@ def test_a_stage_without_an_aorta_is_left_alone():
   labels = np.ones(FINE.shape, np.uint8)
   names = ("background", "coronaries")
   found = merge.fill_aorta(
-    labels, names, FINE, coarse_aorta(((0, 20),) * 3), WIDE, COARSE
+    merge.Stage(labels, names, FINE),
+    merge.Stage(coarse_aorta(((0, 20),) * 3), WIDE, COARSE),
   )
   assert found is labels
 
@@ -95,7 +98,9 @@ CHEST = ("background", "aorta", "left_ventricle", "lungs")
 
 
 def misplaced(labels, chest):
-  return merge.misplaced(labels, FOUR, FINE, chest, CHEST, FINE)
+  return merge.misplaced(
+    merge.Stage(labels, FOUR, FINE), merge.Stage(chest, CHEST, FINE)
+  )
 
 
 @pytest.fixture
