@@ -28,6 +28,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   Args:
     arg: "lumen" for the first training.
   """
+  if arg not in (None, "lumen"):
+    raise ValueError(
+      f"coronary:{arg} is unknown; use coronary or coronary:lumen"
+    )
   config = unet3d_plaque.get_config()
   lumen = arg == "lumen"
   with config.unlocked():

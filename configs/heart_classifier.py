@@ -27,6 +27,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   Args:
     arg: "plain" for the first training.
   """
+  if arg not in (None, "plain"):
+    raise ValueError(
+      f"heart_classifier:{arg} is unknown; use heart_classifier or"
+      " heart_classifier:plain"
+    )
   config = demo.get_config()
   with config.unlocked():
     config.data.path = "weights/classifier_data"

@@ -26,6 +26,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   Args:
     arg: "plain" for the first training.
   """
+  if arg not in (None, "plain"):
+    raise ValueError(f"wide:{arg} is unknown; use wide or wide:plain")
   config = unet3d.get_config()
   with config.unlocked():
     config.segment.classes = "chest"

@@ -56,11 +56,25 @@ def test_config_trains(name, tiny_data, tmp_path):
   assert trained.config.model.name == config.model.name
 
 
+@pytest.mark.parametrize(
+  ("name", "arg"),
+  [("wide", "plain"), ("coronary", "lumen"), ("heart_classifier", "plain")],
+)
+def test_a_first_training_hands_its_weights_to_the_second(name, arg):
+  config = importlib.import_module(f"configs.{name}")
+  first, then = config.get_config(arg), config.get_config()
+  # The second training starts from all of the first.
+  assert first.model == then.model
+  assert first.get("segment") == then.get("segment")
+  assert first.data.get("prior") == then.data.get("prior")
+  assert first.augment != then.augment
+  with pytest.raises(ValueError, match=f"{name}:x is unknown"):
+    config.get_config("x")
+
+
 def test_the_wide_segmenter_first_sees_phantoms_as_they_are():
   wide = importlib.import_module("configs.wide")
   first, then = wide.get_config("plain"), wide.get_config()
   assert first.augment.tissues.probability == 0
   assert then.augment.tissues.probability > 0
-  # The second training starts from all of the first.
-  assert first.model == then.model
-  assert first.segment.classes == then.segment.classes == "chest"
+  assert first.segment.classes == "chest"

@@ -16,6 +16,7 @@ import re
 import shlex
 import sys
 import tokenize
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -106,6 +107,13 @@ class _Parser(flags.ArgumentParser):
         f"{name}: get_config() returns a {type(config).__name__} and no"
         " ConfigDict"
       ) from error
+    except ValueError as error:
+      # The parser puts a whole traceback into its own message.
+      cause = error.__context__
+      if cause is None:
+        raise
+      line = traceback.extract_tb(cause.__traceback__)[-1].lineno
+      raise lookup.ConfigError(f"{file}, line {line}: {cause}") from error
     # Those that config_flags sets once this returns, and says less about.
     check_fields(config, sys.argv)
     return config

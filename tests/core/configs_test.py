@@ -162,6 +162,10 @@ def test_help_without_a_config_says_how_to_list_fields(config_flag):
   ("code", "message"),
   [
     ("def get_config():\n  return 3", "get_config.. returns a int"),
+    (
+      "def get_config():\n  raise ValueError('no such size')",
+      "own.py, line 2: no such size$",
+    ),
     ("def get_config():\n  open('nowhere.txt')", "nowhere.txt"),
   ],
 )
