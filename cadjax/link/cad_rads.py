@@ -16,7 +16,7 @@ from data_prep import scct
 CATEGORIES = ("0", "1", "2", "3", "4A", "4B", "5")
 NONDIAGNOSTIC = "N"
 # Shares of the diameter at which categories 2, 3 and 4 begin; 5 is 1.
-_MILD, _MODERATE, _SEVERE, _OCCLUDED = 0.25, 0.5, 0.7, 1.0
+_MILD, _MODERATE, SEVERE, _OCCLUDED = 0.25, 0.5, 0.7, 1.0
 # A left main that has lost half of its diameter is 4B.
 _LEFT_MAIN = 0.5
 # From here on the rest need not be diagnostic: "3/N", and not "N".
@@ -158,7 +158,7 @@ def grade(
     modifiers=tuple(modifiers),
     stenosis=stenosis,
     segment=worst.segment if worst and stenosis > 0 else "",
-    severe=_arteries(readings, _SEVERE),
+    severe=_arteries(readings, SEVERE),
     segments_involved=involved,
     doubts=doubts,
   )
@@ -168,7 +168,7 @@ def of_stenosis(stenosis: float, *, plaque: bool = True) -> str:
   """Returns the category of one narrowing that is alone in its patient."""
   if stenosis >= _OCCLUDED:
     return "5"
-  if stenosis >= _SEVERE:
+  if stenosis >= SEVERE:
     return "4A"
   if stenosis >= _MODERATE:
     return "3"
@@ -178,10 +178,12 @@ def of_stenosis(stenosis: float, *, plaque: bool = True) -> str:
 
 
 def _category(readings: Sequence[SegmentReading], plaque: bool) -> str:
-  of_each = [of_stenosis(one.stenosis or 0.0, plaque=plaque) for one in readings]
+  of_each = [
+    of_stenosis(one.stenosis or 0.0, plaque=plaque) for one in readings
+  ]
   if _arteries(readings, _LEFT_MAIN)[:1] == ("LM",):
     of_each.append("4B")
-  if set(_ARTERIES) <= set(_arteries(readings, _SEVERE)):
+  if set(_ARTERIES) <= set(_arteries(readings, SEVERE)):
     of_each.append("4B")
   return max(of_each, key=CATEGORIES.index, default="0")
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from cadjax.core import lookup
-from cadjax.link import candidates
+from cadjax.link import candidates, high_risk
 from cadjax.link.candidates import Candidate
-from cadjax.vessels import stenosis
+from cadjax.vessels import segments, stenosis
 from cadjax.vessels.tree import STEP_MM, VesselTree
 
 MODES = ("map", "vessel_map", "plaque", "combined")
@@ -84,6 +84,7 @@ class Finding:
     position_mm: LPS (x, y, z); on the centreline where it is on a vessel.
     index: the nearest voxel (d, h, w).
     vessel: name of the branch; "" on none.
+    segment: of the SCCT, see `segments.segments`; "" for none.
     sureness: of that name.
     from_ostium_mm: along the centreline; NaN where not known.
     extent_mm: way from the ostium at its two ends, NaN likewise; equal for a
@@ -97,6 +98,12 @@ class Finding:
     plaque_mm3: its volume.
     plaque_hu: its mean; NaN without plaque or image.
     calibre_mm: mean diameter of the vessel over the extent; NaN off vessels.
+    reference_mm: diameter that the vessel would have at its narrowest place;
+      NaN where not known.
+    lumen_mm2: least area of the lumen; NaN where not measured.
+    remodelling: largest diameter of vessel and plaque over the reference; NaN
+      where not measured.
+    high_risk: features of a plaque of high risk, of `high_risk.FEATURES`.
     stenosis: share of the diameter lost, 0 to 1; None where not measured.
     stenosis_state: one of `STENOSIS_STATES`.
     stenosis_note: why not, or on what it rests, in words.
@@ -109,6 +116,7 @@ class Finding:
   position_mm: tuple[float, float, float]
   index: tuple[int, int, int]
   vessel: str
+  segment: str
   sureness: str
   from_ostium_mm: float
   extent_mm: tuple[float, float]
@@ -120,6 +128,10 @@ class Finding:
   plaque_mm3: float
   plaque_hu: float
   calibre_mm: float
+  reference_mm: float
+  lumen_mm2: float
+  remodelling: float
+  high_risk: tuple[str, ...]
   stenosis: float | None
   stenosis_state: str
   stenosis_note: str
@@ -262,6 +274,7 @@ class _Measure:
     self.tree, self.calibres, self.hu = tree, calibres, hu
     self.heat, self.mode, self.options = heat, mode, options
     self.plaques = {k: np.asarray(v) > 0 for k, v in plaques.items()}
+    self.segments = segments.segments(tree)
     if heat is not None:
       self.total = float(np.nansum(heat, dtype=np.float64))
       self.covered = int(np.isfinite(heat).sum())
@@ -274,7 +287,7 @@ class _Measure:
     index = np.clip(index, 0, np.array(tree.shape) - 1)
     evidence, lift = self._evidence(place.position_mm)
     kind, volume, plaque_hu = self._plaque(place.voxels)
-    lost, state, note = self._stenosis(place, kind)
+    narrowest = self._narrowest(place, kind)
     branch = tree.branches[place.branch] if place.branch >= 0 else None
     span = slice(place.first, place.last + 1)
     at = np.nan
@@ -282,10 +295,12 @@ class _Measure:
       nearest = np.linalg.norm(branch.points_mm - place.position_mm, axis=1)
       at = float(branch.distance_mm[nearest.argmin()])
     unique = [s for s in SOURCES if s in place.sources]
+    remodelling = self._remodelling(place)
     finding = Finding(
       position_mm=tuple(float(v) for v in place.position_mm),
       index=tuple(int(v) for v in index),
       vessel=branch.name if branch else "",
+      segment=self._segment(place, narrowest.place),
       sureness=branch.sureness if branch else "none",
       from_ostium_mm=at,
       extent_mm=(
@@ -300,9 +315,13 @@ class _Measure:
       plaque_mm3=volume,
       plaque_hu=plaque_hu,
       calibre_mm=2 * _mean(branch.radius_mm[span]) if branch else np.nan,
-      stenosis=lost,
-      stenosis_state=state,
-      stenosis_note=note,
+      reference_mm=narrowest.reference_mm,
+      lumen_mm2=narrowest.lumen_mm2,
+      remodelling=remodelling,
+      high_risk=self._high_risk(place.voxels, remodelling),
+      stenosis=narrowest.lost,
+      stenosis_state=narrowest.state,
+      stenosis_note=narrowest.note,
       score=np.nan,
       ranked_by=RANKED_BY[self.mode],
       # A peak near a vessel stays where it is.
@@ -354,13 +373,49 @@ class _Measure:
     kind = kinds[0] if len(kinds) == 1 else "mixed"
     return kind, float(volume), hu
 
-  def _stenosis(self, place, kind: str) -> tuple[float | None, str, str]:
+  def _segment(self, place: Candidate, narrowest: int) -> str:
+    """Returns the SCCT segment at the narrowest place, or in the middle."""
     if place.branch < 0:
-      return None, "unmeasured", "not on a vessel"
+      return ""
+    if narrowest < 0:
+      narrowest = (place.first + place.last) // 2
+    return str(self.segments[place.branch][narrowest])
+
+  def _remodelling(self, place: Candidate) -> float:
+    """Returns the largest diameter with plaque over the reference."""
+    if place.branch < 0 or place.voxels is None:
+      return np.nan
+    one = self.calibres[place.branch]
+    extent = slice(place.first, place.last + 1)
+    share = one.outer_mm[extent] / one.reference_mm[extent]
+    share = share[one.resolved[extent] & np.isfinite(share)]
+    return float(share.max()) if len(share) else np.nan
+
+  def _high_risk(self, voxels, remodelling: float) -> tuple[str, ...]:
+    if voxels is None or not self.plaques:
+      return ()
+    low, high = voxels.min(0), voxels.max(0) + 1
+    mine = np.zeros(high - low, bool)
+    mine[tuple((voxels - low).T)] = True
+    box = tuple(map(slice, low, high))
+    parts = {kind: mine & mask[box] for kind, mask in self.plaques.items()}
+    nothing = np.zeros_like(mine)
+    return high_risk.features(
+      parts.get("unstable", nothing),
+      parts.get("stable", nothing),
+      None if self.hu is None else self.hu[box],
+      tuple(np.linalg.norm(self.tree.affine[:3, :3], axis=0)),
+      remodelling,
+    )
+
+  def _narrowest(self, place: Candidate, kind: str) -> "_Narrowest":
+    """Measures the lumen where it is narrowest, or says why not."""
+    if place.branch < 0:
+      return _Narrowest("unmeasured", "not on a vessel")
     one = self.calibres[place.branch]
     if not np.isfinite(one.reference_mm).any():
       note = "the vessel is too short for a reference calibre"
-      return None, "unmeasured", note
+      return _Narrowest("unmeasured", note)
     # A peak of the map has no extent: what it rests on may lie around it.
     peak = place.first == place.last
     reach = int(round(self.options.around_mm / STEP_MM)) if peak else 0
@@ -373,24 +428,41 @@ class _Measure:
       at = low + np.flatnonzero(one.inner(_EDGE_MM)[extent])
       if not len(at):
         note = "too near to an end of the vessel or to a gap in the mask"
-        return None, "unmeasured", note
+        return _Narrowest("unmeasured", note)
       worst = at[one.stenosis[at].argmax()]
+    known = {
+      "place": int(worst), "reference_mm": 2 * float(one.reference_mm[worst])
+    }  # fmt: skip
+    if not place.narrowings:
       if not one.resolved[worst]:
         least = self.options.least_voxels
         note = f"the reference radius is below {least:g} voxels"
-        return None, "unmeasured", note
+        return _Narrowest("unmeasured", note, **known)
       if one.filled[worst]:
-        return None, "filled", f"{filler} fills the calibre"
-    lost = float(np.clip(one.stenosis[worst], 0, 1))
+        return _Narrowest("filled", f"{filler} fills the calibre", **known)
+    known["lost"] = float(np.clip(one.stenosis[worst], 0, 1))
+    known["lumen_mm2"] = float(np.pi * one.radius_mm[worst] ** 2)
     if not self.plaques:
       note = (
         "a taper fitted to the branch and a mask of plaque and lumen as one"
       )
-      return lost, "merged", f"from {note}"
+      return _Narrowest("merged", f"from {note}", **known)
     note = "from the mask's lumen against a taper fitted to the branch"
     if one.filled[extent].any():
       note += f"; {filler} fills the calibre beside it, where more may be lost"
-    return lost, "measured", note
+    return _Narrowest("measured", note, **known)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Narrowest:
+  """Where the lumen of a finding is narrowest; see `Finding`."""
+
+  state: str
+  note: str
+  place: int = -1
+  lost: float | None = None
+  reference_mm: float = float("nan")
+  lumen_mm2: float = float("nan")
 
 
 def score(finding: Finding, mode: str) -> float:

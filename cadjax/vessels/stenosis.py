@@ -38,12 +38,14 @@ class Calibre:
     resolved: [N] bool, where the reference is at least `least_voxels`.
     filled: [N] bool, where plaque takes the place of all the lumen. Calcium
       blooms, so what is open there is unknown.
+    outer_mm: [N] radius of lumen and plaque together.
   """
 
   radius_mm: np.ndarray
   reference_mm: np.ndarray
   resolved: np.ndarray
   filled: np.ndarray
+  outer_mm: np.ndarray
 
   @property
   def stenosis(self) -> np.ndarray:
@@ -127,7 +129,7 @@ def calibres(
     reference = reference_radius(STEP_MM * np.arange(len(radius)), radius)
     resolved = reference >= least_voxels * voxel_mm
     filled = (radius < _NONE_LEFT * reference) & (outside > reference / 2)
-    found.append(Calibre(radius, reference, resolved, filled))
+    found.append(Calibre(radius, reference, resolved, filled, outside))
   return found
 
 
