@@ -72,7 +72,7 @@ class FindingOptions:
   least_plaque_mm3: float = 2.0
   plaque_gap_mm: float = 3.0
   least_stenosis: float = 0.3
-  least_voxels: float = 2.0
+  least_voxels: float = 1.2
   most: int = 20
 
 

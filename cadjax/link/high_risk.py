@@ -44,8 +44,8 @@ def features(
   """
   found = []
   if hu is not None and soft.any():
-    if (_smooth(hu, soft)[soft] < LOW_HU).mean() >= _LEAST_SHARE:
-      found.append(LOW_ATTENUATION)
+    low = _smooth(hu, soft)[soft] < LOW_HU
+    found += [LOW_ATTENUATION] if low.mean() >= _LEAST_SHARE else []
   if remodelling >= REMODELLED:
     found.append(REMODELLING)
   if soft.any() and _all_spots(calcified, spacing_mm):

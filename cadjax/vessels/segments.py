@@ -29,8 +29,9 @@ def segments(tree: VesselTree) -> list[np.ndarray]:
   The names of the branches are those of `naming`, with its sureness. A branch
   of the LAD that leads to its left is a diagonal, one to its right a septal.
   The heart is left-dominant if the right artery that was found does not reach
-  the back, or has no branch there. Further diagonals and marginals are D2 and OM2, since the SCCT has
-  no other number for them; branches of a branch are part of its segment.
+  the back, or has no branch there. Further diagonals and marginals are D2 and
+  OM2, since the SCCT has no other number for them; branches of a branch are
+  part of its segment.
 
   Args:
     tree: of `find.find_vessels`.
