@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 from absl import flags
 
-from cadjax.evaluation import links
+from cadjax.evaluation import lesions
 from data_prep import errors
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -303,7 +303,7 @@ def test_enough_phantoms_are_written_to_measure_the_link():
   (measure,) = [one for one in listed() if one.startswith("cadjax link")]
   cases = int(re.search(r"--cases=(\d+)", export).group(1))
   folder = re.search(r"--out=(\S+)", export).group(1)
-  assert cases >= links.LEAST_SCANS
+  assert cases >= lesions.LEAST_SCANS
   assert f"--scans={folder} " in measure
 
 

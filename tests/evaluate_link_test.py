@@ -10,6 +10,7 @@ import pytest
 
 from cadjax.core import files
 from cadjax.data import classes
+from cadjax.evaluation import lesions as lesions_lib
 from cadjax.evaluation import links
 from cadjax.link import join
 from cadjax.metrics import detection
@@ -258,7 +259,7 @@ def scans(tmp_path_factory):
 
 def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   """With the true mask and a map at one lesion, all modes find something."""
-  case = next(c for c in links.read_scans(scans) if c.label)
+  case = next(c for c in lesions_lib.read_scans(scans) if c.label)
   grid = geometry.GridSpec("heart", shape=(80,) * 3, box_mm=(128.0,) * 3)
   seed = int(case.case_id.split("_")[1])
   drawn = phantom.make_phantom(seed, label=1, severity="overt", grid=grid)
@@ -338,13 +339,13 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
 
 def test_scans_that_cannot_be_used_are_refused(scans, tmp_path):
   with pytest.raises(UserError, match="manifest"):
-    links.read_scans(str(tmp_path))
-  cases = links.read_scans(str(scans))
-  path = links.lesion_file(cases[0])
+    lesions_lib.read_scans(str(tmp_path))
+  cases = lesions_lib.read_scans(str(scans))
+  path = lesions_lib.lesion_file(cases[0])
   hidden = path.rename(tmp_path / "hidden.json")
   try:
     with pytest.raises(UserError, match="lesions of every scan"):
-      links.read_scans(str(scans))
+      lesions_lib.read_scans(str(scans))
   finally:
     hidden.rename(path)
   manifest = scans / "manifest.csv"
@@ -352,14 +353,14 @@ def test_scans_that_cannot_be_used_are_refused(scans, tmp_path):
   one, two = (cases[i].patient_id for i in (0, 1))
   manifest.write_text(table.replace(f",{two},", f",{one},"))
   with pytest.raises(UserError, match=f"patient {one} has 2 scans"):
-    links.read_scans(str(scans))
+    lesions_lib.read_scans(str(scans))
   manifest.write_text(table)
   text = path.read_text()
   assert json.loads(text)["label"] == cases[0].label
   for broken in ("{", "[]", '{"lesions": [{}]}', '{"lesions": 3}'):
     path.write_text(broken)
     with pytest.raises(UserError, match=path.name):
-      links.read_scans(str(scans))
+      lesions_lib.read_scans(str(scans))
   path.write_text(text)
 
 

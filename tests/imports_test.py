@@ -37,6 +37,7 @@ PROGRAMS = (
   "calcium_score",
   "explain",
   "evaluate",
+  "evaluate_diagnosis",
   "evaluate_link",
   "__main__",
 )

@@ -5,7 +5,6 @@ decision are chosen on one half of the scans. The other half is evaluated. What
 counts as a hit says `metrics.detection`; a lesion is its centreline.
 """
 
-import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from cadjax.core import files
 from cadjax.data import scans as scans_lib
+from cadjax.evaluation import lesions as lesions_lib
 from cadjax.link import decision, findings, join
 from cadjax.link.scan import Pair, link_scan, load_pair
 from cadjax.metrics import detection, intervals
@@ -45,11 +45,9 @@ MOST = findings.FindingOptions.most
 # False positives a scan, on the half that chooses, at the threshold of the
 # findings that are counted one by one.
 OPERATING_RATE = 1.0
-LEAST_SCANS = 8
 HALVES = ("fit", "test")
-LESION_COLUMNS = (
-  "position_mm", "line_mm", "segment", "stenosis", "plaque", "volume_mm3",
-)  # fmt: skip
+# Of a lesion, what goes into its row.
+LESION_COLUMNS = ("segment", "stenosis", "plaque", "volume_mm3")
 # Names of the rows that are written.
 SCANS, FINDINGS, LESIONS = "scans", "findings", "lesions"
 
@@ -173,11 +171,11 @@ def evaluate_link(
     raise UserError(f"--most={most} must be at least 1")
   folder = pathlib.Path(out)
   pair = load_pair(classifier, segmenter, wide=wide)
-  cases = read_scans(scans)
+  cases = lesions_lib.read_scans(scans)
   halves = split(cases, seed)
   for half in HALVES:
     some = [case for case in cases if halves[case.case_id] == half]
-    if not any(read_lesions(case) for case in some):
+    if not any(lesions_lib.read_lesions(case) for case in some):
       raise UserError(
         f"{scans}: no scan of the half {half!r} has a lesion; more scans with"
         " CAD, or another --seed, are needed"
@@ -223,69 +221,6 @@ def evaluate_link(
   return result
 
 
-def read_scans(folder: str) -> list[sources.Case]:
-  """Returns the cases of a folder of exported phantoms.
-
-  Raises:
-    UserError: too few, or lesions that are missing or malformed.
-  """
-  cases = sources.find_cases("manifest", folder)
-  if len(cases) < LEAST_SCANS:
-    raise UserError(f"{folder}: {len(cases)} scans; {LEAST_SCANS} are needed")
-  for case in cases:
-    read_lesions(case)
-  scans = collections.Counter(case.patient_id for case in cases)
-  name, most = scans.most_common(1)[0]
-  if most > 1:
-    raise UserError(
-      f"{folder}: the patient {name} has {most} scans; the link is measured by"
-      " patient, so keep one of each in manifest.csv"
-    )
-  labels = [case.label for case in cases]
-  if min(labels.count(0), labels.count(1)) < 2:
-    raise UserError(
-      f"{folder}: at least two normal and two CAD scans are needed, one of"
-      " each for the fit and for the test"
-    )
-  return cases
-
-
-def read_lesions(case: sources.Case) -> list[dict[str, Any]]:
-  """Returns the lesions of a scan, as `data_prep.export` writes them.
-
-  Raises:
-    UserError: they are missing or malformed.
-  """
-  path = lesion_file(case)
-  if not path.exists():
-    raise UserError(
-      f"{path}: no such file; the lesions of every scan must be known, as"
-      " data_prep.export writes them"
-    )
-  document = files.read_json(path)
-  try:
-    lesions = document["lesions"]
-    for lesion in lesions:
-      if not all(name in lesion for name in LESION_COLUMNS):
-        raise ValueError("a lesion without all of " + ", ".join(LESION_COLUMNS))
-      line = np.array(lesion["line_mm"], float)
-      if line.ndim != 2 or line.shape[1] != 3 or not np.isfinite(line).all():
-        raise ValueError("line_mm is not a list of three finite numbers each")
-      if not len(line):
-        raise ValueError("line_mm is empty")
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{path} is not what data_prep.export writes ({error}); run it again"
-      " if the file is of cadjax 0.2.0 or older, which wrote no line_mm"
-    ) from error
-  return lesions
-
-
-def lesion_file(case: sources.Case) -> pathlib.Path:
-  """Returns where the lesions of a scan are."""
-  return case.image.with_name(f"{case.case_id}_lesions.json")
-
-
 def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:
   """Assigns every case to "fit" or "test", half of each class to each."""
   rng = np.random.default_rng(seed)
@@ -309,7 +244,7 @@ def score_case(
 
   Args:
     pair: the models.
-    case: of `read_scans`.
+    case: of `lesions.read_scans`.
     half: "fit" or "test".
     rng: of the places drawn at random.
     most: findings of each mode.
@@ -317,7 +252,7 @@ def score_case(
   Returns:
     its row; its findings; one row for each lesion.
   """
-  truth = read_lesions(case)
+  truth = lesions_lib.read_lesions(case)
   lines = [np.array(lesion["line_mm"], float) for lesion in truth]
   result = link_scan(pair, scans_lib.read_scan(case.image))
   linked, prediction = result.linked, result.classified.prediction
@@ -366,7 +301,7 @@ def score_case(
   lesions = [
     LesionRow(
       **ids,
-      **{name: lesion[name] for name in LESION_COLUMNS[2:]},
+      **{name: lesion[name] for name in LESION_COLUMNS},
       lesion=number,
     )
     for number, lesion in enumerate(truth)
