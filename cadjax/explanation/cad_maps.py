@@ -38,6 +38,7 @@ def _compiled(model: nn.Module, window_hu: tuple[float, float]) -> Any:
 
 
 _to_image = jax.jit(cam.to_image, static_argnums=(1, 2))
+_upsample = jax.jit(cam.upsample, static_argnums=(1, 2))
 
 
 class CadMaps:
@@ -72,6 +73,13 @@ class CadMaps:
   ) -> np.ndarray:
     """Returns one map on the image's grid [D, H, W], its largest value 1."""
     maps = _to_image(jnp.asarray(cells)[None], shape, self.strides[layer])
+    return np.asarray(maps)[0]
+
+  def raw(
+    self, cells: np.ndarray, layer: str, shape: tuple[int, ...]
+  ) -> np.ndarray:
+    """Returns one map on the image's grid [D, H, W] with its own scale."""
+    maps = _upsample(jnp.asarray(cells)[None], shape, self.strides[layer])
     return np.asarray(maps)[0]
 
   def log_odds(self, images: np.ndarray) -> np.ndarray:
