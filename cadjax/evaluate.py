@@ -54,6 +54,12 @@ def define_flags() -> None:
     4,
     "Weight randomisation, insertion and deletion on so many cases.",
   )
+  flags.DEFINE_integer(
+    "explain_counterfactuals",
+    0,
+    "Of phantoms: so many with CAD are drawn again without their lesions.",
+    0,
+  )
   flags.DEFINE_enum(
     "explain_region",
     "volume",
@@ -97,6 +103,7 @@ def main(_: Sequence[str]) -> None:
       bootstrap=args.bootstrap,
       batch_size=args.batch_size,
       sanity=args.explain_sanity,
+      twins=args.explain_counterfactuals,
       region=args.explain_region,
     )
     print(f"\nexplanations of CAD, {maps['n_patients']} patients")

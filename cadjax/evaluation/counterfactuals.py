@@ -35,6 +35,8 @@ USED = 0.5
 NEAR_MM = 5.0
 # A lesion is hit where the map reaches this share of its maximum.
 HIT = 0.5
+# Names of the rows: of lesions, of maps of a scan, of maps at lesions.
+EFFECTS, SCANS, LESIONS = "effects", "scans", "lesions"
 # Fewer lesions have no order.
 _LEAST_RANKED = 3
 
@@ -232,7 +234,7 @@ def measure_case(
   found = effects(maps, twins)
   ids = {"case_id": case["case_id"], "patient_id": case["patient_id"]}
   rows: dict[str, list[dict[str, Any]]] = {
-    "effects": [
+    EFFECTS: [
       ids
       | {
         "lesion": number,
@@ -245,8 +247,8 @@ def measure_case(
       }
       for number, lesion in enumerate(twins.lesions)
     ],
-    "scans": [],
-    "lesions": [],
+    SCANS: [],
+    LESIONS: [],
   }
   shape = twins.whole.shape
   whole = maps.cells(twins.whole)
@@ -260,10 +262,10 @@ def measure_case(
         twins.near,
         found["removed"],
       )
-      rows["scans"].append(ids | key | scan)
-      for effect, lesion in zip(rows["effects"], lesions, strict=True):
+      rows[SCANS].append(ids | key | scan)
+      for effect, lesion in zip(rows[EFFECTS], lesions, strict=True):
         used = "used" if effect["used"] else "unused"
-        rows["lesions"].append(
+        rows[LESIONS].append(
           ids
           | key
           | {"lesion": effect["lesion"], **lesion}
@@ -280,7 +282,7 @@ def summarise(
   """Returns the tables of effects and of agreement, by patient.
 
   Args:
-    rows: of `measure_case`, of all cases.
+    rows: of `measure_case`, of all cases, by `EFFECTS`, `SCANS`, `LESIONS`.
     threshold: log odds at or above which a scan is called CAD.
     **options: draws and seed of `intervals.mean_interval`.
 
@@ -291,7 +293,7 @@ def summarise(
     method.
   """
   scans: dict[str, list[Mapping[str, Any]]] = {}
-  for row in rows["effects"]:
+  for row in rows[EFFECTS]:
     scans.setdefault(row["case_id"], []).append(row)
   called = [some for some in scans.values() if some[0]["log_odds"] >= threshold]
   one = [
@@ -300,17 +302,17 @@ def summarise(
   ]
   every = [float(some[0]["log_odds_none"] < threshold) for some in called]
   (table,) = intervals.mean_table(
-    [{"all": "all", **row} for row in rows["effects"]],
+    [{"all": "all", **row} for row in rows[EFFECTS]],
     ("all",),
     ("removed", "added", "used"),
     **options,
   ) or [{}]
   by = ("layer", "method")
   ranked = intervals.mean_table(
-    rows["scans"], by, ("rank_correlation",), **options
+    rows[SCANS], by, ("rank_correlation",), **options
   )
   local = intervals.mean_table(
-    rows["lesions"],
+    rows[LESIONS],
     by,
     ("at", "hit_used", "hit_unused", "gone_used", "gone_unused", "gone_near"),
     **options,

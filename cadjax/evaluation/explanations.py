@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax import models
-from cadjax.classification import priors
+from cadjax.classification import priors, scan
 from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
-from cadjax.evaluation import common
+from cadjax.evaluation import common, counterfactuals
 from cadjax.explanation import cam, checks, location
 from cadjax.explanation.cad_maps import CadMaps, Cells
 from cadjax.report import curves, tables
@@ -105,7 +105,7 @@ def evaluate_maps(
     cases: measure this many, evenly spread over the split; all if left out.
     bootstrap: number of draws, at least 100.
     batch_size: `config.data.eval_batch_size` if left out.
-    **options: sanity, region, rolls and seed of `measure`.
+    **options: sanity, twins, region, rolls and seed of `measure`.
 
   Returns:
     what metrics.json holds, as `measure` returns it.
@@ -169,6 +169,7 @@ def measure(
   *,
   about: Mapping[str, Any],
   sanity: int = 4,
+  twins: int = 0,
   region: str = "volume",
   other: Classifier | None = None,
   bootstrap: int = 2000,
@@ -188,6 +189,8 @@ def measure(
       deletion run, which take many passes.
     region: "volume", or "body" to leave air and lung out of what is measured
       against structures.
+    twins: of how many of the cases with CAD the phantom is drawn again without
+      its lesions, see `counterfactuals`.
     other: another classifier of the same data, whose maps may agree.
     bootstrap: number of draws.
     rolls: of the null, see `location.rolled_null`.
@@ -215,8 +218,10 @@ def measure(
     batch_size=batch_size,
     seed=seed,
   )
+  pairs = _measure_twins(trained, dataset, cases, twins)
   folder.mkdir(parents=True, exist_ok=True)
-  for name, some in rows.items():
+  twin_rows = {f"counterfactual_{k}": some for k, some in pairs.items()}
+  for name, some in [*rows.items(), *twin_rows.items()]:
     if some:
       files.write_rows(
         folder, f"{name}_cases", [location.numbers_of(row) for row in some]
@@ -234,6 +239,13 @@ def measure(
   }
   for name, by in TABLES.items():
     result[name] = location.summarise(rows[name], by, **options)
+  result["counterfactual"] = None
+  if pairs:
+    result["counterfactual"] = counterfactuals.summarise(
+      pairs,
+      scan.read_calibration(trained).log_odds_threshold,
+      **options,
+    )
   result["best"] = best(result["location"])
   result["unrelated"] = unrelated
   if other:
@@ -345,6 +357,34 @@ def _measure_cases(
     for layer, method in _keys(maps)
   ]
   return rows, pairs
+
+
+def _measure_twins(
+  trained: Classifier,
+  dataset: input_pipeline.Dataset,
+  cases: Sequence[input_pipeline.CaseRow],
+  count: int,
+) -> dict[str, list[Row]]:
+  """Returns the rows of `counterfactuals`; none if no case is asked for.
+
+  Raises:
+    UserError: they are no phantoms of this edition.
+  """
+  some = spread([case for case in cases if case["label"] == "1"], count)
+  if not some:
+    return {}
+  if not counterfactuals.can_be_drawn(dataset):
+    raise UserError(
+      f"{dataset.path}: holds no phantoms of this version, and only those can"
+      " be drawn again without a lesion; leave --explain_counterfactuals out"
+    )
+  maps, rows = CadMaps(trained), {}
+  for case in tqdm(some, "without lesions", leave=False, disable=None):
+    for name, found in counterfactuals.measure_case(
+      maps, dataset, case
+    ).items():
+      rows.setdefault(name, []).extend(found)
+  return rows
 
 
 def _keys(maps: CadMaps) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ def text(result: Mapping[str, Any]) -> str:
     parts.append(_randomisation(result["randomisation"], result["unrelated"]))
   if result["agreement"]:
     parts.append(_agreement(result["agreement"], result["other"]))
+  if result.get("counterfactual"):
+    parts.append(_counterfactual(result["counterfactual"]))
   parts.append("\n".join(f"note: {note}" for note in result["notes"]))
   return "\n\n".join(part for part in parts if part)
 
@@ -181,6 +183,28 @@ def _agreement(table: Table, other: Mapping[str, str]) -> str:
     f"{row['spearman'].text(2):<24}{row['spearman_unrelated'].text(2):<24}"
     f"{row['ssim'].text(2):<24}{row['ssim_unrelated'].text(2)}"
     for row in table
+  ]
+  return "\n".join(lines)
+
+
+def _counterfactual(found: Mapping[str, Any]) -> str:
+  effects, explained = found["effects"], found["explained"]
+  lines = [
+    "the same phantoms without a lesion: log odds of CAD fall by"
+    f" {effects['removed'].text(2)} a lesion; used (by"
+    f" {found['used_from']:g} or more): {effects['used'].text(2)}",
+    "scans called CAD that are not without one of their lesions:"
+    f" {explained['one'].text(2)}, without all: {explained['all'].text(2)}",
+    f"{'layer':<14}{'method':<12}{'rank correlation':<24}"
+    f"{'hit, used':<24}{'hit, unused':<24}{'gone with a used one':<24}"
+    "of that at the lesion",
+  ]
+  lines += [
+    f"{row['layer']:<14}{row['method']:<12}"
+    f"{row['rank_correlation'].text(2):<24}{row['hit_used'].text(2):<24}"
+    f"{row['hit_unused'].text(2):<24}{row['gone_used'].text(2):<24}"
+    f"{row['gone_near'].text(2)}"
+    for row in found["agreement"]
   ]
   return "\n".join(lines)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import math
@@ -367,3 +368,47 @@ def test_a_segmenter_is_refused_before_it_is_evaluated(
   (line,) = messages(done)
   assert "is a segmenter; here a classifier is needed" in line
   assert not (path / "eval").exists()
+
+
+def test_lesions_are_taken_away_from_phantoms(trained, dataset, tmp_path):
+  result = explanations.measure(
+    tasks.load_model(trained),
+    dataset,
+    dataset.rows["test"],
+    tmp_path,
+    about={},
+    sanity=0,
+    twins=1,
+    bootstrap=100,
+    rolls=1,
+  )
+  found = result["counterfactual"]
+  path = tmp_path / "counterfactual_effects_cases.jsonl"
+  effects = [json.loads(line) for line in path.read_text().splitlines()]
+  assert {row["case_id"] for row in effects} <= {
+    row["case_id"] for row in dataset.rows["test"] if row["label"] == "1"
+  }
+  assert len({row["case_id"] for row in effects}) == 1
+  mean = np.mean([row["removed"] for row in effects])
+  assert found["effects"]["removed"].value == pytest.approx(mean)
+  keys = {(row["layer"], row["method"]) for row in found["agreement"]}
+  assert keys == {(row["layer"], row["method"]) for row in result["location"]}
+  assert "the same phantoms without a lesion" in tables.text(result)
+
+
+def test_patients_cannot_be_drawn_again(trained, dataset, tmp_path):
+  other = dataclasses.replace(
+    dataset, metadata={**dataset.metadata, "source": "manifest"}
+  )
+  with pytest.raises(UserError, match="explain_counterfactuals"):
+    explanations.measure(
+      tasks.load_model(trained),
+      other,
+      dataset.rows["test"],
+      tmp_path,
+      about={},
+      sanity=0,
+      twins=1,
+      bootstrap=100,
+      rolls=1,
+    )
