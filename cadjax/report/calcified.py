@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 
 from cadjax.calcium import score as calcium
+from cadjax.calcium import stored
 from cadjax.calcium.scan import CalciumScan
 from cadjax.core import files
 from cadjax.report import pages, planes
 from data_prep.volume import write_nifti
 
-SCHEMA = "cadjax.calcium/1"
+SCHEMA = stored.SCHEMA
 KIND = files.ResultFolder("calcium.json", "cadjax.calcium/")
 FILES = {
   "result": "calcium.json",

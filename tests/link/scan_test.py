@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tiny_runs import link_file
 
+from cadjax.calcium import stored
 from cadjax.core import lookup
-from cadjax.link import decision
+from cadjax.link import decision, grading
 from cadjax.link import scan as link_scan
 from cadjax.report import linked, planes, viewer
 from cadjax.segmentation import sliding
@@ -42,6 +43,39 @@ def quick(monkeypatch):
   monkeypatch.setattr(planes, "panel_png", lambda *_, **__: b"picture")
   monkeypatch.setattr(viewer, "heat_viewer", lambda *_, **__: "<p>'\"&</p>")
   monkeypatch.setattr(viewer, "mask_viewer", lambda *_, **__: "<p>mask</p>")
+
+
+def test_the_grade_is_of_the_tree_and_the_findings(two, scan):
+  result = link_file(two, scan)
+  found = grading.grade_scan(
+    result.linked.structures.tree, result.linked.findings
+  )
+  assert result.grade == found
+  segmented = dataclasses.replace(result.segmented, skipped="no contrast")
+  skipped = dataclasses.replace(result, segmented=segmented)
+  assert skipped.grade.category == "N"
+  assert skipped.grade.doubts == ("Nothing was segmented: no contrast.",)
+  assert skipped.segments == []
+  score = stored.StoredScore(350.0, "native", "2026-01-01", masked=True)
+  graded = dataclasses.replace(skipped, calcium=score).grade
+  assert graded.text == "CAD-RADS N/P3"
+  assert graded.burden_by == "Agatston score 350"
+
+
+def test_a_grade_against_the_call_is_a_statement(two, scan, drawn_finding):
+  result = link_file(two, scan)
+  severe = drawn_finding(segment="pLAD", stenosis=0.8)
+  linked_ = dataclasses.replace(result.linked, findings=[severe], statements=[])
+  prediction = dataclasses.replace(
+    result.classified.prediction, probability=0.1, threshold=0.5
+  )
+  for probability, expected in ((0.1, 1), (0.9, 0)):
+    prediction = dataclasses.replace(prediction, probability=probability)
+    classified_ = dataclasses.replace(result.classified, prediction=prediction)
+    changed = dataclasses.replace(
+      result, linked=linked_, classified=classified_
+    )
+    assert len(changed.statements) == expected
 
 
 def test_every_file_has_exactly_the_grid_of_the_scan(
