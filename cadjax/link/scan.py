@@ -100,6 +100,7 @@ class LinkedScan:
       self.linked.structures.tree,
       self.linked.findings,
       skipped=self.segmented.not_looked_for,
+      plaques=self.linked.structures.plaques is not None,
       agatston=self.calcium.agatston if self.calcium else None,
     )
 

@@ -2,7 +2,8 @@
 
   lesions.nii.gz   numbers of the lesions, on contiguous 3 mm slices
   planes.png       the lesions with the highest scores, outlined
-  calcium.json     schema "cadjax.calcium/1" (null where not known)
+  calcium.json     schema "cadjax.calcium/1" (schemas/calcium.json; null where
+                   not known)
 
 calcium.json holds schema, notice, warnings, case, created, input and software
 as in `pages.envelope`, and

@@ -10,13 +10,14 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import schema_check
 from tiny_runs import link_file
 
 from cadjax.calcium import stored
 from cadjax.core import lookup
 from cadjax.link import decision, grading
 from cadjax.link import scan as link_scan
-from cadjax.report import linked, planes, viewer
+from cadjax.report import linked, linked_pictures, planes, viewer
 from cadjax.segmentation import sliding
 from cadjax.segmentation.segmenter import Segmenter
 from data_prep import export, sources, volume
@@ -96,6 +97,7 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
   assert 0 <= heat.min() < heat.max() <= 1
   text = (tmp_path / "out" / "result.json").read_text()
   assert json.loads(text) == document
+  schema_check.validate(document)
   assert set(document["link"]["shares"]) == {
     *("stem", "stage1", "stage2", "stage3", "stage4")
   }
@@ -130,7 +132,7 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
   drawn = []
   for name in ("tree_png", "layers_png"):
     monkeypatch.setattr(
-      linked, name, lambda _, name=name: drawn.append(name) or b"one"
+      linked_pictures, name, lambda _, name=name: drawn.append(name) or b"one"
     )
   result = link_file(two, scan)
   linked.write_linked(result, tmp_path / "out")
