@@ -491,7 +491,11 @@ def test_a_folder_that_is_no_workdir_is_told_in_one_line(scan, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "flag", ["--layer=stage1", "--method=gradcam", "--decision=link.json"]
+  "flag",
+  [
+    *("--layer=stage1", "--method=gradcam", "--decision=link.json"),
+    *("--pdf=letter", "--calcium=calcium.json"),
+  ],
 )
 def test_a_flag_of_both_models_without_a_segmenter_is_told(
   trained, scan, tmp_path, flag

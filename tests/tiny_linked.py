@@ -1,8 +1,10 @@
 """A linked scan of a phantom's true masks: no model, no training."""
 
+import dataclasses
 import functools
 
 import numpy as np
+import tiny_tree
 
 from cadjax.classification.scan import ClassifiedScan, Prediction
 from cadjax.data.scans import Prepared
@@ -144,3 +146,33 @@ def _reading(drawn, case: str, model: dict) -> Reading:
 
 
 SOFTWARE = workdir.Software("0.2.0", None, "3.11.9", {"jax": "0.7.0"}, ("cpu",))
+
+
+def with_findings(result: LinkedScan, *found, **lengths_mm) -> LinkedScan:
+  """Returns it with other findings, on straight arteries of 3 mm.
+
+  Args:
+    result: of `linked_scan`.
+    *found: the findings.
+    **lengths_mm: of the arteries, 60 mm if not given; 0 for none.
+  """
+  lengths = {"LM": 10, "LAD": 60, "LCx": 60, "RCA": 60} | lengths_mm
+  branches = []
+  for k, (name, mm) in enumerate(lengths.items()):
+    points = np.zeros((2 * mm + 1, 3))
+    points[:, 2] = -np.arange(2 * mm + 1) / 2
+    points[:, 0] = 40 * k
+    branches += [tiny_tree.branch(name, points)] if mm else []
+  linked = result.linked
+  tree = dataclasses.replace(
+    linked.structures.tree,
+    branches=tuple(branches),
+    affine=np.diag([0.5, 0.5, 0.5, 1.0]),
+  )
+  structures = dataclasses.replace(linked.structures, tree=tree)
+  return dataclasses.replace(
+    result,
+    linked=dataclasses.replace(
+      linked, structures=structures, findings=list(found), statements=[]
+    ),
+  )

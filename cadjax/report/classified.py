@@ -85,6 +85,8 @@ def render_page(
     f"{100 * p:.1f} %" if p == p else UNDEFINED
   )
   environment.filters["fixed"] = lambda x: f"{x:.2f}" if x == x else UNDEFINED
+  # A number stays with its unit.
+  environment.filters["unbroken"] = lambda text: text.replace(" %", "\xa0%")
   environment.filters["sizes"] = lambda values, form="%g": " × ".join(
     form % value for value in values
   )

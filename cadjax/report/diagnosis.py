@@ -44,7 +44,8 @@ SOURCES = (
   " segmented lumen, against a taper fitted to the branch; in whole per cent,"
   " rounded down.",
   "Length and distance from the ostium: along the centreline of the mask.",
-  "Plaque volume: voxels of the plaque masks.",
+  "Plaque volume: voxels of the masks of stable (calcified) and unstable"
+  " (non-calcified) plaque.",
 )
 GRADE_WORDS = {
   "0": "none",
@@ -66,6 +67,7 @@ _PARTS = {
 }
 _VESSELS = {"RCA": "RCA", "LAD": "LAD", "Cx": "LCx"}
 _DOMINANCE = {"R-PDA": "right-dominant", "L-PDA": "left-dominant"}
+_MOST_TOLD = 3
 _NO_LUMEN = "no lumen wider than a voxel"
 
 
@@ -167,10 +169,10 @@ def facts(result: LinkedScan) -> dict[str, list[str]]:
   grade = result.grade
   return {
     "Worst stenosis": [_worst(result)],
+    "Classifier": [_classifier(result)],
     "Plaque burden": _burden(result),
     "High-risk plaque": [_high_risk(result)],
-    "Classifier": [_classifier(result)],
-    "Sureness": sureness(result),
+    "Segmentation": sureness(result),
     **({"Why N": list(grade.doubts)} if grade.doubts else {}),
     "Not looked for": [NOT_LOOKED_FOR],
   }
@@ -198,6 +200,8 @@ def _burden(result: LinkedScan) -> list[str]:
   if not grade.burden:
     # Without a letter nothing of the category says what it rests on.
     sentences = [f"No plaque ({grade.burden_by})."]
+  elif result.calcium and grade.burden_by.startswith("Agatston"):
+    sentences = [f"{grade.burden}, {words}."]
   else:
     sentences = [f"{grade.burden}, {words}: {grade.burden_by}."]
   return sentences + ([result.calcium.words] if result.calcium else [])
@@ -219,9 +223,10 @@ def _high_risk(result: LinkedScan) -> str:
   said = "; ".join(
     f"finding {number}, {finding.segment or 'no segment'}"
     f" ({', '.join(finding.high_risk)})"
-    for number, finding in risky
+    for number, finding in risky[:_MOST_TOLD]
   )
-  return f"HRP: {said}."
+  more = len(risky) - _MOST_TOLD
+  return f"HRP: {said}{f'; and {more} more' if more > 0 else ''}."
 
 
 def _classifier(result: LinkedScan) -> str:

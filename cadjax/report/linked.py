@@ -32,13 +32,14 @@ import numpy as np
 
 from cadjax.core import files
 from cadjax.explanation import heat_maps
-from cadjax.link import decision, evidence, findings, join
+from cadjax.link import cad_rads, decision, evidence, findings, join
 from cadjax.link.findings import Finding
 from cadjax.link.scan import LinkedScan
 from cadjax.report import (
   classified,
   diagnosis,
   linked_pictures,
+  one_page,
   pages,
   planes,
   segment_diagram,
@@ -59,16 +60,23 @@ FILES = classified.FILES | {
   "tree": "tree.png",
   "layers": "layers.png",
 }
+PDF = "report.pdf"
 
 
-def file_names(result: LinkedScan) -> dict[str, str]:
+def file_names(result: LinkedScan, *, pdf: bool = False) -> dict[str, str]:
   """Returns the names of all the files of a linked case."""
+  page = {"pdf": PDF} if pdf else {}
   heats = {f"heat_{name}": f"heat_{name}.nii.gz" for name in result.maps}
-  return FILES | heats
+  return FILES | page | heats
 
 
-def to_json(result: LinkedScan) -> dict[str, Any]:
-  """Returns the contents of result.json: strict JSON, NaN as None."""
+def to_json(result: LinkedScan, *, pdf: bool = False) -> dict[str, Any]:
+  """Returns the contents of result.json: strict JSON, NaN as None.
+
+  Args:
+    result: of `scan.link_scan`.
+    pdf: whether the page to print is among the files.
+  """
   linked, tree = result.linked, result.linked.structures.tree
   segments = segmented.to_json(result.segmented)
   document = classified.to_json(result.classified) | {
@@ -103,7 +111,7 @@ def to_json(result: LinkedScan) -> dict[str, Any]:
     },
     "combined": result.combined.to_dict() if result.combined else None,
     "diagnosis": diagnosis.to_json(result),
-    "files": file_names(result),
+    "files": file_names(result, pdf=pdf),
   }
   document["warnings"] = result.warnings
   return files.strict(document)
@@ -169,7 +177,9 @@ def describe(finding: Finding) -> str:
   elif finding.stenosis_state == "merged":
     text += ", stenosis not measurable by a mask of plaque and lumen as one"
   elif finding.stenosis is not None:
-    text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
+    text += (
+      f", estimated {cad_rads.percent(finding.stenosis)} % of the diameter lost"
+    )
   elif finding.stenosis_state == "filled":
     text += f", stenosis not measurable: {finding.stenosis_note}"
   return text
@@ -280,7 +290,11 @@ def render_page(
 
 
 def write_linked(
-  result: LinkedScan, folder: str | os.PathLike, *, overwrite: bool = False
+  result: LinkedScan,
+  folder: str | os.PathLike,
+  *,
+  overwrite: bool = False,
+  pdf: str | None = None,
 ) -> dict[str, Any]:
   """Writes all the files of a linked case, whole or not at all.
 
@@ -288,6 +302,7 @@ def write_linked(
     result: of `scan.link_scan`.
     folder: is made; refused if it holds anything already.
     overwrite: replace an earlier result there.
+    pdf: paper of a page to print, of `one_page.PAPERS`; None for no such page.
 
   Returns:
     the contents of result.json.
@@ -295,7 +310,7 @@ def write_linked(
   Raises:
     UserError: the folder is in the way or cannot be written.
   """
-  document = to_json(result)
+  document = to_json(result, pdf=pdf is not None)
   names, reading = document["files"], result.classified.reading
   # They are files of their own and on the page.
   tree = linked_pictures.tree_png(result)
@@ -309,6 +324,8 @@ def write_linked(
       ("page", page.encode()),
     ):
       (made / names[key]).write_bytes(content)
+    if pdf is not None:
+      (made / names["pdf"]).write_bytes(one_page.render(result, pdf))
     seen = reading.model_input
     write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
     write_nifti(made / names["segments"], result.segmented.labels, reading.scan)

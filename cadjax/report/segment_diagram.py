@@ -64,10 +64,10 @@ class _Vessel:
 
 # Side branches first: main arteries are drawn over where these spring off.
 _VESSELS = (
-  _Vessel(((65.5, 63), (71, 56), (75, 48), (77, 41)), {"D1": 3}),
+  _Vessel(((65.5, 63), (71, 57), (75, 50), (77, 44)), {"D1": 3}),
   _Vessel(((64, 51), (67, 44), (69, 37), (70, 30)), {"D2": 3}),
-  _Vessel(((69, 85), (77, 78), (83, 69), (86, 58)), {"RI": 3}),
-  _Vessel(((101, 82), (99, 73), (97, 64), (95, 55)), {"OM1": 3}),
+  _Vessel(((69, 85), (76, 79), (81, 71), (83, 60)), {"RI": 3}),
+  _Vessel(((101, 82), (99, 75), (97, 67), (95, 60)), {"OM1": 3}),
   _Vessel(((109.8, 62), (105, 56), (101, 48), (98, 39)), {"OM2": 3}),
   _Vessel(((106, 42), (101, 34), (96, 28), (90, 24)), {"L-PLB": 3}),
   _Vessel(((106, 42), (108, 32), (104, 21), (95, 13), (86, 10)), {"L-PDA": 4}),
@@ -91,26 +91,26 @@ _VESSELS = (
     3.6,
   ),
 )  # fmt: skip
-# Where the names stand: x, y and which side of the text is there.
+# Where the names stand: x, y, and which side of the text is there.
 _LABELS = {
-  "pRCA": (20, 82, "right"),
-  "mRCA": (13, 57, "right"),
-  "dRCA": (29, 24, "right"),
-  "R-PDA": (73, 3, "left"),
-  "R-PLB": (74, 17, "left"),
-  "LM": (61, 90, "center"),
-  "pLAD": (62, 74, "right"),
-  "mLAD": (59.5, 50, "right"),
-  "dLAD": (57, 35, "right"),
-  "D1": (80, 36, "center"),
-  "D2": (71, 25, "center"),
-  "RI": (86, 53, "center"),
-  "pCx": (86, 93.5, "center"),
-  "OM1": (94, 49.5, "center"),
-  "dCx": (114, 67, "left"),
-  "OM2": (95, 34, "center"),
-  "L-PLB": (87, 22, "right"),
-  "L-PDA": (107, 15, "left"),
+  "pRCA": (20, 82, "right", "center"),
+  "mRCA": (13, 57, "right", "center"),
+  "dRCA": (29, 24, "right", "center"),
+  "R-PDA": (73, 3, "left", "center"),
+  "R-PLB": (74, 16, "left", "center"),
+  "LM": (61, 90, "center", "bottom"),
+  "pLAD": (62, 74, "right", "center"),
+  "mLAD": (59.5, 50, "right", "center"),
+  "dLAD": (57, 35, "right", "center"),
+  "D1": (78, 42, "center", "top"),
+  "D2": (70.5, 28, "center", "top"),
+  "RI": (82, 58, "center", "top"),
+  "pCx": (86, 93.5, "center", "bottom"),
+  "OM1": (93.5, 58, "center", "top"),
+  "dCx": (114, 67, "left", "center"),
+  "OM2": (96, 39, "right", "center"),
+  "L-PLB": (88, 25, "right", "center"),
+  "L-PDA": (107, 15, "left", "center"),
 }
 
 
@@ -208,8 +208,8 @@ def draw(
   for vessel in _VESSELS:
     for name in vessel.segments:
       _draw_numbers(ax, vessel, name, segments.get(name), text_size)
-  for name, (x, y, side) in _LABELS.items():
-    _label(ax, name, (x, y), side, segments.get(name), text_size)
+  for name in _LABELS:
+    _label(ax, name, segments.get(name), text_size)
   _legend(ax, text_size)
 
 
@@ -275,7 +275,8 @@ def _draw_numbers(ax, vessel, name, mark: Mark | None, text_size) -> None:
     )
 
 
-def _label(ax, name, at, side, mark: Mark | None, text_size) -> None:
+def _label(ax, name, mark: Mark | None, text_size) -> None:
+  x, y, side, level = _LABELS[name]
   text = name
   if mark is not None and mark.text:
     text += f"\n{mark.text}"
@@ -283,10 +284,9 @@ def _label(ax, name, at, side, mark: Mark | None, text_size) -> None:
     text += "\nworst"
   strong = mark is not None and mark.category not in (None, "0", "1")
   ax.text(
-    *(*at, text),
+    *(x, y, text),
     ha=side,
-    # What stands above a vessel grows upwards.
-    va="bottom" if at[1] >= 90 else "center",
+    va=level,
     size=text_size,
     color=SOFT if mark is None else INK,
     weight="bold" if strong else "normal",

@@ -333,12 +333,24 @@ def test_the_program_links(tiny_workdir, tiny_segmenter, scan, tmp_path):
     *(sys.executable, "-m", "cadjax.predict"),
     *(f"--classifier={tiny_workdir}", f"--segmenter={tiny_segmenter}"),
     *(f"--input={scan}", f"--out={tmp_path / 'out'}", "--layer=stage2"),
+    *("--pdf", f"--calcium={tmp_path / 'calcium.json'}"),
   ]
+  score = {"schema": stored.SCHEMA, "case": "native", "created": "2026-01-02"}
+  score |= {"total": {"agatston": 412.0}, "search": {"box": None}}
+  (tmp_path / "calcium.json").write_text(json.dumps(score))
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert str(tmp_path / "out" / "report.html") in done.stdout
   page = (tmp_path / "out" / "report.html").read_text()
   assert "brainsprite" in page
+  assert "CAD-RADS" in done.stdout
+  written = json.loads((tmp_path / "out" / "result.json").read_text())
+  schema_check.validate(written)
+  assert written["diagnosis"]["burden"] == "P3"
+  assert written["diagnosis"]["calcium"]["case"] == "native"
+  assert written["diagnosis"]["text"] in page
+  pdf = (tmp_path / "out" / written["files"]["pdf"]).read_bytes()
+  assert pdf.startswith(b"%PDF")
   swapped = [
     *command[:3],
     *(f"--classifier={tiny_segmenter}", f"--segmenter={tiny_workdir}"),
