@@ -97,7 +97,7 @@ _LABELS = {
   "mRCA": (13, 57, "right", "center"),
   "dRCA": (29, 24, "right", "center"),
   "R-PDA": (73, 3, "left", "center"),
-  "R-PLB": (74, 16, "left", "center"),
+  "R-PLB": (74, 14, "left", "center"),
   "LM": (61, 90, "center", "bottom"),
   "pLAD": (62, 74, "right", "center"),
   "mLAD": (59.5, 50, "right", "center"),

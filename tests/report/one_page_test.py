@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import tiny_linked
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cadjax.report import diagnosis, one_page
 from data_prep import scct
@@ -49,8 +50,7 @@ def lay_out(result, paper="a4"):
 
 
 def texts(page):
-  page.figure.canvas.draw()
-  renderer = page.figure.canvas.get_renderer()
+  renderer = FigureCanvasAgg(page.figure).get_renderer()
   return {
     (text.get_text(), text.get_position()): text.get_window_extent(renderer)
     for text in page.ax.texts

@@ -96,7 +96,9 @@ def test_wrong_values_are_refused(documents):
     assert not check(changed), path
 
 
-@pytest.mark.parametrize(("kind", "writer"), zip(KINDS, WRITERS, strict=True))
+@pytest.mark.parametrize(
+  ("kind", "writer"), list(zip(KINDS, WRITERS, strict=True))
+)
 def test_there_is_one_for_each_kind_of_result(kind, writer):
   schema = schema_check.load(kind)
   assert schema["$schema"].endswith("2020-12/schema")

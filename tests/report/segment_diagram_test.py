@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
@@ -17,7 +18,6 @@ def drawn(marks):
   figure = Figure(figsize=segment_diagram.SIZE_IN)
   ax = figure.add_axes((0, 0, 1, 1))
   segment_diagram.draw(ax, marks)
-  figure.canvas.draw()
   return ax
 
 
@@ -49,7 +49,7 @@ def test_names_neither_cover_each_other_nor_leave_the_picture(worst):
     name: Mark("2", "100 %", (20,), worst=name == worst)
     for name in scct.SEGMENTS
   })  # fmt: skip
-  renderer = ax.figure.canvas.get_renderer()
+  renderer = FigureCanvasAgg(ax.figure).get_renderer()
   boxes = {
     text.get_text(): text.get_window_extent(renderer)
     for text in ax.texts
