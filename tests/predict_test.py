@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import schema_check
 import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import (
@@ -470,6 +471,7 @@ def test_each_bad_input_fails_alone_in_one_line(trained, scan, tmp_path):
   # The good one is whole, and nothing else is there, hidden or not.
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["scan"]
   document = json.loads((tmp_path / "out/scan/result.json").read_text())
+  schema_check.validate(document)
   expected = classify_file(trained, scan).prediction
   assert document["prediction"]["probability"] == pytest.approx(
     expected.probability, abs=1e-4
