@@ -5,6 +5,7 @@ that the file holds; the diagram is drawn, and only the planes are pixels. What
 does not fit is counted, and stands in result.json.
 """
 
+import bisect
 import dataclasses
 import io
 from collections.abc import Sequence
@@ -169,9 +170,12 @@ class _Page:
     """Returns a line, cut with an ellipsis where it is too wide."""
     if self.measure(words, size, weight) <= width:
       return words
-    while words and self.measure(f"{words}…", size, weight) > width:
-      words = words[:-1]
-    return f"{words}…"
+    count = bisect.bisect_right(
+      range(1, len(words)),
+      width,
+      key=lambda n: self.measure(f"{words[:n]}…", size, weight),
+    )
+    return f"{words[:count]}…"
 
   def paragraph(
     self,

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 
+import matplotlib
 import numpy as np
 import pytest
 import tiny_linked
@@ -50,12 +51,16 @@ def lay_out(result, paper="a4"):
 
 
 def texts(page):
-  renderer = FigureCanvasAgg(page.figure).get_renderer()
-  return {
-    (text.get_text(), text.get_position()): text.get_window_extent(renderer)
-    for text in page.ax.texts
-    if text.get_text().strip()
-  }
+  """The lines of the page and where they are, as a PDF has them."""
+  # Whole dots would widen a letter of 6 points, and so would hinting.
+  page.figure.set_dpi(300)
+  with matplotlib.rc_context({"text.hinting": "none"}):
+    renderer = FigureCanvasAgg(page.figure).get_renderer()
+    return {
+      (text.get_text(), text.get_position()): text.get_window_extent(renderer)
+      for text in page.ax.texts
+      if text.get_text().strip()
+    }
 
 
 @pytest.mark.parametrize("paper", ["a4", "letter"])
@@ -102,7 +107,7 @@ def test_nothing_is_cut_off_or_covered(which, paper, request):
   for (a, one), (b, other) in itertools.combinations(boxes.items(), 2):
     across = min(one.x1, other.x1) - max(one.x0, other.x0)
     down = min(one.y1, other.y1) - max(one.y0, other.y0)
-    assert across <= 1 or down <= 0.45 * min(one.height, other.height), (a, b)
+    assert across <= 3 or down <= 0.45 * min(one.height, other.height), (a, b)
   planes = page.figure.axes[-3:]
   lowest = min(ax.get_position().y0 for ax in planes)
   assert lowest * height > margin
@@ -115,9 +120,8 @@ def test_nothing_is_cut_off_or_covered(which, paper, request):
                   if hidden else [])  # fmt: skip
 
 
-def test_a_scan_that_was_skipped_is_a_page_too(scan):
-  segmented = dataclasses.replace(scan.segmented, skipped="no contrast")
-  page, hidden = lay_out(dataclasses.replace(scan, segmented=segmented))
+def test_a_scan_that_was_skipped_is_a_page_too():
+  page, hidden = lay_out(tiny_linked.linked_scan(skipped="no contrast"))
   said = " ".join(text for (text, _) in texts(page))
   assert hidden == 0
   assert "CAD-RADS N" in said
