@@ -60,6 +60,7 @@ PLAQUE_WORDS = {
   "unstable": "non-calcified",
   "mixed": "mixed",
 }
+WHY_N = "Why N"
 _PARTS = {
   "p": "proximal segment",
   "m": "mid segment",
@@ -168,12 +169,12 @@ def facts(result: LinkedScan) -> dict[str, list[str]]:
   """Returns what stands beside the category: heading to sentences."""
   grade = result.grade
   return {
+    **({WHY_N: list(grade.doubts)} if grade.doubts else {}),
     "Worst stenosis": [_worst(result)],
     "Classifier": [_classifier(result)],
     "Plaque burden": _burden(result),
     "High-risk plaque": [_high_risk(result)],
     "Segmentation": sureness(result),
-    **({"Why N": list(grade.doubts)} if grade.doubts else {}),
     "Not looked for": [NOT_LOOKED_FOR],
   }
 

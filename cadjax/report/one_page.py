@@ -257,16 +257,13 @@ def _facts(page: _Page, result: LinkedScan, bottom: float, most: int) -> None:
   width = _COLUMN * (page.right - page.left)
   facts = diagnosis.facts(result)
   facts.pop("Not looked for")  # It is in the footer.
-  doubts = facts.pop("Why N", [])
-  if doubts:
-    facts = {"Why N": doubts} | facts
   size, step = 7.8, 1.32 * 7.8 * _POINT
   for heading, sentences in facts.items():
     left = int((bottom - page.y - 3.8) / step)
     if left < 1:
       break
     page.y += 3.6
-    color = _WARN if sentences is doubts else _SOFT
+    color = _WARN if heading == diagnosis.WHY_N else _SOFT
     page.text(page.left, page.y, heading, 7, color=color, weight="bold")
     page.paragraph(" ".join(sentences), page.left, width, size, min(left, most))
 
