@@ -67,18 +67,18 @@ _COLUMNS = {
   "No.": (0.04, False),
   "Segment": (0.1, False),
   "Plaque": (0.115, False),
-  "Stenosis": (0.145, False),
+  "Stenosis": (0.13, False),
   "Ref., mm": (0.09, True),
   "Length, mm": (0.115, True),
   "Ostium, mm": (0.115, True),
   "Plaque, mm³": (0.115, True),
-  _LAST: (0.165, False),
+  _LAST: (0.18, False),
 }
 # Where the column is too narrow for the words.
 _SHORT = {
   "low attenuation": "low HU",
   "positive remodelling": "remod.",
-  "spotty calcium": "spotty",
+  "spotty calcium": "spots",
 }
 
 

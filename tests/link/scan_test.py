@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import schema_check
+import tiny_linked
 from tiny_runs import link_file
 
 from cadjax.calcium import stored
@@ -46,12 +47,13 @@ def quick(monkeypatch):
   monkeypatch.setattr(viewer, "mask_viewer", lambda *_, **__: "<p>mask</p>")
 
 
-def test_the_grade_is_of_the_tree_and_the_findings(two, scan):
-  result = link_file(two, scan)
+def test_the_grade_is_of_the_tree_and_the_findings():
+  result = tiny_linked.linked_scan()
   found = grading.grade_scan(
     result.linked.structures.tree, result.linked.findings
   )
   assert result.grade == found
+  assert result.segments
   segmented = dataclasses.replace(result.segmented, skipped="no contrast")
   skipped = dataclasses.replace(result, segmented=segmented)
   assert skipped.grade.category == "N"
@@ -63,8 +65,14 @@ def test_the_grade_is_of_the_tree_and_the_findings(two, scan):
   assert graded.burden_by == "Agatston score 350"
 
 
-def test_a_grade_against_the_call_is_a_statement(two, scan, drawn_finding):
-  result = link_file(two, scan)
+def test_a_segmenter_without_plaque_cannot_exclude_any(two, scan):
+  assert "Plaque was not segmented apart from the lumen." in (
+    link_file(two, scan).grade.doubts
+  )
+
+
+def test_a_grade_against_the_call_is_a_statement(drawn_finding):
+  result = tiny_linked.linked_scan()
   severe = drawn_finding(segment="pLAD", stenosis=0.8)
   linked_ = dataclasses.replace(result.linked, findings=[severe], statements=[])
   prediction = dataclasses.replace(
