@@ -28,7 +28,7 @@ setuptools.setup(
   ),
   package_data={
     "data_prep.ctca": ["*.md", "*.txt", "*.bib"],
-    "cadjax.report": ["templates/*"],
+    "cadjax.report": ["schemas/*", "templates/*"],
     "cadjax.weights": ["*.safetensors", "*.md"],
   },
   entry_points={"console_scripts": ["cadjax = cadjax.__main__:main"]},
@@ -66,6 +66,8 @@ setuptools.setup(
       "setuptools>=70.1",  # Builds the wheel that a test installs.
       "shtab",
       "pydicom",
+      "jsonschema>=4.18",
+      "pypdf",
       "nbclient",
       "nbformat",
       "ipykernel",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
+import schema_check
 from flax import linen as nn
 from PIL import Image
 from tiny_models import Fcn, draw_variables
@@ -308,6 +309,7 @@ def test_the_document_is_strict_and_names_all_files_and_no_path(
   assert "gradcampp_bright.nii.gz" in document["files"].values()
   text = (folder / "explain.json").read_text()
   assert json.loads(text) == document
+  schema_check.validate(document)
   assert str(tmp_path) not in text
   assert document["target"]["origin"] == "given"
   for word in heat_maps.__doc__.split("No map")[0].splitlines():

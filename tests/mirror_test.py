@@ -25,6 +25,7 @@ COVERED = {
   ("cadjax/report/segmented.py", "segment_test.py"): "by the program",
   ("cadjax/report/explained.py", "explain_test.py"): "by the program",
   ("cadjax/report/linked.py", "link/scan_test.py"): "the whole report",
+  ("cadjax/report/linked_pictures.py", "link/scan_test.py"): "in the report",
   (
     "cadjax/report/tables.py",
     "evaluation/explanations_test.py",
@@ -117,6 +118,7 @@ OF_NO_MODULE = {
   "explanation/cam_parity_test.py": "beside another implementation",
   "models/parity_test.py": "beside PyTorch and MONAI",
   "training/loop_segment_test.py": "the loop, of a segmenter",
+  "report/schemas_test.py": "the JSON Schemas of all results",
   "weights/phantoms_test.py": "the shipped models on phantoms",
   "weights/real_scan_test.py": "the shipped models on a real scan",
 }

@@ -176,7 +176,12 @@ def grade_case(
     hu=structures.volume.hu,
     options=findings.FindingOptions(most=_MOST),
   )
-  graded = grading.grade_scan(structures.tree, found, skipped=skipped)
+  graded = grading.grade_scan(
+    structures.tree,
+    found,
+    skipped=skipped,
+    plaques=structures.plaques is not None,
+  )
   expected = cad_rads.grade(
     [
       cad_rads.SegmentReading(one["scct"], one["stenosis"], plaque=True)

@@ -106,6 +106,12 @@ class CadRads:
     """What the category says, in words."""
     return WORDS[self.category]
 
+  @property
+  def is_obstructive(self) -> bool:
+    """Whether it is 3 or above."""
+    known = self.category != NONDIAGNOSTIC
+    return known and CATEGORIES.index(self.category) >= _OBSTRUCTIVE
+
   def to_dict(self) -> dict[str, Any]:
     """Returns one flat JSON object."""
     row = dataclasses.asdict(self)
@@ -128,12 +134,13 @@ def grade(
 
   Returns:
     The worst segment's category. A doubt makes it "N" where nothing
-    obstructive (50 % or more) was seen, and else adds the modifier N.
+    obstructive (50 % or more) was seen, and else adds the modifier N. Calcium
+    is plaque, also where no segment shows any.
   """
   worst = max(readings, key=lambda one: one.stenosis or 0.0, default=None)
   stenosis = (worst.stenosis or 0.0) if worst else 0.0
   involved = len({one.segment for one in readings if one.plaque})
-  category = _category(readings, involved > 0)
+  category = _category(readings, involved > 0 or bool(agatston))
   doubts = (
     *doubts,
     *(f"{one.segment}: {one.doubt}." for one in readings if one.doubt),
@@ -145,9 +152,11 @@ def grade(
     modifiers.append("N")
   if any(len(one.high_risk) >= HIGH_RISK_FEATURES for one in readings):
     modifiers.append("HRP")
-  if agatston is None:
+  if agatston is None or (agatston < 1 and involved):
     burden = _burden(involved, _BY_SEGMENTS)
     by = f"{involved} segment{'' if involved == 1 else 's'} with plaque"
+    # Plaque without calcium is plaque, too.
+    by += "" if agatston is None else "; Agatston score 0"
   else:
     burden = _burden(agatston, _BY_CALCIUM)
     by = f"Agatston score {agatston:.0f}"
@@ -177,6 +186,15 @@ def of_stenosis(stenosis: float, *, plaque: bool = True) -> str:
   return "1" if plaque else "0"
 
 
+def percent(stenosis: float) -> int:
+  """Returns a share of the diameter in whole per cent, rounded down.
+
+  A stenosis is then never written as one of the next grade: 0.699 is moderate,
+  and 69 %.
+  """
+  return int(100 * stenosis + 1e-6)
+
+
 def _category(readings: Sequence[SegmentReading], plaque: bool) -> str:
   of_each = [
     of_stenosis(one.stenosis or 0.0, plaque=plaque) for one in readings
@@ -185,7 +203,7 @@ def _category(readings: Sequence[SegmentReading], plaque: bool) -> str:
     of_each.append("4B")
   if set(_ARTERIES) <= set(_arteries(readings, SEVERE)):
     of_each.append("4B")
-  return max(of_each, key=CATEGORIES.index, default="0")
+  return max(of_each, key=CATEGORIES.index, default="1" if plaque else "0")
 
 
 def _arteries(

@@ -41,6 +41,8 @@ _HALF_LIFT = 10.0
 # widened vessel may hide it; plaque fills the whole calibre; nothing to
 # measure it against.
 STENOSIS_STATES = ("measured", "merged", "filled", "unmeasured")
+# What a stenosis rests on that was measured.
+MEASURED = "from the mask's lumen against a taper fitted to the branch"
 # The radius is not to be trusted nearer to where it begins or ends.
 _EDGE_MM = 2.5
 # Of a plaque's voxels; what is less does not make it mixed.
@@ -447,7 +449,7 @@ class _Measure:
         "a taper fitted to the branch and a mask of plaque and lumen as one"
       )
       return _Narrowest("merged", f"from {note}", **known)
-    note = "from the mask's lumen against a taper fitted to the branch"
+    note = MEASURED
     if one.filled[extent].any():
       note += f"; {filler} fills the calibre beside it, where more may be lost"
     return _Narrowest("measured", note, **known)

@@ -24,6 +24,7 @@ def grade_scan(
   found: Sequence[Finding],
   *,
   skipped: str | None = None,
+  plaques: bool = True,
   agatston: float | None = None,
 ) -> cad_rads.CadRads:
   """Grades a scan by what the segmentation shows of it.
@@ -37,6 +38,8 @@ def grade_scan(
     tree: the vessels.
     found: of `findings.find_abnormalities`.
     skipped: why the vessels were not looked for, in words.
+    plaques: whether plaque was segmented apart from the lumen; a mask of both
+      as one hides plaque, and a narrowing behind it.
     agatston: score of a scan without contrast.
 
   Returns:
@@ -44,8 +47,11 @@ def grade_scan(
   """
   if skipped is not None:
     return cad_rads.grade([], doubts=[skipped], agatston=agatston)
+  doubts = _doubts(tree)
+  if not plaques:
+    doubts.append("Plaque was not segmented apart from the lumen.")
   return cad_rads.grade(
-    read_segments(tree, found), doubts=_doubts(tree), agatston=agatston
+    read_segments(tree, found), doubts=doubts, agatston=agatston
   )
 
 
@@ -65,7 +71,7 @@ def read_segments(
     name: [] for name in _wide_segments(tree)
   }
   for finding in found:
-    if finding.segment and (finding.plaque or "narrowing" in finding.sources):
+    if finding.segment and is_graded(finding):
       by_segment.setdefault(finding.segment, []).append(finding)
   return [
     _read(name, some, voxel_mm(tree.affine))
@@ -73,16 +79,24 @@ def read_segments(
   ]
 
 
+def is_graded(finding: Finding) -> bool:
+  """Whether it is plaque or a narrowing, and not of the heat map alone."""
+  return bool(finding.plaque) or "narrowing" in finding.sources
+
+
 def _read(
   name: str, found: Sequence[Finding], voxel: float
 ) -> cad_rads.SegmentReading:
   lost = [
-    share for finding in found if (share := _lost(finding, voxel)) is not None
+    share
+    for finding in found
+    if (share := lost_share(finding, voxel)) is not None
   ]
   doubts = [
     finding.stenosis_note
     for finding in found
-    if _lost(finding, voxel) is None and not finding.reference_mm < LEAST_MM
+    if lost_share(finding, voxel) is None
+    and not finding.reference_mm < LEAST_MM
   ]
   risky = max((finding.high_risk for finding in found), key=len, default=())
   return cad_rads.SegmentReading(
@@ -94,8 +108,17 @@ def _read(
   )
 
 
-def _lost(finding: Finding, voxel: float) -> float | None:
-  """Returns the share of the diameter lost, where that is known."""
+def lost_share(finding: Finding, voxel: float) -> float | None:
+  """Returns the share of the diameter lost that a finding is graded by.
+
+  Args:
+    finding: of `findings.find_abnormalities`.
+    voxel: edge of the voxels in mm, which is the most that is left of a lumen
+      that soft plaque fills.
+
+  Returns:
+    0 to 1; None where not known.
+  """
   if finding.stenosis_state == "filled" and finding.plaque == "unstable":
     return float(
       np.clip(1 - voxel / finding.reference_mm, cad_rads.SEVERE, _FILLED)

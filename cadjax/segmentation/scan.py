@@ -71,11 +71,14 @@ class SegmentedScan:
     if self.skipped is None:
       return self._found
     if self.chest is None:
-      return self._not_looked_for
-    return f"{self._found} {self._not_looked_for}"
+      return self.not_looked_for
+    return f"{self._found} {self.not_looked_for}"
 
   @property
-  def _not_looked_for(self) -> str:
+  def not_looked_for(self) -> str | None:
+    """Says why the coronary arteries were not looked for; None if they were."""
+    if self.skipped is None:
+      return None
     if self.chest is None:
       return f"Nothing was segmented: {self.skipped}."
     return f"The coronary arteries were not looked for: {self.skipped}."
@@ -106,7 +109,7 @@ class SegmentedScan:
     """What must be read with the masks."""
     found = self.reading.warnings("segmenter", "segmentation")
     if self.skipped is not None:
-      found.append(self._not_looked_for)
+      found.append(self.not_looked_for)
     if self.chest is not None:
       found += self.chest.anatomy.warnings
     if not any(x.voxels for x in self.classes):

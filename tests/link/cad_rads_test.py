@@ -69,12 +69,38 @@ def test_the_burden_is_of_the_segments_involved(count, burden):
 
 @pytest.mark.parametrize(
   ("score", "burden"),
-  [(0, ""), (1, "P1"), (100, "P1"), (101, "P2"), (301, "P3"), (1000, "P4")],
+  [(1, "P1"), (100, "P1"), (101, "P2"), (301, "P3"), (1000, "P4")],
 )
 def test_a_calcium_score_gives_the_burden_where_there_is_one(score, burden):
   graded = grade(Reading("pLAD", plaque=True), agatston=score)
   assert graded.burden == burden
   assert graded.burden_by == f"Agatston score {score}"
+
+
+def test_calcium_is_plaque_and_plaque_need_not_be_calcium():
+  healthy = Reading("pLAD")
+  assert grade(healthy, agatston=0).text == "CAD-RADS 0"
+  assert grade(healthy, agatston=40).text == "CAD-RADS 1/P1"
+  assert grade(agatston=40).text == "CAD-RADS 1/P1"
+  soft = grade(Reading("pLAD", plaque=True), agatston=0)
+  assert soft.text == "CAD-RADS 1/P1"
+  assert soft.burden_by == "1 segment with plaque; Agatston score 0"
+
+
+def test_per_cent_never_look_like_the_next_grade():
+  for share in (0.245, 0.2499, 0.499, 0.699, 0.999):
+    written = cad_rads.percent(share) / 100
+    assert cad_rads.of_stenosis(written) == cad_rads.of_stenosis(share)
+  for whole in range(101):
+    assert cad_rads.percent(whole / 100) == whole
+
+
+def test_what_is_obstructive():
+  assert not grade(Reading("pLAD", 0.49)).is_obstructive
+  assert grade(Reading("pLAD", 0.5)).is_obstructive
+  assert not grade(doubts=["The LAD was not found."]).is_obstructive
+  doubtful = grade(Reading("pLAD", 0.8), doubts=["The RCA was not found."])
+  assert doubtful.is_obstructive
 
 
 def test_a_doubt_makes_it_n_unless_something_obstructive_is_seen():

@@ -62,6 +62,17 @@ def test_a_scan_that_was_skipped_is_n_for_that_reason():
   assert graded.doubts == ("No coronary artery was found.",)
 
 
+def test_a_mask_without_plaque_is_no_proof_of_health(drawn_finding):
+  graded = grading.grade_scan(main_arteries(), [], plaques=False)
+  assert graded.category == "N"
+  assert graded.doubts == ("Plaque was not segmented apart from the lumen.",)
+  narrow = drawn_finding(
+    plaque="", sources=("narrowing",), stenosis=0.6, stenosis_state="merged"
+  )
+  graded = grading.grade_scan(main_arteries(), [narrow], plaques=False)
+  assert graded.text == "CAD-RADS 3/N"
+
+
 def test_the_worst_finding_of_a_segment_counts(drawn_finding):
   found = [
     drawn_finding(segment="pLAD", plaque="stable", stenosis=0.3),
