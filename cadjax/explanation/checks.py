@@ -1,140 +1,23 @@
-"""Whether an explanation map can be trusted: faithfulness and sanity.
+"""Whether an explanation map depends on the model, and can be repeated.
 
-Faithfulness asks the model: does its score follow the voxels that the map
-ranks first (`perturbation_auc`)? Sanity and repeatability compare maps with
-maps (`compare`): of a model with layers re-initialised (`randomise`), of
-another seed or of another architecture. Two maps of unrelated patients are
-alike too, since every heart lies in the middle; `random_pairs` says how much.
+Sanity and repeatability compare maps with maps (`compare`): of a model with
+layers re-initialised (`randomise`), of another seed or of another
+architecture. Two maps of unrelated patients are alike too, since every heart
+lies in the middle; `random_pairs` says how much.
 
 Maps are [D, H, W], finite and at least 0, of any scale.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.integrate
-import scipy.ndimage
 import scipy.stats
 import skimage.metrics
 
 from cadjax.core import lookup
-
-Score = Callable[[np.ndarray], np.ndarray]
-
-
-def blurred(
-  image: np.ndarray, spacing_mm: Sequence[float], sigma_mm: float = 10.0
-) -> np.ndarray:
-  """Returns an image [D, H, W] without its detail, in its own dtype.
-
-  The usual baseline of `perturbation_auc`: unlike a constant it keeps the
-  body's outline, so that a replaced block is not itself a finding.
-
-  Args:
-    image: [D, H, W].
-    spacing_mm: of a voxel along D, H and W.
-    sigma_mm: of the Gaussian.
-  """
-  sigma = sigma_mm / np.asarray(spacing_mm, np.float64)
-  smooth = scipy.ndimage.gaussian_filter(image.astype(np.float32), sigma)
-  if np.issubdtype(image.dtype, np.integer):
-    smooth = np.rint(smooth)
-  return smooth.astype(image.dtype)
-
-
-def perturbation_auc(
-  score: Score,
-  image: np.ndarray,
-  heat: np.ndarray,
-  *,
-  baseline: np.ndarray,
-  block: int = 8,
-  steps: int = 16,
-  batch_size: int = 4,
-  seed: int = 0,
-) -> dict[str, float]:
-  """Returns the insertion and deletion AUC of a map (Petsiuk, BMVC 2018).
-
-  The image is cut into blocks, ranked by the map's mean over each. Deletion
-  replaces the first blocks of the image by the baseline, insertion puts them
-  into the baseline. The AUC is the area under the score against the share of
-  voxels replaced (trapezoids), so it is in the score's unit: a low deletion
-  and a high insertion AUC speak for the map. Blocks of equal heat come in
-  random order.
-
-  Args:
-    score: images [n, D, H, W] to [n] numbers; it always gets `batch_size` of
-      them, so a compiled one is compiled once.
-    image: [D, H, W].
-    heat: map [D, H, W].
-    baseline: [D, H, W], what replaces; see `blurred`.
-    block: edge of a block in voxels; those at the far edges may be smaller.
-    steps: parts in which the blocks are replaced.
-    batch_size: images at a time.
-    seed: of the order of equal blocks.
-
-  Returns:
-    insertion and deletion; NaN for a zero map.
-
-  Raises:
-    ValueError: shapes differ.
-  """
-  if not image.shape == heat.shape == baseline.shape:
-    raise ValueError(
-      f"image {image.shape}, map {heat.shape} and baseline {baseline.shape}"
-      " must have one shape"
-    )
-  if not np.any(heat > 0):
-    return {"insertion": math.nan, "deletion": math.nan}
-  blocks = _blocks(image.shape, block)
-  sizes = np.bincount(blocks.ravel())
-  # Rounded, so that the order of equal blocks is not that of rounding errors.
-  means = np.bincount(blocks.ravel(), heat.ravel()) / sizes / heat.max()
-  chance = np.random.default_rng(seed).random(sizes.size)
-  order = np.lexsort((chance, -means.round(12)))
-  rank = np.argsort(order)[blocks]
-  counts = np.unique(np.linspace(0, sizes.size, steps + 1).round().astype(int))
-  replaced = np.concatenate([[0], sizes[order].cumsum()])[counts] / image.size
-  pairs = ((baseline, image), (image, baseline))
-  images = (
-    np.where(rank < count, new, old) for new, old in pairs for count in counts
-  )
-  curves = _score_all(score, images, batch_size).reshape(2, counts.size)
-  deletion, insertion = scipy.integrate.trapezoid(curves, replaced)
-  return {"insertion": float(insertion), "deletion": float(deletion)}
-
-
-def random_perturbation_auc(
-  score: Score,
-  image: np.ndarray,
-  *,
-  orders: int = 4,
-  seed: int = 0,
-  **options: Any,
-) -> dict[str, float]:
-  """Returns the mean `perturbation_auc` of random orders of the blocks.
-
-  The null of every map of this image: a map is faithful where its insertion
-  is above and its deletion below.
-
-  Args:
-    score: as there.
-    image: [D, H, W].
-    orders: how many.
-    seed: of the first one.
-    **options: as there.
-  """
-  flat = np.ones(image.shape)
-  found = [
-    perturbation_auc(score, image, flat, seed=seed + i, **options)
-    for i in range(orders)
-  ]
-  return {
-    name: float(np.mean([each[name] for each in found])) for name in found[0]
-  }
 
 
 def layer_modules(tree: Mapping[str, Any], layer: str) -> list[str]:
@@ -263,24 +146,3 @@ def random_pairs(
     values = [r[name] for r in results if not math.isnan(r[name])]
     means[name] = float(np.mean(values)) if values else math.nan
   return means | {"pairs": float(len(results))}
-
-
-def _blocks(shape: tuple[int, ...], block: int) -> np.ndarray:
-  """Returns the number of its block for every voxel, int [D, H, W]."""
-  index = np.zeros(shape, np.int64)
-  for axis, size in enumerate(shape):
-    along = np.arange(size) // block
-    index *= along[-1] + 1
-    index += along.reshape([-1 if k == axis else 1 for k in range(len(shape))])
-  return index
-
-
-def _score_all(
-  score: Score, images: Iterator[np.ndarray], batch_size: int
-) -> np.ndarray:
-  """Returns the score of every image [n], `batch_size` images at a time."""
-  scores = []
-  while chunk := list(itertools.islice(images, batch_size)):
-    full = chunk + [chunk[-1]] * (batch_size - len(chunk))
-    scores.append(np.asarray(score(np.stack(full)))[: len(chunk)])
-  return np.concatenate(scores).astype(np.float64)
