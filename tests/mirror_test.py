@@ -115,6 +115,7 @@ OF_NO_MODULE = {
   "two_stage_test.py": "the chest first, then the coronary arteries",
   "wheel_test.py": "an installed wheel",
   "explanation/cam_parity_test.py": "beside another implementation",
+  "explanation/quantus_parity_test.py": "beside another implementation",
   "models/parity_test.py": "beside PyTorch and MONAI",
   "training/loop_segment_test.py": "the loop, of a segmenter",
   "weights/phantoms_test.py": "the shipped models on phantoms",

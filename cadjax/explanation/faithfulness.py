@@ -155,7 +155,7 @@ def impute(
 
   Every missing voxel becomes the weighted mean of its neighbours, missing ones
   included: one sparse linear system for all (Rong et al., ICML 2022, arXiv
-  2202.00449, section 4.2). What is filled in tells little of where it was
+  2202.00449). What is filled in tells little of where it was
   missing, which a constant would tell a network. The paper's weights in 2D are
   1/6 for direct and 1/12 for diagonal neighbours, that is, inverse to the
   squared distance and of sum 1. The same in 3D: 3/44 for the six faces, 3/88
@@ -328,7 +328,7 @@ def box_changes(
 ) -> Iterator[np.ndarray]:
   """Yields what removing a random cube changes, for `infidelity`.
 
-  "Square removal" of Yeh et al. 2019 (arXiv 1901.09392, section 2.2) in 3D:
+  "Square removal" of Yeh et al. 2019 (arXiv 1901.09392) in 3D:
   image - baseline in the cube, 0 elsewhere.
 
   Args:
@@ -358,7 +358,7 @@ def noise_changes(
 ) -> Iterator[np.ndarray]:
   """Yields image - (baseline + noise), for `infidelity`.
 
-  The "noisy baseline" of Yeh et al. 2019 (arXiv 1901.09392, section 2.2).
+  The "noisy baseline" of Yeh et al. 2019 (arXiv 1901.09392).
 
   Args:
     image: [D, H, W].
@@ -499,7 +499,7 @@ def sensitivity_n(
   batch_size: int = 4,
   seed: int = 0,
 ) -> dict[str, float]:
-  """Returns sensitivity-n (Ancona et al. 2018, arXiv 1711.06104, section 5).
+  """Returns sensitivity-n (Ancona et al. 2018, arXiv 1711.06104).
 
   For each n: over random sets of n features, the correlation (Pearson) of the
   map's sum over the set with the fall of the score when the set is replaced by
@@ -570,7 +570,7 @@ def completeness(
 ) -> dict[str, float]:
   """Returns how far a map's sum is from what it should explain.
 
-  Completeness (Sundararajan et al. 2017, arXiv 1703.01365, section 3): the
+  Completeness (Sundararajan et al. 2017, arXiv 1703.01365, proposition 1): the
   contributions add up to score(image) - score(baseline).
 
   Args:

@@ -148,3 +148,124 @@ def test_random_pairs_is_the_mean_over_pairs():
   some = checks.random_pairs([*maps[:2], np.zeros(SHAPE)])
   assert some["spearman"] == every[0]["spearman"]
   assert math.isnan(checks.random_pairs(maps[:1])["ssim"])
+
+
+def test_the_cascade_goes_the_way_that_it_is_told(resnet):
+  _, _, trained, fresh = resnet
+  upwards = ORDER[::-1]
+  states = dict(checks.cascade(trained, fresh, upwards))
+  assert tuple(states) == upwards
+  assert states["stem"]["params"]["head"] is trained["params"]["head"]
+  assert all(
+    part is fresh["params"][name]
+    for name, part in states["head"]["params"].items()
+  )
+
+
+def test_smooth_maps_are_the_mean_over_noisy_copies():
+  image = 50 * smooth(0)
+  seen = []
+
+  def explain(x):
+    seen.append(x)
+    return x**2
+
+  ours = checks.smooth_maps(
+    explain, image, samples=6, noise=0.2, batch_size=4, seed=3
+  )
+  assert [len(x) for x in seen] == [4, 4]
+  rng = np.random.default_rng(3)
+  sigma = 0.2 * np.ptp(image)
+  copies = [image + sigma * rng.standard_normal(SHAPE) for _ in range(5)]
+  expected = np.mean([x**2 for x in [*copies, image]], 0)
+  np.testing.assert_allclose(ours, expected)
+  alone = checks.smooth_maps(explain, image, samples=1)
+  np.testing.assert_allclose(alone, image**2)
+  whole = image.astype(np.int16)
+  checks.smooth_maps(explain, whole, samples=2)
+  assert seen[-1].dtype == np.int16
+
+
+def test_smooth_mprt_tells_maps_that_follow_the_model():
+  image = 100 * smooth(0)
+  weights = {seed: smooth(seed + 10) for seed in range(3)}
+  states = [("one", weights[1]), ("both", weights[2])]
+  options = {"samples": 4, "noise": 0.05}
+
+  def follows(variables, x):
+    return x * variables
+
+  found = checks.smooth_mprt(follows, image, weights[0], states, **options)
+  assert list(found) == ["one", "both"]
+  before, after = (
+    checks.smooth_maps(functools.partial(follows, variables), image, **options)
+    for variables in (weights[0], weights[2])
+  )
+  assert found["both"] == checks.changed(before, after)
+  ignores = checks.smooth_mprt(
+    lambda _, x: np.abs(x), image, weights[0], states, **options
+  )
+  for name in found:
+    assert ignores[name]["spearman"] == pytest.approx(1)
+    assert found[name]["spearman"] < 0.95
+
+
+def test_complexity_is_the_entropy_of_the_histogram():
+  # 4 and 4 and 8 of 16 voxels in three of the bins.
+  heat = np.repeat([0.0, 1.0, 2.0, 2.0], 4).reshape(4, 2, 2)
+  expected = -(2 * 0.25 * math.log(0.25) + 0.5 * math.log(0.5))
+  assert checks.complexity(heat) == pytest.approx(expected)
+  assert checks.complexity(30 * heat) == pytest.approx(expected)
+  assert checks.complexity(np.ones(SHAPE)) == 0
+  even = np.arange(100.0).reshape(4, 5, 5)
+  assert checks.complexity(even) == pytest.approx(math.log(100))
+
+
+def test_efficient_mprt_is_the_rise_of_complexity():
+  sparse, full = np.zeros(SHAPE), np.random.default_rng(0).random(SHAPE)
+  sparse[2, 3, 4:6] = 1, 2
+  found = checks.efficient_mprt(sparse, full)
+  a, b = checks.complexity(sparse), checks.complexity(full)
+  assert found["complexity_rise"] == pytest.approx((b - a) / a)
+  assert found["complexity_rise"] > 5
+  assert checks.efficient_mprt(full, 3 * full)["complexity_rise"] == 0
+  assert -1 <= checks.efficient_mprt(full, sparse)["complexity_rise"] < 0
+  flat = checks.efficient_mprt(np.ones(SHAPE), full)
+  assert math.isnan(flat["complexity_rise"])
+
+
+def test_random_logit_tells_maps_that_follow_the_class():
+  image = smooth(0)
+  parts = [smooth(seed) for seed in range(5)]
+
+  def follows(x, k):
+    return x * parts[k]
+
+  found = checks.random_logit(follows, image, target=2, num_classes=5, seed=1)
+  other = int(found.pop("other"))
+  assert other != 2
+  assert found == checks.changed(image * parts[2], image * parts[other])
+  drawn = {
+    checks.random_logit(follows, image, target=2, num_classes=5, seed=seed)[
+      "other"
+    ]
+    for seed in range(30)
+  }
+  assert drawn == {0, 1, 3, 4}
+  same = checks.random_logit(lambda x, _: x, image, target=1, num_classes=2)
+  assert same["other"] == 0
+  assert same["spearman"] == pytest.approx(1)
+  with pytest.raises(ValueError, match="no other class"):
+    checks.random_logit(follows, image, target=0, num_classes=1)
+
+
+def test_label_randomisation_needs_a_model_that_fits():
+  a, b = smooth(0), smooth(1)
+  found = checks.label_randomisation(a, b, fit=1.0)
+  assert found == checks.changed(a, b) | {"fit": 1.0}
+  same = checks.label_randomisation(a, a, fit=0.97)
+  assert same["spearman"] == pytest.approx(1)
+  failed = checks.label_randomisation(a, b, fit=0.6)
+  assert math.isnan(failed["spearman"])
+  assert math.isnan(failed["ssim"])
+  assert failed["fit"] == 0.6
