@@ -45,7 +45,7 @@ COVERED = {
     for name in (
       *("about", "figures", "measure", "report", "rows", "summary"),
       *("unet_torch", "work", "work_aot", "work_host", "work_jax"),
-      *("work_torch", "worker"),
+      *("work_explanations", "work_torch", "worker"),
     )
   },
   **{
