@@ -247,12 +247,12 @@ def method(spec: Mapping[str, Any]) -> Work:
     ExplainOptions(methods=(name,), layers=layers, batch=max(1, spec["batch"])),
   )
   hu = noise_hu(spec["shape"])
-  return Work(
-    lambda: explainer.explain(hu, CAD) and None,
-    volumes=1,
-    compiles=True,
-    info=_about() | {"note": note},
-  )
+
+  def run() -> None:
+    explainer.explain(hu, CAD)
+
+  info = _about() | {"note": note}
+  return Work(run, volumes=1, compiles=True, info=info)
 
 
 def channel_counts(network: Any) -> dict[str, int]:

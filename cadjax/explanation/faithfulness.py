@@ -166,8 +166,8 @@ def impute(
   Args:
     image: [D, H, W].
     missing: bool [D, H, W], not of all voxels.
-    neighbours: 6, 18 or 26 per voxel; fewer take less memory, about 16 bytes
-      for each missing voxel and neighbour.
+    neighbours: 6, 18 or 26 per voxel; fewer take less memory, which is about
+      25 bytes for each missing voxel and neighbour.
     noise: standard deviation of what is added to the voxels filled in, in the
       image's unit.
     seed: of the noise.

@@ -146,9 +146,8 @@ def max_box_accuracy(
   if not ious.size:
     names = (*(f"max_box_{delta:g}" for delta in deltas), "max_box")
     return dict.fromkeys(names, math.nan)
-  hits = np.nan_to_num(ious)
-  found = {
-    f"max_box_{delta:g}": float((hits >= delta).mean(0).max())
+  found = {  # NaN is not above anything.
+    f"max_box_{delta:g}": float((ious >= delta).mean(0).max())
     for delta in deltas
   }
   return found | {"max_box": float(np.mean(list(found.values())))}

@@ -111,6 +111,8 @@ def test_mask_iou_takes_one_share_for_all_cases():
   shares = (0.1, 0.2, 0.3)
   found = overlap.max_mask_iou(ious, shares)
   assert found == {"max_mask": pytest.approx(0.35), "max_mask_share": 0.2}
+  more = overlap.max_mask_iou([*ious, [math.nan] * 3], shares)
+  assert more["max_mask"] == pytest.approx(0.7 / 3)
   assert math.isnan(overlap.max_mask_iou([], shares)["max_mask"])
 
 
@@ -135,6 +137,9 @@ def test_the_share_is_tuned_on_other_cases():
   ]
   assert share == shares[int(np.argmax(means))]
   assert 0.2 < share < 0.7
+  # One case that is very good elsewhere does not outweigh the others.
+  one = [[0.0, 0.5, 0.0], [0.0, 0.5, 0.0], [0.8, 0.0, 0.0]]
+  assert overlap.tune_share(one, (0.2, 0.3, 0.4)) == 0.3
   missing = np.full(len(shares), math.nan)
   assert overlap.tune_share([*ious, missing]) == share
   with pytest.raises(UserError, match="no validation case"):
