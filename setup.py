@@ -74,6 +74,8 @@ setuptools.setup(
     ],
     "bench": ["torch", "monai"],
     "completion": ["shtab"],
+    # Beside which explanations and their measures are tested.
+    "explain-parity": ["captum", "quantus>=0.6", "torch"],
     # Later ones need protobuf 6, do not say so, and meet Colab's protobuf 5:
     # github.com/tensorflow/metadata/issues/68
     "colab": ["tensorflow-metadata<1.18"],

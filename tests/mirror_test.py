@@ -46,7 +46,7 @@ COVERED = {
     for name in (
       *("about", "figures", "measure", "report", "rows", "summary"),
       *("unet_torch", "work", "work_aot", "work_host", "work_jax"),
-      *("work_torch", "worker"),
+      *("work_explanations", "work_torch", "worker"),
     )
   },
   **{
@@ -116,6 +116,7 @@ OF_NO_MODULE = {
   "two_stage_test.py": "the chest first, then the coronary arteries",
   "wheel_test.py": "an installed wheel",
   "explanation/cam_parity_test.py": "beside another implementation",
+  "explanation/quantus_parity_test.py": "beside another implementation",
   "models/parity_test.py": "beside PyTorch and MONAI",
   "training/loop_segment_test.py": "the loop, of a segmenter",
   "report/schemas_test.py": "the JSON Schemas of all results",

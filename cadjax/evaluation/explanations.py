@@ -23,7 +23,7 @@ from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.evaluation import common, counterfactuals
-from cadjax.explanation import cam, checks, location
+from cadjax.explanation import cam, checks, faithfulness, location
 from cadjax.explanation.cad_maps import CadMaps, Cells
 from cadjax.report import curves, tables
 from cadjax.segmentation import metrics
@@ -437,14 +437,14 @@ def _faithful(
 ) -> list[Row]:
   image, score = record["image"], maps.log_odds
   options |= {
-    "baseline": checks.blurred(image, record["spacing"]),
+    "baseline": faithfulness.blurred(image, record["spacing"]),
     "block": max(1, min(image.shape) // 16),
   }
-  chance = checks.random_perturbation_auc(score, image, **options)
+  chance = faithfulness.random_perturbation_auc(score, image, **options)
   rows = []
   for layer, method in _keys(maps):
     heat = maps.heat(cells[method][layer], layer, image.shape)
-    found = checks.perturbation_auc(score, image, heat, **options)
+    found = faithfulness.perturbation_auc(score, image, heat, **options)
     rows.append(
       {"layer": layer, "method": method}
       | found

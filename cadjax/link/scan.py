@@ -152,7 +152,7 @@ def load_pair(
     segmenter: the same; by default the one named coronary.
     wide: the segmenter of the chest that finds the heart, or "none"; by
       default the one named wide if one of the others comes with cadjax, too.
-    method: of the heat maps: gradcam, hirescam, xrescam, layercam, gradcam++.
+    method: of the heat maps, a key of `cam.METHODS`.
     layer: whose map the findings rest on; `LAYER` if left out.
     decision_file: link.json of `cadjax link` on these two, for one probability
       of both.

@@ -17,7 +17,7 @@ from tiny_runs import messages
 from cadjax import models, tasks
 from cadjax.data import input_pipeline
 from cadjax.evaluation import explanations
-from cadjax.explanation import cad_maps, cam, checks, location
+from cadjax.explanation import cad_maps, cam, checks, faithfulness, location
 from cadjax.metrics import intervals
 from cadjax.report import tables
 from cadjax.training import checkpoint, workdir
@@ -226,10 +226,10 @@ def test_faithfulness_uses_the_log_odds(trained, dataset, result):
   np.testing.assert_allclose(
     maker.log_odds(same), logits[:, 1] - logits[:, 0], atol=1e-5
   )
-  chance = checks.random_perturbation_auc(
+  chance = faithfulness.random_perturbation_auc(
     maker.log_odds,
     image,
-    baseline=checks.blurred(image, record["spacing"]),
+    baseline=faithfulness.blurred(image, record["spacing"]),
     block=1,
     batch_size=16,
   )
