@@ -33,6 +33,11 @@ COVERED = {
   ("cadjax/evaluation/classifiers.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/common.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/links.py", "evaluate_link_test.py"): "by the program",
+  ("cadjax/evaluation/lesions.py", "evaluate_link_test.py"): "scans it reads",
+  (
+    "cadjax/evaluation/diagnoses.py",
+    "evaluate_diagnosis_test.py",
+  ): "by the program",
   ("cadjax/evaluation/workdirs.py", "evaluate_test.py"): "by the program",
   ("cadjax/report/write.py", "cadjax_test.py"): "every kind of result",
   ("cadjax/data/scans.py", "predict_test.py"): "scans of many kinds",
