@@ -7,14 +7,18 @@ Commands (data: cadjax build --source=phantom --cases=160 --grid=heart
 
   cadjax train --config=coronary:lumen --workdir=weights/coronary_lumen \
     --config.init_from=weights/wide
-  cadjax train --config=coronary --workdir=weights/coronary \
+  cadjax train --config=coronary:plaque --workdir=weights/coronary_plaque \
     --config.init_from=weights/coronary_lumen
+  cadjax train --config=coronary --workdir=weights/coronary \
+    --config.init_from=weights/coronary_plaque
 
 Voxels of 0.67 mm in a box around the heart, which the wide segmenter finds
 (configs/wide.py). The first training starts from that segmenter, which has
 learned what blood, muscle and bone look like, and finds the arteries. A part of
 the patches is drawn anew from their labels, and many are blurred as scans of
-thick slices are. The second one learns plaque, from patients who have it.
+thick slices are. The second one learns plaque, from patients who have it, with
+weights so great that it marks too much; the third one, with smaller weights and
+sharper patches, marks less.
 """
 
 import ml_collections
@@ -26,14 +30,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns `configs/unet3d_plaque.py` for any scanner.
 
   Args:
-    arg: "lumen" for the first training.
+    arg: "lumen" for the first training, "plaque" for the second.
   """
-  if arg not in (None, "lumen"):
+  if arg not in (None, "lumen", "plaque"):
     raise ValueError(
-      f"coronary:{arg} is unknown; use coronary or coronary:lumen"
+      f"coronary:{arg} is unknown; use coronary, coronary:lumen or"
+      " coronary:plaque"
     )
   config = unet3d_plaque.get_config()
-  lumen = arg == "lumen"
+  lumen, last = arg == "lumen", arg is None
   with config.unlocked():
     config.segment.window = (96, 96, 96)
     config.segment.overlap = 0.25
@@ -57,9 +62,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.loss.iterations = 4  # Of thinning the mask to its centreline.
     # Background, aorta, lumen, stable and unstable plaque: of the last there
     # are a thousand voxels in a patient, if any.
-    config.loss.weights = (
-      (0.5, 1.0, 3.0, 3.0, 3.0) if lumen else (0.5, 1.0, 3.0, 6.0, 12.0)
-    )
+    config.loss.weights = {
+      "lumen": (0.5, 1.0, 3.0, 3.0, 3.0),
+      "plaque": (0.5, 1.0, 3.0, 6.0, 12.0),
+    }.get(arg, (1.0, 1.0, 2.0, 2.0, 4.0))
     config.optimizer.learning_rate = 3e-3 if lumen else 2e-3
     config.optimizer.warmup_steps = 50
     config.augment.spatial = {
@@ -70,17 +76,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     }
     # Plaque is told by its intensity, so that fewer patches lose theirs.
     config.augment.tissues = {
-      "probability": 0.15 if lumen else 0.05,
+      "probability": 0.15 if lumen else 0.0 if last else 0.05,
       "shift_probability": 0.5,
       "shift": 0.06,
     }
     config.augment.blur = {
-      "probability": 0.6 if lumen else 0.4,
-      "sigma": 1.8 if lumen else 1.5,
+      "probability": 0.6 if lumen else 0.25 if last else 0.4,
+      "sigma": 1.8 if lumen else 1.2 if last else 1.5,
     }
-    config.augment.noise = {"probability": 0.6, "sigma": 0.04}
+    config.augment.noise = {
+      "probability": 0.3 if last else 0.6,
+      "sigma": 0.03 if last else 0.04,
+    }
     config.augment.intensity = {"probability": 0.5, "shift": 0.06, "scale": 0.2}
     config.ema_decay = 0.99
-    config.epochs = 2
+    config.epochs = 1 if last else 2
     config.patience = 2
   return config.lock()
