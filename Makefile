@@ -9,7 +9,7 @@ DEMO := demo
   bench-tpu weights lint clean experiments experiments-smoke
 
 help:
-	@echo "make demo       environment, phantoms, trainings, evaluation, a linked report"
+	@echo "make demo       environment, a linked report, trainings, evaluation, another"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the slow ones: kills and resumes, paper scale"
 	@echo "make test-colab   Colab's versions: parallel, training, evaluation, explanation, notebooks"
@@ -47,15 +47,22 @@ $(DEMO)/scans/.ready: | $(READY)
 	  --spacing_mm=1
 	touch $@
 
-demo: $(READY) | $(DEMO)/data/.ready $(DEMO)/masks/.ready $(DEMO)/scans/.ready
+# A report of the models that come with cadjax, minutes before the others.
+$(DEMO)/case/.ready: | $(DEMO)/scans/.ready
+	$(PY) -m cadjax.predict --overwrite --out=$(@D) \
+	  --input=$(DEMO)/scans/phantom_1000001.nii.gz
+	@echo "open $(@D)/report.html; the models of the demo itself follow"
+	touch $@
+
+demo: $(READY) | $(DEMO)/case/.ready $(DEMO)/data/.ready $(DEMO)/masks/.ready
 	$(PY) -m cadjax.main --config=configs/demo.py --workdir=$(DEMO)/classifier
 	$(PY) -m cadjax.evaluate --workdir=$(DEMO)/classifier
 	$(PY) -m cadjax.main --config=configs/demo_segmenter.py \
 	  --workdir=$(DEMO)/segmenter
 	$(PY) -m cadjax.predict --classifier=$(DEMO)/classifier \
 	  --segmenter=$(DEMO)/segmenter --overwrite \
-	  --input=$(DEMO)/scans/phantom_1000001.nii.gz --out=$(DEMO)/case
-	@echo "open $(DEMO)/case/report.html"
+	  --input=$(DEMO)/scans/phantom_1000001.nii.gz --out=$(DEMO)/trained_case
+	@echo "open $(DEMO)/case/report.html and $(DEMO)/trained_case/report.html"
 
 # By file, so that what a file's tests share is made once.
 PYTEST := -m pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=15
@@ -137,12 +144,17 @@ DATA_coronary := --seed=101 --cases=160 $(HEART_BOX) --shape=192,192,192 \
 DATA_classifier := --seed=100 --cases=800 $(HEART_BOX) --shape=64,64,64 \
   --fractions=0.8,0.1,0.1 --severity=overt
 TRAIN_wide_plain := --config=wide:plain --workdir=$(WEIGHTS)/wide_plain
-TRAIN_wide := --config=wide --config.init_from=$(WEIGHTS)/wide_plain \
+TRAIN_wide_anew := --config=wide:anew \
+  --config.init_from=$(WEIGHTS)/wide_plain --workdir=$(WEIGHTS)/wide_anew
+TRAIN_wide := --config=wide --config.init_from=$(WEIGHTS)/wide_anew \
   --workdir=$(WEIGHTS)/wide
 TRAIN_coronary_lumen := --config=coronary:lumen \
   --config.init_from=$(WEIGHTS)/wide --workdir=$(WEIGHTS)/coronary_lumen
+TRAIN_coronary_plaque := --config=coronary:plaque \
+  --config.init_from=$(WEIGHTS)/coronary_lumen \
+  --workdir=$(WEIGHTS)/coronary_plaque
 TRAIN_coronary := --config=coronary \
-  --config.init_from=$(WEIGHTS)/coronary_lumen --workdir=$(WEIGHTS)/coronary
+  --config.init_from=$(WEIGHTS)/coronary_plaque --workdir=$(WEIGHTS)/coronary
 TRAIN_classifier_plain := --config=heart_classifier:plain \
   --workdir=$(WEIGHTS)/classifier_plain
 TRAIN_classifier := --config=heart_classifier \
@@ -152,8 +164,8 @@ TRAIN_classifier := --config=heart_classifier \
 DATASETS_wide := wide
 DATASETS_coronary := coronary_lumen coronary
 DATASETS_classifier := classifier
-TRAININGS_wide := wide_plain wide
-TRAININGS_coronary := coronary_lumen coronary
+TRAININGS_wide := wide_plain wide_anew wide
+TRAININGS_coronary := coronary_lumen coronary_plaque coronary
 TRAININGS_classifier := classifier_plain classifier
 READY_DATA = $(patsubst %,$(WEIGHTS)/%_data/.ready,$(1))
 

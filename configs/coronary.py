@@ -7,38 +7,77 @@ Commands (data: cadjax build --source=phantom --cases=160 --grid=heart
 
   cadjax train --config=coronary:lumen --workdir=weights/coronary_lumen \
     --config.init_from=weights/wide
-  cadjax train --config=coronary --workdir=weights/coronary \
+  cadjax train --config=coronary:plaque --workdir=weights/coronary_plaque \
     --config.init_from=weights/coronary_lumen
+  cadjax train --config=coronary --workdir=weights/coronary \
+    --config.init_from=weights/coronary_plaque
 
 Voxels of 0.67 mm in a box around the heart, which the wide segmenter finds
 (configs/wide.py). The first training starts from that segmenter, which has
 learned what blood, muscle and bone look like, and finds the arteries. A part of
 the patches is drawn anew from their labels, and many are blurred as scans of
-thick slices are. The second one learns plaque, from patients who have it.
+thick slices are. The second one learns plaque, from patients who have it, with
+weights so great that it marks too much; the third one, with smaller weights and
+sharper patches, marks less.
 """
 
 import ml_collections
 
 from configs import unet3d_plaque
 
+# What changes from one training to the next, by the argument of the config:
+# weights of background, aorta, lumen, stable and unstable plaque (of the last
+# there are a thousand voxels in a patient, if any); the share of patches drawn
+# anew; the shares of blurred and of noisy ones, and how much at most (voxels,
+# share of the window).
+_TRAININGS = {
+  "lumen": {
+    "weights": (0.5, 1.0, 3.0, 3.0, 3.0),
+    "learning_rate": 3e-3,
+    "anew": 0.15,
+    "blur": (0.6, 1.8),
+    "noise": (0.6, 0.04),
+    "epochs": 2,
+  },
+  "plaque": {
+    "weights": (0.5, 1.0, 3.0, 6.0, 12.0),
+    "learning_rate": 2e-3,
+    "anew": 0.05,
+    "blur": (0.4, 1.5),
+    "noise": (0.6, 0.04),
+    "epochs": 2,
+  },
+  None: {
+    "weights": (1.0, 1.0, 2.0, 2.0, 4.0),
+    "learning_rate": 2e-3,
+    "anew": 0.0,
+    "blur": (0.25, 1.2),
+    "noise": (0.3, 0.03),
+    "epochs": 1,
+  },
+}
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """Returns `configs/unet3d_plaque.py` for any scanner.
 
   Args:
-    arg: "lumen" for the first training.
+    arg: "lumen" for the first training, "plaque" for the second.
   """
-  if arg not in (None, "lumen"):
+  if arg not in _TRAININGS:
     raise ValueError(
-      f"coronary:{arg} is unknown; use coronary or coronary:lumen"
+      f"coronary:{arg} is unknown; use coronary, coronary:lumen or"
+      " coronary:plaque"
     )
+  this = _TRAININGS[arg]
   config = unet3d_plaque.get_config()
-  lumen = arg == "lumen"
   with config.unlocked():
     config.segment.window = (96, 96, 96)
     config.segment.overlap = 0.25
     config.data.path = (
-      "weights/coronary_lumen_data" if lumen else "weights/coronary_data"
+      "weights/coronary_lumen_data"
+      if arg == "lumen"
+      else "weights/coronary_data"
     )
     config.data.window_hu = (-200.0, 1000.0)
     # As large as the window: statistics of the norm are those of training.
@@ -55,12 +94,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # Lumen and both kinds of plaque are one vessel, 4 to 5 voxels wide.
     config.loss.classes = (2, 3, 4)
     config.loss.iterations = 4  # Of thinning the mask to its centreline.
-    # Background, aorta, lumen, stable and unstable plaque: of the last there
-    # are a thousand voxels in a patient, if any.
-    config.loss.weights = (
-      (0.5, 1.0, 3.0, 3.0, 3.0) if lumen else (0.5, 1.0, 3.0, 6.0, 12.0)
-    )
-    config.optimizer.learning_rate = 3e-3 if lumen else 2e-3
+    config.loss.weights = this["weights"]
+    config.optimizer.learning_rate = this["learning_rate"]
     config.optimizer.warmup_steps = 50
     config.augment.spatial = {
       "probability": 0.7,
@@ -68,19 +103,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "scale": 0.15,
       "translation": 0.0,
     }
-    # Plaque is told by its intensity, so that fewer patches lose theirs.
+    # Plaque is told by its intensity, so that few patches lose theirs.
     config.augment.tissues = {
-      "probability": 0.15 if lumen else 0.05,
+      "probability": this["anew"],
       "shift_probability": 0.5,
       "shift": 0.06,
     }
-    config.augment.blur = {
-      "probability": 0.6 if lumen else 0.4,
-      "sigma": 1.8 if lumen else 1.5,
-    }
-    config.augment.noise = {"probability": 0.6, "sigma": 0.04}
+    for name in ("blur", "noise"):
+      share, most = this[name]
+      config.augment[name] = {"probability": share, "sigma": most}
     config.augment.intensity = {"probability": 0.5, "shift": 0.06, "scale": 0.2}
     config.ema_decay = 0.99
-    config.epochs = 2
+    config.epochs = this["epochs"]
     config.patience = 2
   return config.lock()

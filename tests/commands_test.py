@@ -309,7 +309,7 @@ def test_enough_phantoms_are_written_to_measure_the_link():
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_demo_goes_on_where_it_was_interrupted(tmp_path):
-  parts = ("data", "masks", "scans")
+  parts = ("scans", "case", "data", "masks")
   for part in parts:
     (tmp_path / part).mkdir()
 
@@ -325,4 +325,4 @@ def test_make_demo_goes_on_where_it_was_interrupted(tmp_path):
 
   assert makes() == list(parts)
   (tmp_path / "masks" / ".ready").touch()
-  assert makes() == ["data", "scans"]
+  assert makes() == ["scans", "case", "data"]

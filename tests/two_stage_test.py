@@ -199,6 +199,34 @@ def test_both_stages_are_one_label_map_with_a_table_of_names(
   assert json.loads(text) == document
 
 
+def test_coarse_voxels_do_not_tell_soft_plaque(
+  pair, drawn, oracle, monkeypatch
+):
+  # Of this patient's plaque all is calcified.
+  four = np.where(
+    (drawn.four == 2) & (np.indices(drawn.four.shape)[0] % 2), 4, drawn.four
+  )
+  oracle.update(chest=drawn.chest, four=four.astype(np.uint8))
+
+  def volumes(result):
+    return {one.name: one.volume_ml for one in result.classes}
+
+  coarse = in_two_stages(pair, drawn.path)
+  told = [text for text in coarse.warnings if "too coarse" in text]
+  assert told == [
+    "Voxels of 2.5 mm are too coarse to tell plaque without calcium from a"
+    " narrow lumen: both are counted as lumen."
+  ]
+  monkeypatch.setattr(segmentation_scan, "SOFT_PLAQUE_MM", 2.5)
+  fine = in_two_stages(pair, drawn.path)
+  assert not any("too coarse" in text for text in fine.warnings)
+  one, other = volumes(coarse), volumes(fine)
+  assert one["unstable_plaque"] == 0 < other["unstable_plaque"]
+  assert one["lumen"] > other["lumen"]
+  # Calcium is bright on any grid.
+  assert one["stable_plaque"] == pytest.approx(other["stable_plaque"], rel=0.1)
+
+
 def test_the_box_lies_around_the_heart_of_the_first_stage(pair, drawn, oracle):
   """Not around what is found in the image, which is then not asked."""
   moved = np.roll(drawn.chest, 8, axis=2)  # 20 mm to the patient's left.

@@ -21,6 +21,10 @@ from data_prep.volume import Grid, Volume
 
 # Classes that only contrast shows.
 LUMEN = ("coronaries", "lumen", "stable_plaque", "unstable_plaque")
+# Coarser voxels mix the blood of a narrow vessel with the fat around it, to the
+# attenuation of plaque without calcium.
+SOFT_PLAQUE_MM = 1.0
+_SOFT = ("lumen", "unstable_plaque")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,8 @@ class SegmentedScan:
       min_component_mm3.
     chest: of the first stage, whose labels are among `labels`; None without.
     skipped: why the coronary arteries were not looked for; None if they were.
+    coarse_mm: edge of the scan's voxels where those are too coarse for unstable
+      plaque, which then is counted as lumen; else None.
   """
 
   reading: Reading
@@ -64,6 +70,7 @@ class SegmentedScan:
   settings: Mapping[str, Any]
   chest: "Chest | None" = None
   skipped: str | None = None
+  coarse_mm: float | None = None
 
   @property
   def summary(self) -> str:
@@ -110,6 +117,11 @@ class SegmentedScan:
     found = self.reading.warnings("segmenter", "segmentation")
     if self.skipped is not None:
       found.append(self.not_looked_for)
+    if self.coarse_mm is not None and self.skipped is None:
+      found.append(
+        f"Voxels of {self.coarse_mm:.1f} mm are too coarse to tell plaque"
+        " without calcium from a narrow lumen: both are counted as lumen."
+      )
     if self.chest is not None:
       found += self.chest.anatomy.warnings
     if not any(x.voxels for x in self.classes):
@@ -314,6 +326,7 @@ def _segment(
   prepared = segmenter.prepare(scan)
   volume, model_input = prepared.scan, prepared.model_input
   options = segmenter.config.segment
+  coarse_mm = _too_coarse(segmenter.class_names, scan.volume)
   if skipped is not None:
     labels = np.zeros(volume.shape, np.uint8)
     model_labels = np.zeros(model_input.shape, np.uint8)
@@ -327,6 +340,10 @@ def _segment(
         fine = merge.Stage(most_likely, segmenter.class_names, model_input.grid)
         wrong = merge.misplaced(fine, chest.stage)
         probabilities[wrong] = np.eye(probabilities.shape[-1])[0]
+      if coarse_mm is not None:
+        lumen, soft = (segmenter.class_names.index(name) for name in _SOFT)
+        probabilities[..., lumen] += probabilities[..., soft]
+        probabilities[..., soft] = 0
     with scans.memory_error_as_user_error(
       "resampling the mask back to", volume.shape
     ):
@@ -351,7 +368,15 @@ def _segment(
       "min_component_mm3": options.min_component_mm3,
     },
     skipped=skipped,
+    coarse_mm=coarse_mm,
   )
+
+
+def _too_coarse(names: Sequence[str], scan: Volume) -> float | None:
+  """Returns the voxels' largest edge if soft plaque cannot be told by them."""
+  edge = max(scan.grid.spacing)
+  tells = set(_SOFT) <= set(names)
+  return edge if tells and edge > SOFT_PLAQUE_MM + 1e-3 else None
 
 
 def _measure(

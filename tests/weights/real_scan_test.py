@@ -69,7 +69,7 @@ def measure(real_ct, out) -> dict[str, float]:
   tree = np.isin(labels, [values[name] for name in TREE])
   bright = scan.hu > OPACIFIED_HU
   front = ascending(aorta)
-  spacing = scan.grid.spacing_mm
+  spacing = scan.grid.spacing
   beside = ndimage.distance_transform_edt(~heart, sampling=spacing)
   ml = float(np.prod(spacing)) / 1000
   return {
