@@ -133,6 +133,7 @@ def test_what_was_found(figures, name, least):
 
 
 def test_the_heart_is_where_it_is(figures):
-  # The box of the mask reaches 28 mm higher, to the top of the pulmonary
-  # arteries.
-  assert figures["middle_mm"] <= 15.0
+  assert figures["middle_mm"] <= 5.0
+  # Of the box, which is what places the models: that of the mask reaches 28 mm
+  # higher, to the top of the pulmonary arteries.
+  assert figures["box_middle_mm"] <= 15.0
