@@ -149,7 +149,7 @@ TRAIN_wide_anew := --config=wide:anew \
 TRAIN_wide := --config=wide --config.init_from=$(WEIGHTS)/wide_anew \
   --workdir=$(WEIGHTS)/wide
 TRAIN_coronary_lumen := --config=coronary:lumen \
-  --config.init_from=$(WEIGHTS)/wide --workdir=$(WEIGHTS)/coronary_lumen
+  --config.init_from=$(WEIGHTS)/wide_anew --workdir=$(WEIGHTS)/coronary_lumen
 TRAIN_coronary_plaque := --config=coronary:plaque \
   --config.init_from=$(WEIGHTS)/coronary_lumen \
   --workdir=$(WEIGHTS)/coronary_plaque

@@ -6,19 +6,19 @@ Commands (data: cadjax build --source=phantom --cases=160 --grid=heart
 --cad_fraction=0.9 --out=weights/coronary_data; `make weights` runs all):
 
   cadjax train --config=coronary:lumen --workdir=weights/coronary_lumen \
-    --config.init_from=weights/wide
+    --config.init_from=weights/wide_anew
   cadjax train --config=coronary:plaque --workdir=weights/coronary_plaque \
     --config.init_from=weights/coronary_lumen
   cadjax train --config=coronary --workdir=weights/coronary \
     --config.init_from=weights/coronary_plaque
 
 Voxels of 0.67 mm in a box around the heart, which the wide segmenter finds
-(configs/wide.py). The first training starts from that segmenter, which has
-learned what blood, muscle and bone look like, and finds the arteries. A part of
-the patches is drawn anew from their labels, and many are blurred as scans of
-thick slices are. The second one learns plaque, from patients who have it, with
-weights so great that it marks too much; the third one, with smaller weights and
-sharper patches, marks less.
+(configs/wide.py). The first training starts from that segmenter's second one,
+which has learned what blood, muscle and bone look like, and finds the arteries.
+Some of the patches are drawn anew from their labels, and many are blurred as in
+scans of thick slices. The second one learns plaque, from patients who have it,
+with weights so great that it marks too much; the third one, with smaller
+weights and sharper patches, marks less.
 """
 
 import ml_collections

@@ -16,7 +16,7 @@ training sees phantoms as they are. In the second one, four in ten patches are
 drawn anew from their labels, in any intensity: see `tissues` in
 cadjax/data/augment.py; from such patches alone, little is learned in the first
 hours. The third one weighs all classes alike: the weights of the others find
-small structures and make them too large, by a voxel around the aorta.
+small structures and make them too large.
 """
 
 import ml_collections

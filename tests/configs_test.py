@@ -58,12 +58,14 @@ def test_config_trains(name, tiny_data, tmp_path):
 
 @pytest.mark.parametrize(
   ("name", "arg"),
-  [("wide", "plain"), ("coronary", "lumen"), ("heart_classifier", "plain")],
+  [
+    *[("wide", "plain"), ("wide", "anew"), ("heart_classifier", "plain")],
+    *[("coronary", "lumen"), ("coronary", "plaque")],
+  ],
 )
-def test_a_first_training_hands_its_weights_to_the_second(name, arg):
+def test_earlier_trainings_hand_their_weights_to_the_last(name, arg):
   config = importlib.import_module(f"configs.{name}")
   first, then = config.get_config(arg), config.get_config()
-  # The second training starts from all of the first.
   assert first.model == then.model
   assert first.get("segment") == then.get("segment")
   assert first.data.get("prior") == then.data.get("prior")

@@ -41,27 +41,44 @@ class Stage:
 
 
 def merge_labels(
-  wide: np.ndarray,
-  wide_names: Sequence[str],
-  labels: np.ndarray,
-  names: Sequence[str],
+  wide: Stage, labels: np.ndarray, fine: Stage
 ) -> tuple[np.ndarray, tuple[str, ...]]:
   """Lays the labels of the second stage over those of the first.
 
-  Where both have a class of one name, such as the aorta, it is their union.
+  Where both have a class of one name, such as the aorta, it is their union;
+  but within `NEAR_MM` of the aorta of the second stage, the wall is where that
+  stage has it, and what the first one has beyond is background.
 
   Args:
-    wide: uint8 [D, H, W], the chest.
-    wide_names: of its classes, the first is the background.
-    labels: uint8 [D, H, W] on the same grid.
-    names: of its classes, the first is the background.
+    wide: the chest, on the scan's grid.
+    labels: uint8 [D, H, W] of the second stage on the same grid.
+    fine: the second stage on its own grid.
 
   Returns:
     uint8 [D, H, W] and its names: those of the chest, then the others.
   """
-  merged = (*wide_names, *(name for name in names if name not in wide_names))
+  names = fine.names
+  merged = (*wide.names, *(name for name in names if name not in wide.names))
   table = np.array([merged.index(name) for name in names], np.uint8)
-  return np.where(labels > 0, table[labels], wide), merged
+  below = wide.labels
+  if AORTA in wide.names and AORTA in names:
+    below = below.copy()
+    beyond = np.argwhere(wide.mask([AORTA]) & (labels == 0))
+    doubled = beyond[_on_wall(wide.grid.to_mm(beyond), fine)]
+    below[tuple(doubled.T)] = 0
+  return np.where(labels > 0, table[labels], below), merged
+
+
+def _on_wall(points_mm: np.ndarray, fine: Stage) -> np.ndarray:
+  """Returns which points [K, 3] are near the aorta of a stage, in its field."""
+  aorta = fine.mask([AORTA])
+  if not aorta.any() or not len(points_mm):
+    return np.zeros(len(points_mm), bool)
+  index = np.rint(fine.grid.to_index(points_mm)).astype(int)
+  inside = ((index >= 0) & (index < fine.grid.shape)).all(1)
+  on = np.zeros(len(points_mm), bool)
+  on[inside] = _near(aorta, fine.grid)[tuple(index[inside].T)]
+  return on
 
 
 def misplaced(fine: Stage, wide: Stage) -> np.ndarray:

@@ -268,20 +268,16 @@ def segment_placed(
     return found
   wide = chest.segmented
   volume = found.reading.scan
+  fine = merge.Stage(
+    found.model_labels, segmenter.class_names, found.reading.model_input.grid
+  )
   labels, names = merge.merge_labels(
-    wide.labels, chest.names, found.labels, segmenter.class_names
+    merge.Stage(wide.labels, chest.names, volume.grid), found.labels, fine
   )
   return dataclasses.replace(
     found,
     labels=labels,
-    model_labels=merge.fill_aorta(
-      merge.Stage(
-        found.model_labels,
-        segmenter.class_names,
-        found.reading.model_input.grid,
-      ),
-      chest.stage,
-    ),
+    model_labels=merge.fill_aorta(fine, chest.stage),
     classes=tuple(_measure(labels, volume, names)),
     chest=chest,
   )

@@ -10,13 +10,27 @@ WIDE = ("background", "aorta", "left_ventricle", "bone")
 FOUR = ("background", "aorta", "lumen", "stable_plaque")
 
 
+def small(count):
+  """A grid of one row of voxels of 1 mm."""
+  return Grid((1, 1, count), (1.0,) * 3, (0, 0, 0), np.eye(3)[:, ::-1])
+
+
+def merged(wide, labels, wide_names=WIDE, names=FOUR, fine=None):
+  """Merges rows; the second stage has no aorta of its own if not given."""
+  grid = small(len(wide))
+  wide, labels = (np.array([[row]], np.uint8) for row in (wide, labels))
+  if fine is None:
+    fine = merge.Stage(np.zeros((1, 1, 1), np.uint8), names, small(1))
+  found, names = merge.merge_labels(
+    merge.Stage(wide, wide_names, grid), labels, fine
+  )
+  assert found.dtype == np.uint8
+  return [names[k] for k in found.ravel()], names
+
+
 def test_the_second_stage_lies_over_the_first():
-  wide = np.array([[[0, 1, 2, 3, 1, 2, 0]]], np.uint8)
-  fine = np.array([[[1, 0, 1, 0, 2, 3, 0]]], np.uint8)
-  labels, names = merge.merge_labels(wide, WIDE, fine, FOUR)
+  found, names = merged([0, 1, 2, 3, 1, 2, 0], [1, 0, 1, 0, 2, 3, 0])
   assert names == (*WIDE, "lumen", "stable_plaque")
-  assert labels.dtype == np.uint8
-  found = [names[k] for k in labels.ravel()]
   assert found == [
     *("aorta", "aorta", "aorta", "bone", "lumen", "stable_plaque"),
     "background",
@@ -24,10 +38,25 @@ def test_the_second_stage_lies_over_the_first():
 
 
 def test_a_class_of_neither_stays_out():
-  _, names = merge.merge_labels(
-    np.zeros((1, 1, 1), np.uint8), WIDE, np.zeros((1, 1, 1), np.uint8), WIDE
-  )
-  assert names == WIDE
+  assert merged([0], [0], names=WIDE)[1] == WIDE
+
+
+def test_the_wall_of_the_aorta_is_where_the_second_stage_has_it():
+  # The second stage sees the first 20 mm of 30, and the aorta up to 12 mm.
+  fine = np.zeros((1, 1, 20), np.uint8)
+  fine[..., 8:12] = 1
+  seen = merge.Stage(fine, FOUR, small(20))
+  labels = [*fine[0, 0], *(10 * [0])]
+  found, _ = merged(30 * [1], labels, fine=seen)
+  aorta = [name == "aorta" for name in found]
+  # Its own; from 4 mm away on, and outside of its field, that of the first.
+  expected = [k < 4 or 8 <= k < 12 or k > 15 for k in range(30)]
+  assert aorta == expected
+  # At the end of its field nothing is near: there the first stage goes on.
+  fine[..., 8:20] = 1
+  labels = [*fine[0, 0], *(10 * [0])]
+  found, _ = merged(30 * [1], labels, fine=merge.Stage(fine, FOUR, small(20)))
+  assert found[8:] == 22 * ["aorta"]
 
 
 FINE = Grid((40, 40, 40), (1.0,) * 3, (0.5, 0.5, 0.5), np.eye(3)[:, ::-1])

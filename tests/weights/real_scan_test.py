@@ -78,7 +78,8 @@ def measure(real_ct, out) -> dict[str, float]:
     "ascending": dice(found & front, aorta & front),
     "heart": dice(chambers, heart & ~vessels),
     "heart_and_lung_arteries": dice(chambers, heart),
-    "middle_mm": middle_mm(chambers, heart, spacing),
+    "middle_mm": away_mm(chambers, heart, spacing, np.mean),
+    "box_middle_mm": away_mm(chambers, heart, spacing, middle_of_box),
     "tree_ml": float(tree.sum()) * ml,
     "tree_near_heart": float((beside[tree] <= NEAR_MM).mean()),
   }
@@ -88,11 +89,14 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
   return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
 
 
-def middle_mm(one, other, spacing) -> float:
-  """Distance of the middles of two masks' boxes."""
-  places = [np.argwhere(x) for x in (one, other)]
-  middles = [(x.min(0) + x.max(0)) / 2 for x in places]
-  return float(np.linalg.norm((middles[0] - middles[1]) * spacing))
+def away_mm(one, other, spacing, middle) -> float:
+  """Distance of the middles of two masks, of all their voxels or the box."""
+  places = [middle(np.argwhere(x), axis=0) for x in (one, other)]
+  return float(np.linalg.norm((places[0] - places[1]) * spacing))
+
+
+def middle_of_box(places, axis) -> np.ndarray:
+  return (places.min(axis) + places.max(axis)) / 2
 
 
 def ascending(aorta: np.ndarray) -> np.ndarray:
@@ -129,4 +133,7 @@ def test_what_was_found(figures, name, least):
 
 
 def test_the_heart_is_where_it_is(figures):
-  assert figures["middle_mm"] <= 15.0
+  assert figures["middle_mm"] <= 5.0
+  # Of the box, which is what places the models: that of the mask reaches 28 mm
+  # higher, to the top of the pulmonary arteries.
+  assert figures["box_middle_mm"] <= 15.0
