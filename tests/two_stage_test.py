@@ -222,6 +222,8 @@ def test_coarse_voxels_do_not_tell_soft_plaque(
   assert not any("too coarse" in text for text in fine.warnings)
   one, other = volumes(coarse), volumes(fine)
   assert one["unstable_plaque"] == 0 < other["unstable_plaque"]
+  assert "unstable plaque" not in coarse.summary
+  assert "unstable plaque" in fine.summary
   assert one["lumen"] > other["lumen"]
   # Calcium is bright on any grid.
   assert one["stable_plaque"] == pytest.approx(other["stable_plaque"], rel=0.1)

@@ -24,7 +24,8 @@ LUMEN = ("coronaries", "lumen", "stable_plaque", "unstable_plaque")
 # Coarser voxels mix the blood of a narrow vessel with the fat around it, to the
 # attenuation of plaque without calcium.
 SOFT_PLAQUE_MM = 1.0
-_SOFT = ("lumen", "unstable_plaque")
+_SOFT = "unstable_plaque"
+_AS_LUMEN = ("lumen", _SOFT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,8 @@ class SegmentedScan:
       for x in self.classes
       if self.skipped is None or x.name in self.chest.names
     ]
+    if self.coarse_mm is not None:
+      looked_for = [x for x in looked_for if x.name != _SOFT]
     missing = [x.name for x in looked_for if not x.voxels]
     if len(missing) == len(looked_for):
       return f"Nothing was found: no {' and no '.join(_words(missing))}."
@@ -337,7 +340,7 @@ def _segment(
         wrong = merge.misplaced(fine, chest.stage)
         probabilities[wrong] = np.eye(probabilities.shape[-1])[0]
       if coarse_mm is not None:
-        lumen, soft = (segmenter.class_names.index(name) for name in _SOFT)
+        lumen, soft = (segmenter.class_names.index(name) for name in _AS_LUMEN)
         probabilities[..., lumen] += probabilities[..., soft]
         probabilities[..., soft] = 0
     with scans.memory_error_as_user_error(
@@ -371,7 +374,7 @@ def _segment(
 def _too_coarse(names: Sequence[str], scan: Volume) -> float | None:
   """Returns the voxels' largest edge if soft plaque cannot be told by them."""
   edge = max(scan.grid.spacing)
-  tells = set(_SOFT) <= set(names)
+  tells = set(_AS_LUMEN) <= set(names)
   return edge if tells and edge > SOFT_PLAQUE_MM + 1e-3 else None
 
 
