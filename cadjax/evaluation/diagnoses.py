@@ -184,7 +184,7 @@ def grade_case(
   )
   expected = cad_rads.grade(
     [
-      cad_rads.SegmentReading(one["scct"], one["stenosis"], plaque=True)
+      cad_rads.SegmentReading(one["scct"], _graded(one), plaque=True)
       for one in truth
       if one["scct"]
     ]
@@ -202,6 +202,12 @@ def grade_case(
     doubts=list(graded.doubts),
   )
   return row, _lesion_rows(ids, truth, found)
+
+
+def _graded(lesion) -> float:
+  """Returns the stenosis by which a lesion of the truth is graded."""
+  wide = lesion["reference_mm"] >= grading.LEAST_MM
+  return lesion["stenosis"] if wide else 0.0
 
 
 def _structures(case, models) -> tuple[join.Structures, str | None]:

@@ -15,8 +15,9 @@ from data_prep import scct
 # From the mildest to the worst.
 CATEGORIES = ("0", "1", "2", "3", "4A", "4B", "5")
 NONDIAGNOSTIC = "N"
-# Shares of the diameter at which categories 2, 3 and 4 begin; 5 is 1.
-_MILD, _MODERATE, SEVERE, _OCCLUDED = 0.25, 0.5, 0.7, 1.0
+# Shares of the diameter at which categories 2, 3, 4 and 5 begin.
+GRADES = (0.25, 0.5, 0.7, 1.0)
+_MILD, _MODERATE, SEVERE, _OCCLUDED = GRADES
 # A left main that has lost half of its diameter is 4B.
 _LEFT_MAIN = 0.5
 # From here on the rest need not be diagnostic: "3/N", and not "N".

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from cadjax.core import lookup
-from cadjax.link import candidates, high_risk
+from cadjax.link import cad_rads, candidates, high_risk
 from cadjax.link.candidates import Candidate
 from cadjax.vessels import segments, stenosis
-from cadjax.vessels.tree import STEP_MM, VesselTree
+from cadjax.vessels.tree import STEP_MM, VesselTree, voxel_mm
 
 MODES = ("map", "vessel_map", "plaque", "combined")
 SOURCES = ("plaque", "narrowing", "heat")
@@ -30,9 +30,8 @@ RANKED_BY = {
   "plaque": "plaque volume in mm3",
   "combined": "grade of the stenosis, then plaque volume, then heat's lift",
 }
-# Shares of the diameter at which a grade begins: those of CAD-RADS 2.0 (Cury
-# et al., J. Cardiovasc. Comput. Tomogr. 16 (2022) 536-557), 2 to 5.
-GRADES = (0.25, 0.5, 0.7, 1.0)
+# Plaque that leaves no lumen in a mask leaves less than this share of it.
+_FILLED = 0.99
 # Plaque in mm3, and a lift, that take half of the room within a grade.
 _HALF_MM3 = 100.0
 _HALF_LIFT = 10.0
@@ -333,7 +332,8 @@ class _Measure:
         else np.asarray(place.position_mm, float)[None]
       ),
     )
-    return dataclasses.replace(finding, score=score(finding, self.mode))
+    rank = score(finding, self.mode, voxel_mm(tree.affine))
+    return dataclasses.replace(finding, score=rank)
 
   def _on_vessel(self, place: Candidate) -> Candidate:
     """Tells on which vessel a peak of the map lies, if on any."""
@@ -467,11 +467,12 @@ class _Narrowest:
   lumen_mm2: float = float("nan")
 
 
-def score(finding: Finding, mode: str) -> float:
+def score(finding: Finding, mode: str, voxel: float) -> float:
   """Returns what a mode ranks a finding by; see `RANKED_BY`.
 
   "combined" ranks as a reader grades a patient, by the worst narrowing: the
-  grade of the stenosis first, 2 to 5 from 25, 50, 70 and 100 % on (`GRADES`);
+  grade of the stenosis first, 2 to 5 from 25, 50, 70 and 100 % on
+  (`cad_rads.GRADES`);
   1 for plaque with less, or where the loss is not measurable; 0 for neither.
   Within a grade, findings with plaque come first, the largest volume before
   the others; then those without, by the lift of the heat map. The score is
@@ -480,12 +481,14 @@ def score(finding: Finding, mode: str) -> float:
   Args:
     finding: its stenosis, plaque_mm3, lift and heat are used.
     mode: one of `MODES`.
+    voxel: see `lost_share`, whose share is graded.
   """
   if mode in ("map", "vessel_map"):
     return finding.heat
   if mode == "plaque":
     return finding.plaque_mm3
-  grade = int(np.searchsorted(GRADES, finding.stenosis or 0.0, side="right"))
+  lost = lost_share(finding, voxel) or 0.0
+  grade = int(np.searchsorted(cad_rads.GRADES, lost, side="right"))
   volume = finding.plaque_mm3
   if grade:
     grade += 1
@@ -495,6 +498,27 @@ def score(finding: Finding, mode: str) -> float:
     return grade + 0.5 + 0.5 * volume / (volume + _HALF_MM3)
   lift = 0.0 if np.isnan(finding.lift) else finding.lift
   return grade + 0.5 * lift / (lift + _HALF_LIFT)
+
+
+def lost_share(finding: Finding, voxel: float) -> float | None:
+  """Returns the share of the diameter lost that a finding is graded by.
+
+  Where plaque without calcium fills the calibre, the lumen is narrower than a
+  voxel and the stenosis at least severe; where calcium does, it blooms and
+  nothing is known.
+
+  Args:
+    finding: of `find_abnormalities`.
+    voxel: edge of the voxels in mm, which is the most that is left of a lumen
+      that soft plaque fills.
+
+  Returns:
+    0 to 1; None where not known.
+  """
+  if finding.stenosis_state == "filled" and finding.plaque == "unstable":
+    left = voxel / finding.reference_mm
+    return float(np.clip(1 - left, cad_rads.SEVERE, _FILLED))
+  return finding.stenosis
 
 
 def _mean(values: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cadjax.link import agreement, cad_rads
-from cadjax.link.findings import Finding
+from cadjax.link.findings import Finding, lost_share
 from cadjax.vessels import segments, stenosis
 from cadjax.vessels.tree import STEP_MM, VesselTree, voxel_mm
 from data_prep import scct
@@ -15,8 +15,6 @@ LEAST_MM = 1.5
 # A main artery that was followed for less than this was not seen.
 _SEEN_MM = 40.0
 _LONG = ("LAD", "RCA")
-# Plaque that leaves no lumen in a mask leaves less than this share of it.
-_FILLED = 0.99
 
 
 def grade_scan(
@@ -32,7 +30,8 @@ def grade_scan(
   Places that only the heat map marks do not count: it knows nothing of a
   lumen. Where plaque without calcium fills the calibre, the lumen is narrower
   than a voxel and the stenosis at least severe; where calcium does, it blooms
-  and nothing is known.
+  and nothing is known. What a vessel below 1.5 mm has lost is not graded; its
+  plaque is plaque.
 
   Args:
     tree: the vessels.
@@ -80,50 +79,31 @@ def read_segments(
 
 
 def is_graded(finding: Finding) -> bool:
-  """Whether it is plaque or a narrowing, and not of the heat map alone."""
-  return bool(finding.plaque) or "narrowing" in finding.sources
+  """Whether it is plaque, or a narrowing of a vessel that is graded."""
+  narrowed = "narrowing" in finding.sources
+  return bool(finding.plaque) or (narrowed and _is_wide(finding))
+
+
+def _is_wide(finding: Finding) -> bool:
+  """Whether its vessel is graded; where that is not known, it is."""
+  return not finding.reference_mm < LEAST_MM
 
 
 def _read(
   name: str, found: Sequence[Finding], voxel: float
 ) -> cad_rads.SegmentReading:
-  lost = [
-    share
-    for finding in found
-    if (share := lost_share(finding, voxel)) is not None
-  ]
-  doubts = [
-    finding.stenosis_note
-    for finding in found
-    if lost_share(finding, voxel) is None
-    and not finding.reference_mm < LEAST_MM
-  ]
+  wide = [one for one in found if _is_wide(one)]
+  shares = [(one, lost_share(one, voxel)) for one in wide]
+  lost = [share for _, share in shares if share is not None]
+  doubts = [one.stenosis_note for one, share in shares if share is None]
   risky = max((finding.high_risk for finding in found), key=len, default=())
   return cad_rads.SegmentReading(
     segment=name,
-    stenosis=max(lost) if lost else None if found else 0.0,
+    stenosis=max(lost) if lost else None if wide else 0.0,
     plaque=any(finding.plaque for finding in found),
     high_risk=risky,
     doubt=doubts[0] if doubts else "",
   )
-
-
-def lost_share(finding: Finding, voxel: float) -> float | None:
-  """Returns the share of the diameter lost that a finding is graded by.
-
-  Args:
-    finding: of `findings.find_abnormalities`.
-    voxel: edge of the voxels in mm, which is the most that is left of a lumen
-      that soft plaque fills.
-
-  Returns:
-    0 to 1; None where not known.
-  """
-  if finding.stenosis_state == "filled" and finding.plaque == "unstable":
-    return float(
-      np.clip(1 - voxel / finding.reference_mm, cad_rads.SEVERE, _FILLED)
-    )
-  return finding.stenosis
 
 
 def _wide_segments(tree: VesselTree) -> list[str]:

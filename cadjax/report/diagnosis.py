@@ -345,7 +345,7 @@ def _number(value: float, form: str) -> str:
 
 def _share(result: LinkedScan, finding: Finding) -> float | None:
   edge = voxel_mm(result.linked.structures.tree.affine)
-  return grading.lost_share(finding, edge)
+  return findings.lost_share(finding, edge)
 
 
 def _is_bounded(finding: Finding, share: float | None) -> bool:

@@ -120,6 +120,18 @@ def test_plaque_of_a_vessel_below_1_5_mm_leaves_no_doubt(drawn_finding):
   assert grading.grade_scan(main_arteries(), [unknown]).category == "N"
 
 
+def test_what_a_vessel_below_1_5_mm_has_lost_is_not_graded(drawn_finding):
+  lesion = drawn_finding(segment="D2", plaque="stable", stenosis=0.9)
+  small = dataclasses.replace(lesion, reference_mm=1.4)
+  assert grading.grade_scan(main_arteries(), [lesion]).category == "4A"
+  assert grading.grade_scan(main_arteries(), [small]).text == "CAD-RADS 1/P1"
+  narrowing = dataclasses.replace(small, plaque="", sources=("narrowing",))
+  assert not grading.is_graded(narrowing)
+  assert grading.grade_scan(main_arteries(), [narrowing]).category == "0"
+  wide = dataclasses.replace(narrowing, reference_mm=1.6)
+  assert grading.grade_scan(main_arteries(), [wide]).category == "4A"
+
+
 @pytest.mark.parametrize("seed", [3000, 3001, 3003])
 def test_true_masks_of_phantoms_get_their_category(seed):
   spec = GridSpec("heart", (192,) * 3, (128.0,) * 3)
