@@ -330,7 +330,12 @@ def _table(page: _Page, result: LinkedScan, planes_mm: float) -> int:
     _cells(
       page,
       [
-        *(str(row.number), row.segment, row.plaque, f"{row.stenosis}{grade}"),
+        *(
+          str(row.number),
+          row.segment.split(":")[0],
+          row.plaque,
+          f"{row.stenosis}{grade}",
+        ),
         *(row.reference, row.length, row.from_ostium, row.volume, features),
       ],
       width,
