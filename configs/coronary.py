@@ -74,6 +74,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   with config.unlocked():
     config.segment.window = (96, 96, 96)
     config.segment.overlap = 0.25
+    # Thinner unstable plaque is background: along the wall of the lumen, a
+    # voxel of blood and fat has the attenuation of plaque.
+    config.segment.min_soft_voxels = 2
     config.data.path = (
       "weights/coronary_lumen_data"
       if arg == "lumen"

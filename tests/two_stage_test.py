@@ -136,7 +136,8 @@ def oracle(monkeypatch):
     seen.update(grid=prepared.model_input.grid, of=prepared.scan.grid)
     return prepared
 
-  def say(self, hu, **_):
+  def say(self, hu, keep_thin=False, **_):
+    truth["kept_thin"] = keep_thin
     count = len(self.class_names)
     labels = np.zeros(hu.shape, np.uint8)
     true = truth.get(self.config.segment.classes)
@@ -217,9 +218,11 @@ def test_coarse_voxels_do_not_tell_soft_plaque(
     "Voxels of 2.5 mm are too coarse to tell plaque without calcium from a"
     " narrow lumen: both are counted as lumen."
   ]
+  kept = oracle["kept_thin"]
   monkeypatch.setattr(segmentation_scan, "SOFT_PLAQUE_MM", 2.5)
   fine = in_two_stages(pair, drawn.path)
   assert not any("too coarse" in text for text in fine.warnings)
+  assert (kept, oracle["kept_thin"]) == (True, False)
   one, other = volumes(coarse), volumes(fine)
   assert one["unstable_plaque"] == 0 < other["unstable_plaque"]
   assert "unstable plaque" not in coarse.summary

@@ -82,6 +82,7 @@ def evaluate(
         key: trained.config.segment[key]
         for key in ("overlap", "mirror", "min_component_mm3")
       },
+      "min_soft_voxels": trained.config.segment.get("min_soft_voxels", 1),
     },
     "notes": evaluation.notes(),
   }

@@ -49,6 +49,19 @@ def remove_small(
   return kept
 
 
+def thin(mask: np.ndarray, voxels: int) -> np.ndarray:
+  """Returns where a mask is thinner than so many voxels along some axis.
+
+  Args:
+    mask: bool [D, H, W].
+    voxels: edge of the cube that the rest is made of; 1 keeps all.
+
+  Returns:
+    bool [D, H, W], the part of `mask` that no such cube inside it covers.
+  """
+  return mask & ~scipy.ndimage.binary_opening(mask, np.ones((voxels,) * 3))
+
+
 def keep_organ(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
   """Sets all but the largest piece of an organ to background.
 

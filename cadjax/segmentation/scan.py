@@ -13,7 +13,7 @@ import numpy as np
 from cadjax.data import scans
 from cadjax.segmentation import chest as chest_lib
 from cadjax.segmentation import components, merge
-from cadjax.segmentation.segmenter import Segmenter
+from cadjax.segmentation.segmenter import SOFT_PLAQUE, Segmenter
 from cadjax.training.reading import Reading, begin
 from data_prep import geometry, plausibility
 from data_prep.errors import UserError
@@ -24,8 +24,7 @@ LUMEN = ("coronaries", "lumen", "stable_plaque", "unstable_plaque")
 # Coarser voxels mix the blood of a narrow vessel with the fat around it, to the
 # attenuation of plaque without calcium.
 SOFT_PLAQUE_MM = 1.0
-_SOFT = "unstable_plaque"
-_AS_LUMEN = ("lumen", _SOFT)
+_AS_LUMEN = ("lumen", SOFT_PLAQUE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class SegmentedScan:
     model_labels: uint8 [D, H, W] on the segmenter's grid, in its classes.
     classes: every foreground class, in the order of the labels.
     settings: classes (the class set), window, overlap, mirror and
-      min_component_mm3.
+      min_component_mm3 and min_soft_voxels.
     chest: of the first stage, whose labels are among `labels`; None without.
     skipped: why the coronary arteries were not looked for; None if they were.
     coarse_mm: edge of the scan's voxels where those are too coarse for unstable
@@ -99,7 +98,7 @@ class SegmentedScan:
       if self.skipped is None or x.name in self.chest.names
     ]
     if self.coarse_mm is not None:
-      looked_for = [x for x in looked_for if x.name != _SOFT]
+      looked_for = [x for x in looked_for if x.name != SOFT_PLAQUE]
     missing = [x.name for x in looked_for if not x.voxels]
     if len(missing) == len(looked_for):
       return f"Nothing was found: no {' and no '.join(_words(missing))}."
@@ -332,7 +331,10 @@ def _segment(
   else:
     with scans.memory_error_as_user_error("segmenting", model_input.shape):
       probabilities = segmenter.segment(
-        model_input.hu, probabilities=True, progress=progress
+        model_input.hu,
+        probabilities=True,
+        progress=progress,
+        keep_thin=coarse_mm is not None,  # Then it is counted as lumen.
       ).probabilities
       if chest is not None:
         most_likely = probabilities.argmax(-1).astype(np.uint8)
@@ -365,6 +367,7 @@ def _segment(
       "overlap": options.overlap,
       "mirror": options.mirror,
       "min_component_mm3": options.min_component_mm3,
+      "min_soft_voxels": options.get("min_soft_voxels", 1),
     },
     skipped=skipped,
     coarse_mm=coarse_mm,

@@ -21,6 +21,8 @@ WIDE = (
   " shipped wide, if another shipped model is used."
 )
 
+SOFT_PLAQUE = "unstable_plaque"
+
 
 @dataclasses.dataclass(frozen=True)
 class Segmenter(workdir.Trained):
@@ -44,7 +46,12 @@ class Segmenter(workdir.Trained):
     return make_sliding(self.config)
 
   def segment(
-    self, hu: np.ndarray, *, probabilities: bool = False, progress: bool = False
+    self,
+    hu: np.ndarray,
+    *,
+    probabilities: bool = False,
+    progress: bool = False,
+    keep_thin: bool = False,
   ) -> sliding.Segmentation:
     """Segments a volume; compiled once for all shapes.
 
@@ -52,6 +59,10 @@ class Segmenter(workdir.Trained):
       hu: int16 HU [D, H, W] on the model's grid.
       probabilities: whether to keep them.
       progress: whether to show a bar on a terminal.
+      keep_thin: whether to keep unstable plaque that is thinner than
+        `config.segment.min_soft_voxels`, where the config has it. Else it is
+        background: at the wall of the lumen a voxel of blood and fat has the
+        attenuation of plaque.
 
     Returns:
       labels in the classes of `config.segment.classes`, before `tidy`, and
@@ -61,13 +72,21 @@ class Segmenter(workdir.Trained):
       UserError: the network gives NaN.
     """
     try:
-      return self._sliding(
+      found = self._sliding(
         self.variables, hu, probabilities=probabilities, progress=progress
       )
     except sliding.NonFiniteError as error:
       raise UserError(
         f"{self.path}: {error}; it is not a trained model"
       ) from error
+    voxels = self.config.segment.get("min_soft_voxels", 1)
+    if voxels > 1 and not keep_thin and SOFT_PLAQUE in self.class_names:
+      soft = found.labels == self.class_names.index(SOFT_PLAQUE)
+      shell = components.thin(soft, voxels)
+      found.labels[shell] = 0
+      if found.probabilities is not None:
+        found.probabilities[shell] = np.eye(found.probabilities.shape[-1])[0]
+    return found
 
   def tidy(self, labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Removes components that are too small, and pieces beside the heart.

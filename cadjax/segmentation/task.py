@@ -188,6 +188,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   check_number(config, "data.foreground_share", float, low=0, high=1)
   check_number(config, "segment.overlap", float, low=0, below=1)
   check_number(config, "segment.min_component_mm3", float, low=0)
+  if "min_soft_voxels" in config.segment:
+    check_number(config, "segment.min_soft_voxels", int, low=1)
   space, classes_ = (8,) * config.model.ndim, model.num_classes
   logits = jax.ShapeDtypeStruct((1, *space, classes_), np.float32)
   mask = jax.ShapeDtypeStruct((1, *space), np.uint8)

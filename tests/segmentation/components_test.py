@@ -72,3 +72,18 @@ def test_a_voxel_of_a_sheared_grid_is_smaller_than_its_edges_say():
   # 4 mm3, where the edges say 4.6.
   assert components.remove_small(labels, affine, 4.0).any()
   assert not components.remove_small(labels, affine, 4.3).any()
+
+
+def test_what_no_cube_covers_is_thin():
+  mask = np.zeros((8, 9, 10), bool)
+  mask[1:3, 1:3, 1:3] = True  # A cube of two voxels,
+  mask[5:7, 4:8, 4:8] = True  # a plate of two,
+  mask[5, 8, 4:8] = True  # an edge on it,
+  mask[0, :, 9] = True  # and a line.
+  shell = components.thin(mask, 2)
+  assert set(map(tuple, np.argwhere(shell))) == {
+    *((5, 8, k) for k in range(4, 8)),
+    *((0, k, 9) for k in range(9)),
+  }
+  assert not components.thin(mask, 1).any()
+  np.testing.assert_array_equal(components.thin(mask, 3), mask)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_runs import segmenter_config, write_workdir
 
-from cadjax.segmentation import segmenter
+from cadjax.segmentation import segmenter, sliding
 from cadjax.training import task
 from data_prep.errors import UserError
 
@@ -54,6 +54,36 @@ def test_a_window_of_the_config_comes_before_the_patch():
   assert segmenter.window_of(config) == (8, 16, 16)
   config.segment.window = (4, 8, 8)
   assert segmenter.window_of(config) == (4, 8, 8)
+
+
+def test_a_shell_of_soft_plaque_is_background(loaded, monkeypatch):
+  """One voxel thick, as blood and fat mix along the wall of the lumen."""
+  labels = np.zeros((9, 12, 12), np.uint8)
+  labels[:, 3:9, 3:9] = 4
+  labels[:, 4:8, 4:8] = 2  # The lumen, within one voxel of plaque,
+  labels[2:6, 9:11, 4:8] = 4  # and plaque that is three voxels thick.
+  labels[2:5, 0, 0] = 3  # Calcium may be thin.
+  config = segmenter_config()
+  config.segment.classes = "four"
+  made = dataclasses.replace(loaded, config=config)
+
+  def say(*_, **__):
+    return sliding.Segmentation(
+      labels.copy(), np.eye(5, dtype=np.float16)[labels]
+    )
+
+  monkeypatch.setattr(segmenter.Segmenter, "_sliding", say)
+  hu = np.zeros(labels.shape, np.int16)
+  np.testing.assert_array_equal(made.segment(hu).labels, labels)
+  with config.unlocked():
+    config.segment.min_soft_voxels = 2
+  found = made.segment(hu)
+  expected = np.where(labels == 4, 0, labels)
+  expected[2:6, 8:11, 4:8] = 4
+  np.testing.assert_array_equal(found.labels, expected)
+  np.testing.assert_array_equal(found.probabilities.argmax(-1), expected)
+  kept = made.segment(hu, keep_thin=True)
+  np.testing.assert_array_equal(kept.labels, labels)
 
 
 def test_a_network_that_gives_nan_is_not_a_trained_model(loaded):

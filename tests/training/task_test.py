@@ -26,7 +26,7 @@ def change(config, changes):
     group = config
     for one in groups:
       group = group[one]
-    with group.ignore_type():
+    with group.unlocked(), group.ignore_type():
       group[name] = value
 
 
@@ -181,6 +181,7 @@ def test_every_case_is_scored_once_without_what_fills_the_last_batch():
     ({"segment.window": (8, 16)}, "segment.window is .* 3 sizes"),
     ({"segment.overlap": 1.0}, "segment.overlap is 1.0; .* below 1"),
     ({"segment.min_component_mm3": -1.0}, "min_component_mm3 is -1.0"),
+    ({"segment.min_soft_voxels": 0}, "min_soft_voxels is 0"),
     ({"segment.classes": "aorta"}, "aorta_coronaries"),
     ({"data.foreground_share": 1.5}, "foreground_share is 1.5; .* at most 1"),
     ({"data.patches_per_volume": 0}, "patches_per_volume is 0"),
