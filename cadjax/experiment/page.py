@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cadjax.core import configs, files
-from cadjax.experiment import figure, summary
-from cadjax.experiment.plan import Plan, load_plan
+from cadjax.experiment import figure, power, summary
+from cadjax.experiment.plan import Plan, folder_name, load_plan
 from cadjax.experiment.store import Store
 from cadjax.report import curves, pages
 from data_prep.errors import UserError
@@ -24,7 +24,8 @@ def command(result: Mapping[str, Any]) -> str:
   return (
     "python -m cadjax.experiment"
     f" --plan=configs/experiments/{result['plan']}.py"
-    f" --scale={result['scale']} --workdir=experiments/{result['plan']}"
+    f" --scale={result['scale']}"
+    f" --workdir=experiments/{folder_name(result['plan'], result['scale'])}"
     + "".join(f" --override={shlex.quote(x)}" for x in result["overrides"])
   )
 
@@ -66,6 +67,10 @@ def render(
       name=summary.metric_name,
       interval=summary.interval,
       p=summary.p_text,
+      number=power.number,
+      failures=summary.failures,
+      in_words=power.in_words,
+      phantoms=summary.phantoms(result),
       answers=summary.answers(result),
       outdated=lambda metric: summary.outdated(result, metric),
       old_rule=summary.OUTDATED,
@@ -86,8 +91,10 @@ def render_again(folder: pathlib.Path) -> None:
   result = files.read_json(folder / "results.json")
   if result["plan"] not in configs.names(configs.PLAN):
     return
-  result["answers"] = summary.answers(result)
   plan = load_plan(result["plan"], result["scale"])
+  for one in result["comparisons"]:
+    one.setdefault("can_show", power.measured(plan, one))
+  result = files.strict(result | {"answers": summary.answers(result)})
   result["claim"] = plan.claim  # What the paper says is not measured here.
   with tempfile.TemporaryDirectory() as temporary:
     path = pathlib.Path(temporary) / "forest.png"
@@ -110,7 +117,14 @@ def text(result: Mapping[str, Any]) -> str:
   for row in rows:
     entry = row["metrics"][metric]
     lines.append(f"{row['title']:{width}}  {summary.interval(entry)}")
+    if row["trainings_failed"]:
+      lines.append(
+        f"{'':{width}}  {summary.failures(row)}; without them"
+        f" {summary.interval(entry['without_failed'])}"
+      )
   lines += ["", *result["answers"]]
+  if result["enough"]:
+    lines.append(power.in_words(result["enough"]))
   for name, why in result["failed"].items():
     lines.append(f"failed: {name}: {why}")
   return "\n".join([*lines, result["disclaimer"]])
@@ -137,7 +151,7 @@ def markdown(folder: pathlib.Path, results: Sequence[pathlib.Path]) -> str:
     minutes = round(cost["cell_seconds"] / 60)
     lines.append(
       f"| [{result['question']}]({page}) (`{result['plan']}`) |"
-      f" {'<br>'.join(answers)} | edition {result.get('edition', 1)} |"
+      f" {'<br>'.join(answers)} | {summary.phantoms(result)} |"
       f" {cost['cells']} cells, {minutes} min of"
       f" {', '.join(cost['devices'])} |"
     )
@@ -168,8 +182,14 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
       if summary.outdated(result, one["metric"])
       else f" {summary.interval(one, 'difference')},"
       f" {one['n_patients']} patients, {summary.p_text(one['p_holm'])}"
+      f"{summary.could_show(one)}"
     )
     for one in found[:MOST_ANSWERS]
+  ]
+  short += [
+    f"{row['title']}: {summary.failures(row)}"
+    for row in result["lines"]
+    if row.get("trainings_failed")
   ]
   more = len(found) - MOST_ANSWERS
   return short + ([f"{more} more on its page"] if more > 0 else [])
