@@ -9,7 +9,7 @@ from typing import Any
 
 from cadjax.core import configs, files
 from cadjax.experiment import figure, power, summary
-from cadjax.experiment.plan import Plan, folder_name, load_plan
+from cadjax.experiment.plan import CLINICAL, Plan, folder_name, load_plan
 from cadjax.experiment.store import Store
 from cadjax.report import curves, pages
 from data_prep.errors import UserError
@@ -195,16 +195,56 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
   return short + ([f"{more} more on its page"] if more > 0 else [])
 
 
+def asked(folder: pathlib.Path, root: pathlib.Path) -> str:
+  """Returns a table of what the plans ask at the severity of a clinic.
+
+  Args:
+    folder: of the README, for the links.
+    root: of the results, by `folder_name`; a plan without any was not run.
+  """
+  lines = [
+    "| plan | trainings of each arm, tested patients | smallest difference that"
+    " it shows | enough | state |",
+    "| --- | --- | --- | --- | --- |",
+  ]
+  for name in configs.names(configs.PLAN):
+    plan = load_plan(name, CLINICAL)
+    rows = [
+      row
+      for row in power.before(plan)
+      if row["metric"] == plan.metric and row["smallest"] is not None
+    ]
+    shown = "nothing is compared"
+    if plan.pairs():
+      worst = max((row["smallest"] for row in rows), default=None)
+      shown = f"{summary.metric_name(plan.metric)} {power.number(worst)}"
+    found = power.enough(plan)
+    cost = power.training_cost(plan, plan.trainings)
+    result = root / folder_name(name, CLINICAL) / "results.json"
+    state = f"**not run**; {power.hours(cost['cores_hours'])} on two cores"
+    if result.exists():
+      link = result.with_name("index.html").relative_to(folder).as_posix()
+      state = f"[run]({link})"
+    tested = f", {power.most_tested(plan)}" if plan.pairs() else ""
+    lines.append(
+      f"| `{name}` | {plan.trainings}{tested} | {shown} |"
+      f" {power.in_short(found)} | {state} |"
+    )
+  return "\n".join(lines)
+
+
 def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   """Writes the table of all results under `root` into a README.
 
-  Between the marks of "experiments". The page of each experiment is rewritten
-  as well. Returns how many experiments there are.
+  Between the marks of "experiments"; and what the plans ask at the scale
+  "clinical" between those of "plans", where there are such. The page of each
+  experiment is rewritten as well. Returns how many experiments there are.
 
   Raises:
     UserError: of `files.replace_table`, or there are no results.
   """
-  found = sorted(root.resolve().glob("*/results.json"))
+  root = root.resolve()
+  found = sorted(root.glob("*/results.json"))
   if not found:
     raise UserError(
       f"--workdir={root}: there is no */results.json; the README stays as it is"
@@ -214,4 +254,6 @@ def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   files.replace_table(
     readme, "experiments", markdown(readme.resolve().parent, found)
   )
+  if files.table_marks("plans")[0] in readme.read_text():
+    files.replace_table(readme, "plans", asked(readme.resolve().parent, root))
   return len(found)

@@ -20,7 +20,9 @@ from cadjax.core import configs, lookup
 from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
-SCALES = ("tiny", "small", "clinical", "paper")
+# At the severity of a clinic, with the networks of "small".
+CLINICAL = "clinical"
+SCALES = ("tiny", "small", CLINICAL, "paper")
 # What an arm that trains may need of another one, see `run.cell_config`.
 ROLES = ("masks", "init_from")
 
@@ -108,6 +110,11 @@ class Plan:
       for seed, fold, arm in itertools.product(self.seeds, self.folds, arms)
     ]
     return list(dict.fromkeys(cells))
+
+  @property
+  def trainings(self) -> int:
+    """How many trainings each arm has that is not shared."""
+    return len(self.folds) * len(self.seeds)
 
   def cell(self, arm: str, fold: int | None, seed: int) -> "Cell":
     """Returns the cell of an arm that serves a fold and a seed."""

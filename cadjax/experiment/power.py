@@ -388,7 +388,7 @@ def enough(plan: Plan) -> dict[str, Any] | None:
   pairs = [one for one in plan.pairs() if one[2] == plan.metric]
   if not pairs or design(plan, *pairs[0]) is None:
     return None
-  planned = len(plan.seeds) * len(plan.folds)
+  planned = plan.trainings
 
   def reaches(values: int, more: float) -> bool:
     return all(
@@ -487,16 +487,40 @@ def in_words(found: Mapping[str, Any]) -> str:
   if found["reached"]:
     return (
       f"{have} are enough to show {found['target']:g};"
-      f" about {_hours(planned['cores_hours'])} of training on two cores"
+      f" about {hours(planned['cores_hours'])} of training on two cores"
     )
   cost = found["cost"]
   return (
     f"{have} are not enough to show {found['target']:g}; {found['trainings']}"
-    f" and {found['patients']} would be: about {_hours(cost['h200_hours'])} of"
-    f" training on one H200 or {_hours(cost['cores_hours'])} on two cores (an"
+    f" and {found['patients']} would be: about {hours(cost['h200_hours'])} of"
+    f" training on one H200 or {hours(cost['cores_hours'])} on two cores (an"
     " estimate, not run)"
   )
 
 
-def _hours(hours: float) -> str:
-  return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.0f} h"
+def in_short(found: Mapping[str, Any] | None) -> str:
+  """Returns what `enough` found, for a table."""
+  if found is None:
+    return ""
+  if found["reached"]:
+    return f"for {found['target']:g}: it is"
+  return (
+    f"for {found['target']:g}: {found['trainings']}, {found['patients']};"
+    f" {hours(found['cost']['h200_hours'])} on one H200 (estimated)"
+  )
+
+
+def most_tested(plan: Plan) -> int:
+  """Returns the patients that comparisons of its primary metric are of."""
+  return round(
+    max(
+      min(sum(tested(plan, x, metric)) for x in pair)
+      for *pair, metric in plan.pairs()
+      if metric == plan.metric
+    )
+  )
+
+
+def hours(value: float) -> str:
+  """Returns hours as text, in minutes if they are few."""
+  return f"{value * 60:.0f} min" if value < 2 else f"{value:.0f} h"
