@@ -630,6 +630,62 @@ def test_thinning_leaves_the_share_and_all_normal_patients():
   assert kept == measures.thinned(rows, 0.25)
 
 
+def test_the_link_is_measured_by_lesion_and_by_vessel(tmp_path, monkeypatch):
+  """Two lesions of one artery, of which a low threshold keeps both."""
+  links = measures.links
+  ids = {"case_id": "c", "patient_id": "p", "half": "test"}
+  scan = links.ScanRow(
+    **ids,
+    label=1,
+    lesions=3,
+    probability=0.5,
+    log_odds=0.0,
+    stenosis=0.2,
+    log_plaque=0.0,
+  )
+  finding = {"mode": "map", "layer": "a", "position_mm": [0.0] * 3}
+  found = [
+    links.FindingRow(
+      **ids, **finding, score=score, outcome="hit", lesions=[k], mm=[1.0]
+    )
+    for k, score in enumerate((0.9, 0.5))
+  ]
+  lesions = [
+    links.LesionRow(
+      **ids,
+      lesion=k,
+      segment=segment,
+      stenosis=0.5,
+      plaque="mixed",
+      volume_mm3=9.0,
+    )
+    for k, segment in enumerate(("LAD", "LAD", "RCA"))
+  ]
+
+  def evaluate_link(classifier, segmenter, scans, out):
+    folder = pathlib.Path(out)
+    folder.mkdir()
+    for name, rows in (
+      (links.SCANS, [scan]),
+      (links.FINDINGS, found),
+      (links.LESIONS, lesions),
+    ):
+      files.write_rows(folder, name, rows)
+    reader = {"rates": [0.5, 2.0], "thresholds": [None, 0.4]}
+    one = {"layer": "a", "threshold": 0.8, "reader": reader}
+    return {"localisation": {"map": one}, "decision": {}}
+
+  monkeypatch.setattr(links, "evaluate_link", evaluate_link)
+  needs = {"classifier": tmp_path, "segmenter": tmp_path}
+  trial = measures.Trial(tmp_path, {"scans": tmp_path}, needs, {}, "scans")
+  (row,) = measures.linked(trial)["map"]
+  assert row["lesions_hit"] == pytest.approx(1 / 3)
+  assert row["lesions_hit_at_0.5"] == row["vessels_hit_at_0.5"] == 0
+  assert row["lesions_hit_at_2"] == pytest.approx(2 / 3)
+  assert row["vessels_hit"] == row["vessels_hit_at_2"] == 0.5
+  assert row["false_positives_at_2"] == 0
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
