@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from flax import linen as nn
 
 from cadjax.bench.work import median_seconds
 from cadjax.classification import priors
@@ -90,11 +91,21 @@ def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
     shape = (batch * depth, *plane, channels)
   else:
     shape = (batch, depth, *plane, channels)
-  model = task.make_model(config)
-  counted = flops.count(model, shape)
+  step, kept, params = _work(task.make_model(config), shape)
   cases = config.data.get("subset") and config.data.subset.patients
   cases = cases or data["train"]
   steps = max(1, cases * examples // batch) * config.epochs
+  return {
+    "flops": float(steps * step),
+    "steps": steps,
+    "bytes": float(4 * COPIES * params + kept),
+  }
+
+
+@functools.cache
+def _work(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """Operations of a train step, bytes that it keeps, and parameters."""
+  counted = flops.count(model, shape)
   variables = jax.eval_shape(
     lambda: model.init(
       jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False
@@ -104,11 +115,7 @@ def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
   # What the backward pass keeps: the inputs of all layers, and as much again
   # of norms and activations.
   kept = sum(layer.bytes for layer in counted)
-  return {
-    "flops": float(steps * flops.step_flops(counted, train=True)),
-    "steps": steps,
-    "bytes": float(4 * COPIES * params + kept),
-  }
+  return flops.step_flops(counted, train=True), kept, params
 
 
 def data_sizes(plan: Plan, name: str, *, folds: bool = True) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def get_plan(scale: str) -> dict[str, Any]:
       *("false_positives", "roc_auc", "accuracy", "dice"),
       *(metric for *_, metric in reader),
     ),
-    **common.trainings(scale, 3),
+    **common.trainings(scale, 4),
     **common.aims(scale, common.TARGET_HIT),
     "comparisons": (
       ("link/combined", "link/map"),

@@ -27,7 +27,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     "question": "How many of twenty trainings fail, by recipe?",
     "claim": "arXiv 2308.00009 does not say how often it trained.",
     "data": {"phantoms": common.phantoms(scale)},
-    "seeds": SEEDS[:2] if scale == "tiny" else SEEDS,
+    "seeds": SEEDS[:1] if scale == "tiny" else SEEDS,
     "arms": {
       name: {
         "title": title,

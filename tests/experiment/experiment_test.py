@@ -532,6 +532,52 @@ def test_the_readme_gets_its_table(whole, tmp_path):
   assert "less 2D, mean of the slices: ROC AUC" in text
 
 
+def test_the_readme_says_what_plans_can_show_and_which_were_not_run(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    page.configs, "names", lambda _: ["dimension", "protocol"]
+  )
+  text = page.asked(tmp_path, tmp_path)
+  assert text.count("**not run**") == 2
+  assert "| `dimension` | 12, 600 | ROC AUC 0.078 | for 0.05: 31, 1200;" in text
+  assert "on one H200 (estimated)" in text
+  assert "| `protocol` | 20 | nothing is compared |" in text
+  (tmp_path / "clinical_dimension").mkdir()
+  (tmp_path / "clinical_dimension" / "results.json").write_text("{}")
+  text = page.asked(tmp_path, tmp_path)
+  assert text.count("**not run**") == 1
+  assert "[run](clinical_dimension/index.html)" in text
+
+
+def test_the_scale_clinical_has_clinical_phantoms_and_a_robust_recipe():
+  seeds, tried = set(), None
+  for path in PLANS:
+    made = plan.load_plan(str(path), plan.CLINICAL)
+    for name, given in made.data.items():
+      assert "--severity=clinical" in given, name
+      assert "--severity=overt" not in given, name
+    if path.stem == "recipe":
+      tried = set(made.seeds)
+      plain = made.arms["plain"].config.optimizer
+      assert (plain.warmup_steps, plain.learning_rate) == (20, 2e-3)
+      assert made.arms["group"].config.model.norm == "group"
+    else:
+      seeds |= set(made.seeds)
+  assert len(tried) == 20
+  assert not tried & seeds
+  config = plan.load_plan("dimension", plan.CLINICAL).arms["3d"].config
+  assert config.optimizer.warmup_fraction == 0.1
+  assert config.optimizer.clip_norm == 1.0
+  assert config.ema_decay == 0.98
+  # At the other scales the recipe is as it was.
+  small = plan.load_plan("dimension", "small").arms["3d"].config
+  assert small.optimizer.warmup_steps == 20
+  assert "warmup_fraction" not in small.optimizer
+  assert plan.folder_name("dimension", "small") == "dimension"
+  assert plan.folder_name("dimension", "clinical") == "clinical_dimension"
+
+
 def old_results(folder):
   """Of a plan and its results as they were when the ECE was measured."""
   entry = {"value": 0.1, "low": 0.05, "high": 0.15, "n_patients": 63}
