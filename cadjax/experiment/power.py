@@ -281,8 +281,14 @@ def expected(plan: Plan, a: str, b: str, metric: str) -> dict[str, Any] | None:
   if made is None:
     return None
   known = assumed(plan, metric)
+  same = not made.variance
   words = ", ".join(
-    f"{key.replace('_', ' ')} {value:g}" for key, value in known.items()
+    [
+      f"{key.replace('_', ' ')} {value:g}"
+      for key, value in known.items()
+      if not (same and key == "sd_trainings")
+    ]
+    + ["both of the same trainings"] * same
   )
   sick, healthy = tested(plan, a, metric)
   return _entry(

@@ -292,6 +292,10 @@ def test_an_experiment_ends_in_answers(whole):
   assert lines == {"3d", "2d", "2d/slices"}
   comparison = result["comparisons"][0]
   assert comparison["n_patients"] == 8
+  # One epoch on a few volumes teaches nothing, and is told to have.
+  assert result["trainings"]["known"] == 4
+  assert result["trainings"]["failed"]
+  assert comparison["planned"]["smallest"] > 0
   html = (whole / "index.html").read_text()
   for text in ("Phantom results", "too few patients", "--plan=configs/"):
     assert text in html

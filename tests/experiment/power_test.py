@@ -156,6 +156,9 @@ def test_lesions_are_of_patients_with_cad_on_the_tested_half():
   assert power.tested(made, "link/by_both", "roc_auc") == (20, 20)
   (found,) = power.before(made)
   assert found["smallest"] == pytest.approx(2.8016 * 0.3 / math.sqrt(20), 1e-4)
+  # Nothing varies between trainings, as both lines are of the same ones.
+  assert "both of the same trainings" in found["source"]
+  assert "sd trainings" not in found["source"]
 
 
 def test_more_trainings_than_a_plan_has_are_counted_and_cost_more():
