@@ -25,7 +25,7 @@ from cadjax.metrics.intervals import Difference, Interval, MeanInterval
 from cadjax.report import curves, pages
 from cadjax.training import workdir
 from cadjax.vessels.tree import VesselTree
-from data_prep import sources
+from data_prep import scct, sources
 from data_prep.errors import UserError
 
 # In the order of the table.
@@ -45,6 +45,11 @@ MOST = findings.FindingOptions.most
 # False positives a scan, on the half that chooses, at the threshold of the
 # findings that are counted one by one.
 OPERATING_RATE = 1.0
+# False positives a scan of the reader study: the list of findings against the
+# classifier alone. They are among `detection.RATES`.
+READER_RATES = (0.5, 1.0, 2.0)
+# What a finding may be on: a lesion, or an artery of a scan that has lesions.
+UNITS = ("lesions", "vessels")
 HALVES = ("fit", "test")
 # Of a lesion, what goes into its row.
 LESION_COLUMNS = ("segment", "stenosis", "plaque", "volume_mm3")
@@ -423,12 +428,18 @@ def summarise(
     false positives a scan on the fit half, `hit` (share of lesions),
     `false_positives` and `false_positives_normal` (a scan) of the test half.
     `combined_minus_this` is the paired difference of the mean sensitivity of
-    the FROC curve.
+    the FROC curve. "reader" has, of each of `UNITS`, the sensitivity at
+    `READER_RATES` and its paired difference to that of "combined"; and the
+    thresholds that have these rates on the fit half.
   """
   fit, test = ([row for row in scans if row.half == h] for h in HALVES)
   best = best_layers(scans, found)
   chosen = {
     mode: by_scan(test, found[mode, layer]) for mode, layer in best.items()
+  }
+  vessels = {
+    mode: by_vessel(test, found[mode, layer], lesions)
+    for mode, layer in best.items()
   }
   table = {}
   for mode, layer in best.items():
@@ -443,10 +454,24 @@ def summarise(
       "combined_minus_this": detection.froc_difference(
         chosen["combined"], chosen[mode], seed=seed
       ),
+      "reader": {
+        "rates": list(READER_RATES),
+        # A finding that is on no lesion is on no artery with lesions, so that
+        # both have the same false positives and thresholds.
+        "thresholds": [
+          detection.threshold_at(by_scan(fit, rows), rate)
+          for rate in READER_RATES
+        ],
+      }
+      | {
+        unit: _read(some["combined"], some[mode], seed)
+        for unit, some in zip(UNITS, (chosen, vessels), strict=True)
+      },
     }
   return {
     "n_scans": {"fit": len(fit), "test": len(test)},
     "n_lesions": sum(row.lesions for row in test),
+    "n_vessels": sum(scan.lesions for scan in vessels["combined"]),
     "n_cad": sum(row.label for row in test),
     "tolerance_mm": TOLERANCE_MM,
     "least_share": detection.LEAST_SHARE,
@@ -487,6 +512,62 @@ def by_scan(
     )
     for scan in scans
   ]
+
+
+def by_vessel(
+  scans: Sequence[ScanRow],
+  found: Sequence[FindingRow],
+  lesions: Sequence[LesionRow],
+) -> list[ScanFindings]:
+  """Returns what was found in each scan where arteries are to be found.
+
+  An artery with lesions counts once, and is hit by a finding on any of them.
+
+  Args:
+    scans: whose findings are wanted.
+    found: of one mode and layer, of each scan in descending order of score.
+    lesions: of these scans and perhaps others.
+  """
+  arteries = vessels_of(lesions)
+  per_scan = []
+  for scan in scans:
+    of = arteries.get(scan.case_id, {})
+    names = sorted(set(of.values()))
+    rows = [row for row in found if row.case_id == scan.case_id]
+    on = np.zeros((len(rows), len(names)), bool)
+    for j, row in enumerate(rows):
+      on[j, [names.index(of[lesion]) for lesion in row.lesions]] = True
+    per_scan.append(
+      ScanFindings(
+        patient_id=scan.patient_id,
+        lesions=len(names),
+        scores=np.array([row.score for row in rows]),
+        outcomes=detection.outcomes(on),
+      )
+    )
+  return per_scan
+
+
+def vessels_of(lesions: Sequence[LesionRow]) -> dict[str, dict[int, str]]:
+  """Returns the artery, of `scct.ARTERIES`, of every lesion of every scan."""
+  arteries: dict[str, dict[int, str]] = {}
+  for row in lesions:
+    segment = scct.SEGMENTS.get(row.segment)
+    artery = segment.artery if segment else row.segment
+    arteries.setdefault(row.case_id, {})[row.lesion] = artery
+  return arteries
+
+
+def _read(
+  combined: Sequence[ScanFindings], this: Sequence[ScanFindings], seed: int
+) -> dict[str, Any]:
+  """Sensitivity at `READER_RATES`, and that of "combined" less it."""
+  curve = detection.froc(this, seed=seed)
+  more = detection.froc_differences(combined, this, seed=seed)
+  return {
+    "sensitivity": [curve.at[rate] for rate in READER_RATES],
+    "combined_minus_this": [more[rate] for rate in READER_RATES],
+  }
 
 
 def best_layers(
@@ -641,7 +722,7 @@ def table(result: Mapping[str, Any]) -> str:
     f"{_cell(one['false_positives'])}"
     for mode, one in result["localisation"].items()
   ]
-  lines.append("")
+  lines += ["", *_reader_lines(result), ""]
   for name, one in result["decision"].items():
     lines.append(
       f"decision by {name:13s} AUC {_cell(one['roc_auc'])}, accuracy"
@@ -649,6 +730,34 @@ def table(result: Mapping[str, Any]) -> str:
     )
   notes = [f"note: {note}" for note in result["notes"]]
   return "\n".join([*lines, *notes, result["disclaimer"]])
+
+
+def _reader_lines(result: Mapping[str, Any]) -> list[str]:
+  """The reader study as text: the list of findings and the map alone."""
+  lines = []
+  for unit in UNITS:
+    lines.append(
+      f"{'the findings against the classifier alone, ' + unit:54s}"
+      + "".join(f"{f'at {rate:g}':22s}" for rate in READER_RATES).rstrip()
+    )
+    for mode in ("combined", "map"):
+      one = result["localisation"][mode]
+      cells = [_cell(each) for each in one["reader"][unit]["sensitivity"]]
+      lines.append(
+        f"{_title(mode, one):54s}"
+        + "".join(f"{cell:22s}" for cell in cells).rstrip()
+      )
+    differences = [
+      Difference.from_dict(each).text(2)
+      for each in result["localisation"]["map"]["reader"][unit][
+        "combined_minus_this"
+      ]
+    ]
+    lines.append(
+      f"{'  (d) less (a)':54s}"
+      + "".join(f"{cell:22s}" for cell in differences).rstrip()
+    )
+  return lines
 
 
 def _title(mode: str, one: Mapping[str, Any]) -> str:

@@ -256,9 +256,10 @@ def linked(trial: Trial) -> Entries:
 
   Needs the roles classifier and segmenter; the arm's data are the scans. Of
   the half of them that `evaluate_link` tests, an entry for each of its modes
-  (lesions_hit: share of a patient's lesions; false_positives: of a scan; both
-  at the threshold chosen on the other half), and the calls of each of its
-  decisions in by_NAME.
+  (lesions_hit, vessels_hit: share of a patient's lesions and of the arteries
+  that have some; false_positives: of a scan; all at the threshold chosen on the
+  other half, and lesions_hit_at_0.5 and so on at those of the reader study),
+  and the calls of each of its decisions in by_NAME.
   """
   folder = trial.path / "link"
   result = links.evaluate_link(
@@ -277,22 +278,36 @@ def linked(trial: Trial) -> Entries:
   found = files.read_rows_as(
     folder / f"{links.FINDINGS}.jsonl", links.FindingRow
   )
+  arteries = links.vessels_of(
+    files.read_rows_as(folder / f"{links.LESIONS}.jsonl", links.LesionRow)
+  )
   entries: Entries = {}
   for mode, one in result["localisation"].items():
-    threshold = np.inf if one["threshold"] is None else one["threshold"]
     some = [
       row for row in found if (row.mode, row.layer) == (mode, one["layer"])
     ]
-    entries[mode] = [
-      {
-        "patient_id": row.patient_id,
-        "lesions_hit": len(match.hits) / row.lesions if row.lesions else None,
-        "false_positives": len(match.false_positives),
-      }
-      for row, match in zip(
-        scans, links.at_threshold(scans, some, threshold), strict=True
-      )
-    ]
+    entries[mode] = [{"patient_id": row.patient_id} for row in scans]
+    reader = one["reader"]
+    for suffix, threshold in (
+      ("", one["threshold"]),
+      *zip(
+        (f"_at_{rate:g}" for rate in reader["rates"]),
+        reader["thresholds"],
+        strict=True,
+      ),
+    ):
+      threshold = np.inf if threshold is None else threshold
+      matches = links.at_threshold(scans, some, threshold)
+      for row, scan, match in zip(entries[mode], scans, matches, strict=True):
+        of = arteries.get(scan.case_id, {})
+        hit = {of[lesion] for _, lesion in match.hits}
+        row[f"lesions_hit{suffix}"] = (
+          len(match.hits) / scan.lesions if scan.lesions else None
+        )
+        row[f"vessels_hit{suffix}"] = (
+          len(hit) / len(set(of.values())) if of else None
+        )
+        row[f"false_positives{suffix}"] = len(match.false_positives)
   for name, one in result["decision"].items():
     fitted = decision.Decision(
       **{x.name: one[x.name] for x in dataclasses.fields(decision.Decision)}

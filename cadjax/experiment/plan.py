@@ -20,7 +20,9 @@ from cadjax.core import configs, lookup
 from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
-SCALES = ("tiny", "small", "paper")
+# At the severity of a clinic, with the networks of "small".
+CLINICAL = "clinical"
+SCALES = ("tiny", "small", CLINICAL, "paper")
 # What an arm that trains may need of another one, see `run.cell_config`.
 ROLES = ("masks", "init_from")
 
@@ -71,6 +73,8 @@ class Plan:
     metrics: that the table shows beside the primary one.
     lines: of the figure; None for all.
     limits: what this scale cannot answer.
+    target: the smallest difference of `metric` that would matter; see `power`.
+    assumed: metric -> numbers in place of those in `power.ASSUMED`.
     name: of the file.
     scale: one of `SCALES`.
     overrides: FIELD=VALUE, what `override` changed.
@@ -87,6 +91,10 @@ class Plan:
   metrics: Sequence[str] = ()
   lines: Sequence[str] | None = None
   limits: str = ""
+  target: float | None = None
+  assumed: Mapping[str, Mapping[str, float]] = dataclasses.field(
+    default_factory=dict
+  )
   name: str = ""
   scale: str = "small"
   overrides: Sequence[str] = ()
@@ -102,6 +110,11 @@ class Plan:
       for seed, fold, arm in itertools.product(self.seeds, self.folds, arms)
     ]
     return list(dict.fromkeys(cells))
+
+  @property
+  def trainings(self) -> int:
+    """How many trainings each arm has that is not shared."""
+    return len(self.folds) * len(self.seeds)
 
   def cell(self, arm: str, fold: int | None, seed: int) -> "Cell":
     """Returns the cell of an arm that serves a fold and a seed."""
@@ -141,6 +154,11 @@ class Cell:
     """Its folder: ARM/fold0_seed0."""
     fold = "" if self.fold is None else f"fold{self.fold}_"
     return f"{self.arm}/{fold}seed{self.seed}"
+
+
+def folder_name(name: str, scale: str) -> str:
+  """Returns the folder of a plan's results, which differs between scales."""
+  return name if scale == "small" else f"{scale}_{name}"
 
 
 def load_plan(path: str, scale: str) -> Plan:
