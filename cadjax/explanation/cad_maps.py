@@ -52,6 +52,10 @@ class CadMaps:
     self.variables = _on_device(trained.variables)
     self._run = _compiled(self.model, tuple(trained.config.data.window_hu))
 
+  def keys(self) -> list[tuple[str, str]]:
+    """Returns (layer, method) of every map."""
+    return [(layer, name) for layer in self.strides for name in cam.METHODS]
+
   def cells(
     self, image: np.ndarray, variables: Mapping[str, Any] | None = None
   ) -> Cells:

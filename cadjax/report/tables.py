@@ -195,15 +195,20 @@ def _counterfactual(found: Mapping[str, Any]) -> str:
     f" {found['used_from']:g} or more): {effects['used'].text(2)}",
     "scans called CAD that are not without one of their lesions:"
     f" {explained['one'].text(2)}, without all: {explained['all'].text(2)}",
-    f"{'layer':<14}{'method':<12}{'rank correlation':<24}"
+    *found["answers"],
+    f"{'layer':<14}{'method':<18}{'rank correlation':<24}"
     f"{'hit, used':<24}{'hit, unused':<24}{'gone with a used one':<24}"
-    "of that at the lesion",
+    f"{'of that at the lesion':<24}{'on a used one':<24}"
+    f"{'map elsewhere':<24}{'network elsewhere':<24}"
+    "worth of what is shown",
   ]
   lines += [
-    f"{row['layer']:<14}{row['method']:<12}"
+    f"{row['layer']:<14}{row['method']:<18}"
     f"{row['rank_correlation'].text(2):<24}{row['hit_used'].text(2):<24}"
     f"{row['hit_unused'].text(2):<24}{row['gone_used'].text(2):<24}"
-    f"{row['gone_near'].text(2)}"
+    f"{row['gone_near'].text(2):<24}{row['on_used'].text(2):<24}"
+    f"{row['map_elsewhere'].text(2):<24}"
+    f"{row['network_elsewhere'].text(2):<24}{row['shown_gain'].text(2)}"
     for row in found["agreement"]
   ]
   return "\n".join(lines)
