@@ -291,9 +291,7 @@ def shown(
     random map, 0 for a constant one. NaN of a map of zeros.
   """
   if not heat.max(initial=0) > 0:
-    return dict.fromkeys(
-      ("shown", "shown_elsewhere", "shown_gain"), math.nan
-    )
+    return dict.fromkeys(("shown", "shown_elsewhere", "shown_gain"), math.nan)
   place = heat >= HIT * heat.max()
   rng = np.random.default_rng(seed)
   places = [place]
@@ -360,12 +358,12 @@ def measure_case(
   whole = maps.cells(twins.whole)
   others = [maps.cells(one) for one in twins.without]
   baseline = faithfulness.blurred(twins.whole, twins.spacing_mm)
-  for layer, method in maps.keys():
+  for layer, method in maps.pairs():
     key = {"layer": layer, "method": method}
-    heat = maps.raw(whole[method][layer], layer, shape)
+    heat = maps.raw(whole[method][layer], layer, shape, method)
     scan, lesions = agreement(
       heat,
-      [maps.raw(one[method][layer], layer, shape) for one in others],
+      [maps.raw(one[method][layer], layer, shape, method) for one in others],
       twins.near,
       found["removed"],
     )

@@ -75,10 +75,10 @@ class Planted:
     found = np.where(self.shows & ~self.uses, 1.0, found)
     return {method: {"unit": found} for method in cam.METHODS}
 
-  def keys(self):
+  def pairs(self):
     return [("unit", method) for method in cam.METHODS]
 
-  def raw(self, cells, layer, shape):
+  def raw(self, cells, layer, shape, method):
     assert (layer, cells.shape) == ("unit", shape)
     return cells
 
@@ -283,9 +283,7 @@ def test_maps_and_effects_agree_on_a_network_of_one_lesion(
     if k != calcified:
       uses &= ~near
   maps = plant(uses, CALCIUM_HU, twins.whole)
-  rows, result, by_map, report = measured_net(
-    maps, dataset, twins, monkeypatch
-  )
+  rows, result, by_map, report = measured_net(maps, dataset, twins, monkeypatch)
   # The network uses that lesion and no other.
   removed = np.array([row["removed"] for row in rows["effects"]])
   assert removed[calcified] > 4
@@ -327,9 +325,7 @@ def test_maps_point_to_the_corner_that_a_network_uses(
   # The peaks of the noise: what a blurred corner has no more.
   level = float(np.quantile(twins.whole[uses], 0.9))
   maps = plant(uses, level, twins.whole)
-  rows, result, by_map, report = measured_net(
-    maps, dataset, twins, monkeypatch
-  )
+  rows, result, by_map, report = measured_net(maps, dataset, twins, monkeypatch)
   # Does the network use the lesions? No, although it says CAD.
   assert rows["effects"][0]["log_odds"] == pytest.approx(3, abs=0.01)
   assert np.abs([row["removed"] for row in rows["effects"]]).max() < 1e-4
