@@ -91,11 +91,13 @@ def evaluate_maps(
   cases: int | None = None,
   bootstrap: int = 2000,
   batch_size: int | None = None,
+  folder: pathlib.Path | None = None,
   **options: Any,
 ) -> dict[str, Any]:
   """Measures the explanation maps of a workdir's best checkpoint.
 
-  Written to explain/ in the folder where `evaluate_workdir` writes.
+  Written to explain/ in the folder where `evaluate_workdir` writes, or to the
+  folder given.
 
   Args:
     path: the workdir of a classifier.
@@ -105,6 +107,7 @@ def evaluate_maps(
     cases: measure this many, evenly spread over the split; all if left out.
     bootstrap: number of draws, at least 100.
     batch_size: `config.data.eval_batch_size` if left out.
+    folder: where to write in place of that.
     **options: methods, measures, effort, sanity, twins, region, rolls and seed
       of `measure`.
 
@@ -129,7 +132,7 @@ def evaluate_maps(
     trained,
     evaluation.dataset,
     spread(evaluation.cases, cases),
-    evaluation.paths.explain,
+    folder or evaluation.paths.explain,
     tuned_on=spread(others, cases),
     about=about,
     other=other,
@@ -247,6 +250,14 @@ def measure(
     seed=seed,
   )
   pairs = _measure_twins(trained, dataset, cases, twins, methods)
+  options = {"draws": bootstrap, "seed": seed}
+  se3d, rows["se3d"] = map_measures.summarise_se3d(covers, **options)
+  chexlocalize = None
+  if map_measures.CHEXLOCALIZE in measures:
+    others = _cover_cases(trained, dataset, tuned_on, methods)
+    chexlocalize, rows["chexlocalize"] = map_measures.summarise_chexlocalize(
+      covers, others, **options
+    )
   folder.mkdir(parents=True, exist_ok=True)
   twin_rows = {f"counterfactual_{k}": some for k, some in pairs.items()}
   for name, some in [*rows.items(), *twin_rows.items()]:
@@ -254,7 +265,6 @@ def measure(
       files.write_rows(
         folder, f"{name}_cases", [location.numbers_of(row) for row in some]
       )
-  options = {"draws": bootstrap, "seed": seed}
   result = dict(about) | {
     "explained_class": "CAD",
     "n_cases": len(cases),
@@ -271,14 +281,7 @@ def measure(
   result["measures"] = location.summarise(
     rows["measures"], TABLES["faithfulness"], **options
   )
-  result["se3d"] = map_measures.summarise_se3d(covers, **options)
-  result["chexlocalize"] = None
-  if map_measures.CHEXLOCALIZE in measures:
-    result["chexlocalize"] = map_measures.summarise_chexlocalize(
-      covers,
-      _cover_cases(trained, dataset, tuned_on, methods),
-      **options,
-    )
+  result |= {"se3d": se3d, "chexlocalize": chexlocalize}
   result["counterfactual"] = None
   if pairs:
     result["counterfactual"] = counterfactuals.summarise(

@@ -404,21 +404,27 @@ def _least(distance: np.ndarray) -> float:
 
 def summarise_se3d(
   covers: Sequence[Covers], *, draws: int, seed: int
-) -> list[Row]:
+) -> tuple[list[Row], list[Row]]:
   """Returns SE3D's scores of each map and structure, with intervals.
 
   Args:
     covers: of all cases.
     draws: of the bootstrap over patients, which chooses the share again.
     seed: of it.
+
+  Returns:
+    the table, with "max_mask" and "max_box", None for a structure without
+    boxes; and rows of cases, with the IoU of the mask and the share of
+    `overlap.DELTAS` at which the box is found, each at the best share for all.
   """
-  rows = []
+  rows, by_case = [], []
   keys = dict.fromkeys(key for one in covers for key in one.masks)
   for key in keys:
     some = [one for one in covers if key in one.masks]
     patients = [one.ids["patient_id"] for one in some]
     options = {"patients": patients, "draws": draws, "seed": seed}
-    row = dict(zip(("layer", "method", "structure"), key, strict=True))
+    named = dict(zip(("layer", "method", "structure"), key, strict=True))
+    row: Row = dict(named)
     ious = np.nan_to_num([one.masks[key] for one in some])
     row["max_mask"] = _best_share([ious], **options)
     row["max_mask_share"] = overlap.max_mask_iou(ious)["max_mask_share"]
@@ -429,7 +435,14 @@ def summarise_se3d(
         found = [np.array(boxes) >= delta for delta in overlap.DELTAS]
       row["max_box"] = _best_share(found, **options)
     rows.append(row)
-  return rows
+    at = overlap.SHARES.index(row["max_mask_share"])
+    for i, one in enumerate(some):
+      own = {"mask_iou": float(ious[i, at]), "box_found": math.nan}
+      if boxes:
+        found_at = [x[i, np.argmax(x.mean(0))] for x in found]
+        own["box_found"] = float(np.mean(found_at))
+      by_case.append({**one.ids, **named, **own})
+  return rows, by_case
 
 
 def _best_share(
@@ -470,7 +483,7 @@ def summarise_chexlocalize(
   covers: Sequence[Covers],
   validation: Sequence[Covers],
   **options: Any,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Row]]:
   """Returns hit rate and mIoU at the share that validation cases choose.
 
   Args:
@@ -481,7 +494,7 @@ def summarise_chexlocalize(
   Returns:
     "error_mm" of the readers; "table", a row for each layer and method with
     "share", "hit" and "iou", the first one "human"; "apart", the same rows for
-    each third of the `APART` of the lesions.
+    each third of the `APART` of the lesions; and the rows of cases.
   """
   rows: list[Row] = []
   shares: dict[Key, float] = {}
@@ -514,4 +527,4 @@ def summarise_chexlocalize(
     for row in intervals.mean_table(parted, (*by, third), numbers, **options):
       row["third"] = row.pop(third)
       apart.append({"by": column} | row)
-  return {"error_mm": READER_MM, "table": table, "apart": apart}
+  return {"error_mm": READER_MM, "table": table, "apart": apart}, rows

@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 
 from cadjax.core import configs, lookup
+from cadjax.experiment import verdicts
 from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
@@ -71,6 +72,9 @@ class Plan:
     metrics: that the table shows beside the primary one.
     lines: of the figure; None for all.
     limits: what this scale cannot answer.
+    verdict: a key of `verdicts.VERDICTS`, whose sentences come first in the
+      answer.
+    ranked: whether the lines are ordered by the primary metric, largest first.
     name: of the file.
     scale: one of `SCALES`.
     overrides: FIELD=VALUE, what `override` changed.
@@ -87,6 +91,8 @@ class Plan:
   metrics: Sequence[str] = ()
   lines: Sequence[str] | None = None
   limits: str = ""
+  verdict: str = ""
+  ranked: bool = False
   name: str = ""
   scale: str = "small"
   overrides: Sequence[str] = ()
@@ -259,6 +265,8 @@ def make_plan(
     )
     if arm.config is not None:
       lookup.check_known(arm.needs, ROLES, f"role in the arm {key!r}")
+  if plan.verdict:
+    lookup.check_known([plan.verdict], verdicts.VERDICTS, "verdict")
   for a, b, _ in plan.pairs():
     lines = [line.partition("/")[0] for line in (a, b)]
     lookup.check_known(lines, plan.arms, "arm in a comparison")

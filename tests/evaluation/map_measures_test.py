@@ -14,7 +14,7 @@ from cadjax.classification.classifier import load_classifier
 from cadjax.core import lookup
 from cadjax.data import input_pipeline
 from cadjax.evaluation import explanations, map_measures
-from cadjax.explanation import overlap
+from cadjax.explanation import faithfulness, overlap
 from cadjax.report import tables
 from data_prep.errors import UserError
 
@@ -22,13 +22,13 @@ SHAPE = (16, 16, 16)
 SMALL = map_measures.Effort(
   road_shares=(0.1, 0.5), boxes=16, sets=8, near=3, copies=2
 )
-METHODS = ("gradcam", "integrated_gradients", "occlusion")
+METHODS = ("gradcam", "gradient_x_input")
 
 
 class Linear:
   """A network of one weight a voxel, and a perfect and a trivial map."""
 
-  methods = ("gradient_x_input", "backwards", "flat")
+  methods = ("gradient_x_input", "over_blurred", "backwards", "flat")
 
   def __init__(self):
     rng = np.random.default_rng(0)
@@ -51,8 +51,13 @@ class Linear:
     if variables is not None:
       weights = np.random.default_rng(variables["seed"]).normal(size=SHAPE)
     right = image * weights * (1 if target == 1 else -1)
-    maps = {"gradient_x_input": right, "backwards": -right, "flat": 0 * right}
-    maps["flat"] = maps["flat"] + 1
+    gap = image - faithfulness.blurred(image, (1, 1, 1)).astype(float)
+    maps = {
+      "gradient_x_input": right,
+      "over_blurred": gap * weights,
+      "backwards": -right,
+      "flat": np.ones(SHAPE),
+    }
     if not signed:
       maps = {name: np.maximum(x, 0) for name, x in maps.items()}
     return {name: {"input": x} for name, x in maps.items()}
@@ -74,10 +79,12 @@ def measured():
 def test_a_perfect_map_of_a_linear_network(measured):
   _, rows = measured
   right, wrong = rows["gradient_x_input"], rows["backwards"]
-  # Contributions over a blurred image are not those over a blank one.
   assert right["road"] > 0.1 > -0.1 > wrong["road"]
-  assert right["infidelity_scaled"] < 0.9
   assert right["sensitivity_n"] > 0.1 > -0.1 > wrong["sensitivity_n"]
+  # Contributions over a blurred image are not those over a blank one.
+  assert rows["over_blurred"]["sensitivity_n"] > 0.99
+  assert rows["over_blurred"]["infidelity_scaled"] < 0.01
+  assert wrong["infidelity_scaled"] > 0.5
   assert right["completeness_error"] < 1e-3
   assert math.isnan(wrong["completeness_error"])
   assert math.isfinite(right["infidelity"])
@@ -111,7 +118,7 @@ def test_maps_of_a_case_share_the_passes(measured):
       map_measures.MEASURES["sensitivity_n"](case, key)
     return maps.passes
 
-  assert passes(3) == passes(1) > SMALL.boxes
+  assert passes(4) == passes(1) > SMALL.boxes
 
 
 def test_measures_are_chosen_by_name():
@@ -146,20 +153,24 @@ def shapes():
 def test_the_best_share_for_all_cases():
   truth, halo = shapes()
   right = [make_covers(str(k), truth * 1.0, truth) for k in range(3)]
-  (row,) = map_measures.summarise_se3d(right, draws=100, seed=0)
+  (row,), _ = map_measures.summarise_se3d(right, draws=100, seed=0)
   assert row["max_mask"].value == row["max_box"].value == 1
   assert math.isnan(row["max_mask"].low)  # Nothing varies.
   # A map of half the height around it is cut off where the share is higher.
   around = [
     make_covers(str(k), truth + 0.5 * halo * ~truth, truth) for k in range(3)
   ]
-  (row,) = map_measures.summarise_se3d(around, draws=100, seed=0)
+  (row,), _ = map_measures.summarise_se3d(around, draws=100, seed=0)
   assert row["max_mask"].value == 1
   assert row["max_mask_share"] == 0.5
   # Of two cases that want other shares, the mean at the best one.
   both = [around[0], make_covers("9", truth * 0.3 + ~truth * 0.0, truth)]
   missed = make_covers("8", np.zeros(truth.shape), truth)
-  (row,) = map_measures.summarise_se3d([*both, missed], draws=100, seed=0)
+  (row,), cases = map_measures.summarise_se3d(
+    [*both, missed], draws=100, seed=0
+  )
+  assert [one["mask_iou"] for one in cases] == [1, 1, 0]
+  assert [one["box_found"] for one in cases] == [1, 1, 0]
   assert row["max_mask"].value == pytest.approx(2 / 3)
   assert row["max_mask"].low < row["max_mask"].value < row["max_mask"].high
 
@@ -173,7 +184,10 @@ def test_the_threshold_is_that_of_validation_cases():
   options = {"draws": 100, "seed": 0}
 
   def share(validation):
-    found = map_measures.summarise_chexlocalize(tested, validation, **options)
+    found, rows = map_measures.summarise_chexlocalize(
+      tested, validation, **options
+    )
+    assert [row["method"] for row in rows] == ["human", "gradcam"]
     assert found["table"][0]["method"] == "human"
     assert found["table"][0]["iou"].value == 0.5
     assert {row["by"] for row in found["apart"]} == set(map_measures.APART)
@@ -186,7 +200,7 @@ def test_the_threshold_is_that_of_validation_cases():
   assert row["share"] == 0.6
   assert row["iou"].value == row["hit"].value == 1
   # Without a lesion there, only the readers are left.
-  found = map_measures.summarise_chexlocalize(tested, [], **options)
+  found, _ = map_measures.summarise_chexlocalize(tested, [], **options)
   assert [row["method"] for row in found["table"]] == ["human"]
 
 
@@ -197,12 +211,12 @@ def result(tiny_workdir, tiny_config, tmp_path_factory):
   found = explanations.measure(
     load_classifier(tiny_workdir),
     dataset,
-    dataset.rows["test"],
+    explanations.spread(dataset.rows["test"], 3),
     folder,
     about={},
     methods=METHODS,
     measures=["all"],
-    tuned_on=dataset.rows["validation"],
+    tuned_on=explanations.spread(dataset.rows["validation"], 4),
     effort=SMALL,
     sanity=1,
     twins=1,
@@ -215,15 +229,13 @@ def result(tiny_workdir, tiny_config, tmp_path_factory):
 def test_all_measures_of_all_maps_of_a_classifier(result):
   folder, found = result
   maps = {(row["layer"], row["method"]) for row in found["measures"]}
-  assert len(maps) == 5 + 2
-  assert ("input", "integrated_gradients") in maps
+  assert len(maps) == 5 + 1
+  assert ("input", "gradient_x_input") in maps
   wanted = set(tables.MEASURES)
   for row in found["measures"]:
     assert wanted < set(row)
     complete = row["completeness_error"].value
-    assert math.isnan(complete) == (row["method"] != "integrated_gradients")
-    if not math.isnan(complete):
-      assert complete < 0.2
+    assert math.isnan(complete) == (row["method"] != "gradient_x_input")
   for name in ("location", "counterfactual"):
     table = found[name] if name == "location" else found[name]["agreement"]
     assert {(row["layer"], row["method"]) for row in table} == maps
@@ -233,6 +245,8 @@ def test_all_measures_of_all_maps_of_a_classifier(result):
   assert readers["method"] == "human"
   assert readers["hit"].value > 0.2
   assert {(row["layer"], row["method"]) for row in others} <= maps
+  assert (folder / "se3d_cases.csv").exists()
+  assert (folder / "chexlocalize_cases.csv").exists()
   lines = (folder / "measures_cases.jsonl").read_text().splitlines()
   assert len(lines) == len(maps)
   json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
