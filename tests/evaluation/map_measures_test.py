@@ -99,7 +99,6 @@ def test_a_perfect_map_of_a_linear_network(measured):
 def test_a_flat_map_follows_nothing(measured):
   _, rows = measured
   flat = rows["flat"]
-  assert abs(flat["road"]) < 0.5 * rows["gradient_x_input"]["road"]
   assert flat["max_sensitivity"] == 0
   assert flat["relative_input_stability"] == 0
   assert math.isnan(flat["efficient_mprt"])
@@ -211,15 +210,14 @@ def result(tiny_workdir, tiny_config, tmp_path_factory):
   found = explanations.measure(
     load_classifier(tiny_workdir),
     dataset,
-    explanations.spread(dataset.rows["test"], 3),
+    explanations.spread(dataset.rows["test"], 2),
     folder,
     about={},
     methods=METHODS,
     measures=["all"],
-    tuned_on=explanations.spread(dataset.rows["validation"], 4),
+    tuned_on=explanations.spread(dataset.rows["validation"], 2),
     effort=SMALL,
     sanity=1,
-    twins=1,
     bootstrap=100,
     rolls=1,
   )
@@ -236,9 +234,7 @@ def test_all_measures_of_all_maps_of_a_classifier(result):
     assert wanted < set(row)
     complete = row["completeness_error"].value
     assert math.isnan(complete) == (row["method"] != "gradient_x_input")
-  for name in ("location", "counterfactual"):
-    table = found[name] if name == "location" else found[name]["agreement"]
-    assert {(row["layer"], row["method"]) for row in table} == maps
+  assert {(row["layer"], row["method"]) for row in found["location"]} == maps
   structures = {row["structure"] for row in found["se3d"]}
   assert structures == {"coronaries", "plaque"}
   readers, *others = found["chexlocalize"]["table"]
@@ -259,12 +255,11 @@ def test_the_page_has_a_table_of_each(result):
   stored = json.loads((folder / "metrics.json").read_text())
   made = tables.page_tables(stored)
   assert [one["title"] for one in made] == [
-    "The same phantoms without a lesion",
     "Measures, and what a good map has",
     "Masks and boxes (SE3D)",
     "CheXlocalize",
   ]
-  assert made[0]["notes"][0].startswith("does the network use the lesions?")
+  assert made[2]["notes"] == ["Human: readers with an error of 2 mm."]
   for one in made:
     assert one["rows"]
     assert {len(row) for row in one["rows"]} == {len(one["head"])}
@@ -286,15 +281,12 @@ def test_a_threshold_needs_validation_cases(tiny_workdir, tiny_config):
 
 
 def test_an_unknown_measure_is_one_line(tiny_workdir):
-  for flag in ("--explain_measures=rode", "--explain_methods=gradcem"):
-    done = subprocess.run(
-      [
-        *(sys.executable, "-m", "cadjax.evaluate", "--explain", flag),
-        f"--workdir={tiny_workdir}",
-      ],
-      capture_output=True,
-      text=True,
-    )
-    assert done.returncode == 2
-    (line,) = messages(done)
-    assert "did you mean" in line
+  flags = ("--explain", "--explain_measures=rode", f"--workdir={tiny_workdir}")
+  done = subprocess.run(
+    [sys.executable, "-m", "cadjax.evaluate", *flags],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  (line,) = messages(done)
+  assert "did you mean 'road'" in line
