@@ -235,11 +235,11 @@ def measure(
     raise UserError(
       f"--explain_region={region} is none of {', '.join(REGIONS)}"
     )
+  maps = CadMaps(trained, methods)  # Compiled once for all.
   rows, unrelated, covers = _measure_cases(
-    trained,
+    maps,
     dataset,
     cases,
-    methods=methods,
     measures=measures,
     effort=effort,
     sanity={case["case_id"] for case in spread(cases, sanity)},
@@ -249,12 +249,12 @@ def measure(
     batch_size=batch_size,
     seed=seed,
   )
-  pairs = _measure_twins(trained, dataset, cases, twins, methods)
+  pairs = _measure_twins(maps, dataset, cases, twins)
   options = {"draws": bootstrap, "seed": seed}
   se3d, rows["se3d"] = map_measures.summarise_se3d(covers, **options)
   chexlocalize = None
   if map_measures.CHEXLOCALIZE in measures:
-    others = _cover_cases(trained, dataset, tuned_on, methods)
+    others = _cover_cases(maps, dataset, tuned_on)
     chexlocalize, rows["chexlocalize"] = map_measures.summarise_chexlocalize(
       covers, others, **options
     )
@@ -340,11 +340,10 @@ def kind_of_agreement(trained: Classifier, other: Classifier) -> str:
 
 
 def _measure_cases(
-  trained: Classifier,
+  maps: CadMaps,
   dataset: input_pipeline.Dataset,
   cases: Sequence[input_pipeline.CaseRow],
   *,
-  methods: Sequence[str],
   measures: Sequence[str],
   effort: map_measures.Effort | None,
   sanity: set[str],
@@ -363,8 +362,8 @@ def _measure_cases(
   Raises:
     UserError: no case has a mask.
   """
-  maps = CadMaps(trained, methods)
-  second = CadMaps(other, methods) if other else None
+  trained = maps.trained
+  second = CadMaps(other, maps.methods) if other else None
   fresh = maps.fresh(seed + 1) if sanity else None
   rows: dict[str, list[Row]] = {name: [] for name in (*TABLES, "measures")}
   covers = []
@@ -440,18 +439,17 @@ def _measure_cases(
 
 
 def _cover_cases(
-  trained: Classifier,
+  maps: CadMaps,
   dataset: input_pipeline.Dataset,
   cases: Sequence[input_pipeline.CaseRow],
-  methods: Sequence[str],
 ) -> list[map_measures.Covers]:
   """Returns how maps of other cases cover lesions, to choose a threshold."""
-  maps, found = CadMaps(trained, methods), []
+  found = []
   for case in tqdm(cases, "validation", leave=False, disable=None):
     if case["label"] != "1":
       continue
     record = dataset.read(case)
-    record = {**record, "image": trained.seen(record)}
+    record = {**record, "image": maps.trained.seen(record)}
     found.append(
       map_measures.cover(
         maps,
@@ -466,11 +464,10 @@ def _cover_cases(
 
 
 def _measure_twins(
-  trained: Classifier,
+  maps: CadMaps,
   dataset: input_pipeline.Dataset,
   cases: Sequence[input_pipeline.CaseRow],
   count: int,
-  methods: Sequence[str],
 ) -> dict[str, list[Row]]:
   """Returns the rows of `counterfactuals`; none if no case is asked for.
 
@@ -485,7 +482,7 @@ def _measure_twins(
       f"{dataset.path}: holds no phantoms of this version, and only those can"
       " be drawn again without a lesion; leave --explain_counterfactuals out"
     )
-  maps, rows = CadMaps(trained, methods), {}
+  rows: dict[str, list[Row]] = {}
   for case in tqdm(some, "without lesions", leave=False, disable=None):
     for name, found in counterfactuals.measure_case(
       maps, dataset, case
