@@ -193,7 +193,7 @@ weights-%: $(READY)
 
 # On 2 cores from 12 minutes (link) to about 80 (multiclass), each;
 # two processes of one core each, or several machines, may share the folder.
-PLANS := dimension shortcut layers link prior multiclass balance external ablation \
+PLANS := dimension shortcut layers explanations link prior multiclass balance external ablation \
   sample_size protocol
 RESULTS := configs/experiments/results
 

@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 
 from cadjax.classification.classifier import Classifier
 from cadjax.data import input_pipeline
-from cadjax.explanation import cam
+from cadjax.explanation import faithfulness
 from cadjax.explanation.cad_maps import CadMaps
 from cadjax.metrics import intervals
 from data_prep import phantom
@@ -39,6 +39,22 @@ HIT = 0.5
 EFFECTS, SCANS, LESIONS = "effects", "scans", "lesions"
 # Fewer lesions have no order.
 _LEAST_RANKED = 3
+# Places elsewhere that what a map shows is compared with.
+_ELSEWHERE = 2
+# Where a map and the network look, of a scan with lesions; one is 1.
+VERDICTS = ("on_used", "map_elsewhere", "network_elsewhere", "on_unused")
+# Of a map of a scan, and of a map at a lesion.
+SCAN_NUMBERS = (
+  "rank_correlation",
+  *VERDICTS,
+  "shown",
+  "shown_elsewhere",
+  "shown_gain",
+)
+LESION_NUMBERS = (
+  *("at", "hit_used", "hit_unused"),
+  *("gone_used", "gone_unused", "gone_near"),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +68,7 @@ class Twins:
     without: for each lesion, without that one.
     alone: for each lesion, with that one alone.
     near: for each lesion, bool [D, H, W] within `NEAR_MM` of its centreline.
+    spacing_mm: of a voxel along D, H, W.
   """
 
   lesions: Sequence[Mapping[str, Any]]
@@ -60,6 +77,7 @@ class Twins:
   without: Sequence[np.ndarray]
   alone: Sequence[np.ndarray]
   near: Sequence[np.ndarray]
+  spacing_mm: tuple[float, ...]
 
 
 def can_be_drawn(dataset: input_pipeline.Dataset) -> bool:
@@ -133,6 +151,7 @@ def draw_twins(
     without=[seen(draw([k for k in numbers if k != one])) for one in numbers],
     alone=[seen(draw([one])) for one in numbers],
     near=near,
+    spacing_mm=grid.spacing,
   )
 
 
@@ -210,6 +229,91 @@ def agreement(
   return {"rank_correlation": _spearman(np.array(means), removed)}, rows
 
 
+def verdict(
+  removed: np.ndarray, together: float, hits: Sequence[float]
+) -> dict[str, float]:
+  """Tells apart whether the network looks elsewhere or the map does.
+
+  A lesion is used if the log odds fall by `USED` without it. Where none is
+  used on its own, but all are together, as where one is enough for the
+  network, each counts as used.
+
+  Args:
+    removed: [lesions], of `effects`.
+    together: how far the log odds fall without all of them.
+    hits: [lesions], 1 where the map hits the lesion; NaN, of a map of zeros,
+      is no hit.
+
+  Returns:
+    1 for one of `VERDICTS` and 0 for the others: "on_used", the map hits a
+    lesion that is used; "map_elsewhere", lesions are used and the map hits
+    none of these; "network_elsewhere", none is used and the map hits none, so
+    it is not to blame; "on_unused", none is used and the map hits one.
+  """
+  used = np.asarray(removed) >= USED
+  if not used.any() and together >= USED:
+    used[:] = True
+  hit = np.asarray(hits, float) == 1
+  if used.any():
+    found = "on_used" if (hit & used).any() else "map_elsewhere"
+  else:
+    found = "on_unused" if hit.any() else "network_elsewhere"
+  return {name: float(name == found) for name in VERDICTS}
+
+
+def shown(
+  score: faithfulness.Score,
+  image: np.ndarray,
+  heat: np.ndarray,
+  baseline: np.ndarray,
+  *,
+  batch_size: int = 4,
+  seed: int = 0,
+) -> dict[str, float]:
+  """Returns what the place that a map shows is worth to the network.
+
+  It asks whether the map shows what the network uses, whatever that is, where
+  the lesions cannot tell. The voxels from `HIT` of the map's maximum on are
+  replaced, and as many of the same form elsewhere (toroidal shifts).
+
+  Args:
+    score: images [n, D, H, W] to [n] log odds; it gets `batch_size` of them.
+    image: [D, H, W].
+    heat: map [D, H, W], at least 0.
+    baseline: [D, H, W], what replaces; see `faithfulness.blurred`.
+    batch_size: images at a time.
+    seed: of the shifts.
+
+  Returns:
+    how far the log odds fall: "shown", without what the map shows;
+    "shown_elsewhere", the mean of the other places; "shown_gain", the first
+    less the second: above 0 where the map shows what is used, about 0 for a
+    random map, 0 for a constant one. NaN of a map of zeros.
+  """
+  if not heat.max(initial=0) > 0:
+    return dict.fromkeys(("shown", "shown_elsewhere", "shown_gain"), math.nan)
+  place = heat >= HIT * heat.max()
+  rng = np.random.default_rng(seed)
+  places = [place]
+  for _ in range(_ELSEWHERE):
+    steps = [int(rng.integers(n // 4, n - n // 4 + 1)) for n in place.shape]
+    places.append(np.roll(place, steps, (0, 1, 2)))
+  falls, _ = faithfulness.removals(
+    score,
+    image,
+    heat,
+    baseline=baseline,
+    removed=places,
+    batch_size=batch_size,
+  )
+  here, elsewhere = float(falls[0]), float(falls[1:].mean())
+  return {
+    "shown": here,
+    "shown_elsewhere": elsewhere,
+    "shown_gain": here - elsewhere,
+  }
+
+
 def _spearman(one: np.ndarray, other: np.ndarray) -> float:
   known = np.isfinite(one) & np.isfinite(other)
   one, other = one[known], other[known]
@@ -253,24 +357,38 @@ def measure_case(
   shape = twins.whole.shape
   whole = maps.cells(twins.whole)
   others = [maps.cells(one) for one in twins.without]
-  for layer in maps.strides:
-    for method in cam.METHODS:
-      key = {"layer": layer, "method": method}
-      scan, lesions = agreement(
-        maps.raw(whole[method][layer], layer, shape),
-        [maps.raw(one[method][layer], layer, shape) for one in others],
-        twins.near,
+  baseline = faithfulness.blurred(twins.whole, twins.spacing_mm)
+  for layer, method in maps.pairs():
+    key = {"layer": layer, "method": method}
+    heat = maps.raw(whole[method][layer], layer, shape, method)
+    scan, lesions = agreement(
+      heat,
+      [maps.raw(one[method][layer], layer, shape, method) for one in others],
+      twins.near,
+      found["removed"],
+    )
+    rows[SCANS].append(
+      ids
+      | key
+      | scan
+      | verdict(
         found["removed"],
+        found["whole"] - found["none"],
+        [lesion["hit"] for lesion in lesions],
       )
-      rows[SCANS].append(ids | key | scan)
-      for effect, lesion in zip(rows[EFFECTS], lesions, strict=True):
-        used = "used" if effect["used"] else "unused"
-        rows[LESIONS].append(
-          ids
-          | key
-          | {"lesion": effect["lesion"], **lesion}
-          | {f"hit_{used}": lesion["hit"], f"gone_{used}": lesion["gone"]}
-        )
+      | shown(maps.log_odds, twins.whole, heat, baseline)
+    )
+    for effect, lesion in zip(rows[EFFECTS], lesions, strict=True):
+      # All rows have all columns, as the table in a file needs.
+      split = dict.fromkeys(
+        ("hit_used", "hit_unused", "gone_used", "gone_unused"), math.nan
+      )
+      used = "used" if effect["used"] else "unused"
+      split[f"hit_{used}"] = lesion["hit"]
+      split[f"gone_{used}"] = lesion["gone"]
+      rows[LESIONS].append(
+        ids | key | {"lesion": effect["lesion"], **lesion} | split
+      )
   return rows
 
 
@@ -290,7 +408,8 @@ def summarise(
     "effects": intervals of `removed`, `added` and `used`, and "explained": of
     the scans called CAD, the share that is not without one of its lesions
     ("one") and without all ("all"); "agreement": a row for each layer and
-    method.
+    method, with `SCAN_NUMBERS` and `LESION_NUMBERS`; "n_lesions"; and
+    "answers", of `answers`.
   """
   scans: dict[str, list[Mapping[str, Any]]] = {}
   for row in rows[EFFECTS]:
@@ -309,18 +428,14 @@ def summarise(
   ) or [{}]
   by = ("layer", "method")
   ranked = intervals.mean_table(
-    rows[SCANS], by, ("rank_correlation",), **options
+    rows[SCANS], by, SCAN_NUMBERS, proportions=VERDICTS, **options
   )
-  local = intervals.mean_table(
-    rows[LESIONS],
-    by,
-    ("at", "hit_used", "hit_unused", "gone_used", "gone_unused", "gone_near"),
-    **options,
-  )
-  return {
+  local = intervals.mean_table(rows[LESIONS], by, LESION_NUMBERS, **options)
+  result = {
     "used_from": USED,
     "near_mm": NEAR_MM,
     "hit_from": HIT,
+    "n_lesions": len(rows[EFFECTS]),
     "effects": {k: v for k, v in table.items() if k != "all"},
     "explained": {
       "one": intervals.mean_interval(np.array(one), proportion=True),
@@ -328,3 +443,56 @@ def summarise(
     },
     "agreement": [a | b for a, b in zip(ranked, local, strict=True)],
   }
+  return result | {"answers": answers(result)}
+
+
+def best_map(agreement: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+  """Returns the row of the map that agrees best with the effects.
+
+  By the mean rank correlation; where no map has one, by what the place that
+  the map shows is worth.
+  """
+  for name in ("rank_correlation", "shown_gain"):
+    known = [x for x in agreement if math.isfinite(x[name].value)]
+    if known:
+      return max(known, key=lambda row: row[name].value)
+  return agreement[0]
+
+
+def answers(result: Mapping[str, Any]) -> list[str]:
+  """Returns a sentence for each of the two questions.
+
+  Args:
+    result: of `summarise`, without its answers.
+  """
+  effects, lost = result["effects"], result["explained"]["all"]
+  used = effects["used"]
+  count = f"{result['n_lesions']} lesions of {used.n} patients"
+  calls = (
+    "; it calls none of them CAD"
+    if not lost.n
+    else f"; of its CAD calls {lost.text(2)} are lost without all lesions"
+  )
+  if not used.value and not lost.value > 0:
+    first = f"no, none of {count}{calls}"
+  else:
+    first = f"{used.text(2)} of {count}{calls}"
+  best = best_map(result["agreement"])
+  name = f"{best['method']} at {best['layer']}"
+  place = (
+    f"the log odds fall by {best['shown'].text(2)} where it points, by"
+    f" {best['shown_elsewhere'].text(2)} elsewhere"
+  )
+  if not used.value:
+    second = f"no lesion alone is used to hold maps against; {name}: {place}"
+  else:
+    second = (
+      f"best {name}: rank correlation with the effects"
+      f" {best['rank_correlation'].text(2)}; it hits"
+      f" {best['hit_used'].text(2)} of the lesions used and"
+      f" {best['hit_unused'].text(2)} of the others; {place}"
+    )
+  return [
+    f"does the network use the lesions? {first}",
+    f"does the map point to what the network uses? {second}",
+  ]

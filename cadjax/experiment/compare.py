@@ -147,12 +147,13 @@ def _spread(line: Line, metric: str) -> dict[str, float | int]:
   """Where the middle 95 % of the values of rows lie; nothing of calls.
 
   And how many rows have a value, and how many, such as a distance from what
-  was not found at all, have none and are not in the mean.
+  was not found at all, have none and are not in the mean. Rows without the
+  metric, as of cases that it was not measured on, are neither.
   """
   if line.is_call:
     return {}
   values = np.array(
-    [r.get(metric, math.nan) for rows in line.rows.values() for r in rows],
+    [r[metric] for rows in line.rows.values() for r in rows if metric in r],
     np.float64,
   )
   low, high = intervals.percentiles(values)

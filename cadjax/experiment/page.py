@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cadjax.core import configs, files
-from cadjax.experiment import figure, power, summary
+from cadjax.experiment import figure, power, summary, verdicts
 from cadjax.experiment.plan import CLINICAL, Plan, folder_name, load_plan
 from cadjax.experiment.store import Store
 from cadjax.report import curves, pages
@@ -162,6 +162,8 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
   """The lines, if they are few, and the first of the comparisons."""
   titles = {row["line"]: row["title"] for row in result["lines"]}
   found = result["comparisons"]
+  if told := verdicts.sentences(result):
+    return [*told, "comparisons on its page"]
   if not found:
     return summary.answers(result) or ["not answered"]
   metric = result["metric"]

@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 
 from cadjax.core import configs, lookup
+from cadjax.experiment import verdicts
 from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
@@ -75,6 +76,9 @@ class Plan:
     limits: what this scale cannot answer.
     target: the smallest difference of `metric` that would matter; see `power`.
     assumed: metric -> numbers in place of those in `power.ASSUMED`.
+    verdict: a key of `verdicts.VERDICTS`, whose sentences come first in the
+      answer.
+    ranked: whether the lines are ordered by the primary metric, largest first.
     name: of the file.
     scale: one of `SCALES`.
     overrides: FIELD=VALUE, what `override` changed.
@@ -95,6 +99,8 @@ class Plan:
   assumed: Mapping[str, Mapping[str, float]] = dataclasses.field(
     default_factory=dict
   )
+  verdict: str = ""
+  ranked: bool = False
   name: str = ""
   scale: str = "small"
   overrides: Sequence[str] = ()
@@ -277,6 +283,8 @@ def make_plan(
     )
     if arm.config is not None:
       lookup.check_known(arm.needs, ROLES, f"role in the arm {key!r}")
+  if plan.verdict:
+    lookup.check_known([plan.verdict], verdicts.VERDICTS, "verdict")
   for a, b, _ in plan.pairs():
     lines = [line.partition("/")[0] for line in (a, b)]
     lookup.check_known(lines, plan.arms, "arm in a comparison")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cadjax.core import files
-from cadjax.experiment import compare, power, trainings
+from cadjax.experiment import compare, power, trainings, verdicts
 from cadjax.experiment.compare import Key, Line
 from cadjax.experiment.plan import Cell, Plan
 from cadjax.experiment.store import Store
@@ -115,6 +115,9 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
           "trainings_failed": len(line.failed),
         }
       )
+  if plan.ranked:
+    best = best_first(table, plan.metric)
+    table = best + [row for row in table if row not in best]
   comparisons = []
   for a, b, metric in plan.pairs():
     if not all(x in lines and lines[x].has(metric) for x in (a, b)):
@@ -163,6 +166,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     "disclaimer": pages.disclaimer(
       phantom=any("--source=phantom" in given for given in plan.data.values())
     ),
+    "verdict": plan.verdict,
     "lines": table,
     "comparisons": comparisons,
     "not_compared": [
@@ -191,7 +195,8 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
       for state in ("done", "failed", "running", "waiting")
     },
   }
-  return files.strict(result | {"answers": answers(result)})
+  result = files.strict(result)
+  return result | {"answers": answers(result)}
 
 
 def phantoms(result: Mapping[str, Any]) -> str:
@@ -225,11 +230,16 @@ def _with_and_without(
 
 
 def answers(result: Mapping[str, Any]) -> list[str]:
-  """Returns the comparisons in words, or the lines if nothing is compared.
+  """Returns the verdict, then the comparisons in words, or the lines.
 
   Args:
     result: results.json; what an old rule scored gives no answer.
   """
+  return verdicts.sentences(result) + _compared(result)
+
+
+def _compared(result: Mapping[str, Any]) -> list[str]:
+  """Returns the comparisons in words, or the lines if nothing is compared."""
   titles = {row["line"]: row["title"] for row in result["lines"]}
   comparisons, metric = result["comparisons"], result["metric"]
   if comparisons:

@@ -1,8 +1,10 @@
 """From a trained model and a volume on its grid to maps of all layers."""
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +54,8 @@ class ExplainOptions:
     seed: of its noise.
     batch: images at a time in the references, and channels at a time in
       Score-CAM and Ablation-CAM.
+    signed: keep what speaks against the score in the maps of methods that see
+      the model from outside, which are then no longer at least 0.
   """
 
   methods: tuple[str, ...] = ("gradcam",)
@@ -66,6 +70,7 @@ class ExplainOptions:
   smoothgrad_sigma: float = 0.1
   seed: int = 0
   batch: int = 1
+  signed: bool = False
 
 
 class Explainer:
@@ -105,6 +110,18 @@ class Explainer:
       if not self.is_segmenter or self._ndim == 2:
         raise UserError("windows are for 3D segmenters; leave --patch out")
       self._make_windows(options.patch)
+
+  def of(self, variables: Mapping[str, Any]) -> "Explainer":
+    """Returns one of the same network with other variables; nothing compiles.
+
+    Args:
+      variables: of the model, such as those of `checks.randomise`.
+    """
+    other = copy.copy(self)
+    other.model = types.SimpleNamespace(
+      config=self.model.config, variables=variables
+    )
+    return other
 
   def cells(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Returns the cells of every map of a volume [D, H, W]."""
@@ -319,7 +336,9 @@ class Explainer:
       region,
     )
     inside = tuple(map(slice, cam.cells(shape, strides)))
-    found = np.maximum(np.asarray(found), 0)[inside]
+    found = np.asarray(found)[inside]
+    if not options.signed:
+      found = np.maximum(found, 0)
     return HeatMap(method, INPUT, found, strides)
 
   def _by_channels(self, method, image, target, region) -> list[HeatMap]:
@@ -356,6 +375,7 @@ class Explainer:
     check as guided backpropagation does, see `guided`.
     """
     fine = self._refer("guided_backprop", image, target, region).cells
+    fine = np.maximum(fine, 0)
     run = self._jit(
       "gradcam of guided_gradcam",
       lambda: cam.make_explain(

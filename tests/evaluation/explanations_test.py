@@ -301,7 +301,8 @@ def test_models_of_other_layers_agree_on_the_image():
   maps = [
     types.SimpleNamespace(
       strides={"stem": strides},
-      heat=lambda x, layer, shape, strides=strides: np.asarray(
+      pairs=lambda: [("stem", method) for method in cam.METHODS],
+      heat=lambda x, layer, shape, _, strides=strides: np.asarray(
         cam.to_image(x[None], shape, strides)
       )[0],
     )
@@ -394,6 +395,11 @@ def test_lesions_are_taken_away_from_phantoms(trained, dataset, tmp_path):
   keys = {(row["layer"], row["method"]) for row in found["agreement"]}
   assert keys == {(row["layer"], row["method"]) for row in result["location"]}
   assert "the same phantoms without a lesion" in tables.text(result)
+  stored = json.loads((tmp_path / "metrics.json").read_text())
+  (made,) = tables.page_tables(stored)
+  assert made["title"] == "The same phantoms without a lesion"
+  assert made["notes"] == found["answers"]
+  assert len(made["rows"]) == len(keys)
 
 
 def test_patients_cannot_be_drawn_again(trained, dataset, tmp_path):
