@@ -201,7 +201,8 @@ def agreement(
 
   Returns:
     of the scan "rank_correlation" (Spearman, of the map's mean at a lesion
-    with its effect; NaN below three lesions or without any spread); and for
+    with its effect; NaN below three lesions, where none is used by itself, or
+    without any spread); and for
     each lesion "at", the map's largest value there over its maximum; "hit";
     "gone", the share of the map's mass that vanishes without the lesion; and
     "gone_near", the share of what vanishes that lies there. NaN where the map
@@ -226,7 +227,10 @@ def agreement(
         ),
       }
     )
-  return {"rank_correlation": _spearman(np.array(means), removed)}, rows
+  # The order of effects that are none says nothing of the map.
+  used = len(removed) and np.max(removed) >= USED
+  rank = _spearman(np.array(means), removed) if used else math.nan
+  return {"rank_correlation": rank}, rows
 
 
 def verdict(

@@ -12,6 +12,8 @@ from cadjax.metrics import intervals
 RANK, LIFT = "rank_correlation", "coronaries_lift"
 # Where a map and the network look, see `evaluation.counterfactuals`.
 _ON, _MAP, _NETWORK = "on_used", "map_elsewhere", "network_elsewhere"
+_UNUSED = "on_unused"
+_WHO = (_ON, _MAP, _NETWORK, _UNUSED)
 # Maps that a sentence names.
 _NAMED = 3
 
@@ -52,7 +54,7 @@ def explanations(result: Result) -> list[str]:
     )
   else:
     found.append(
-      "No map can be ranked: no scan has enough lesions with an effect"
+      "No map can be ranked: no scan has three lesions and uses one of them"
     )
   found.append(_localised(maps))
   found += [_who(maps, layer) for layer, method in maps if method == "gradcam"]
@@ -61,8 +63,9 @@ def explanations(result: Result) -> list[str]:
 
 def _localised(maps: Maps) -> str:
   """At which layers Grad-CAM is localised to the coronaries."""
-  layers = [layer for layer, method in maps if method == "gradcam"]
-  known = [x for x in layers if _value(maps[x, "gradcam"], LIFT) is not None]
+  known = [
+    x for x in _layers(maps) if _value(maps[x, "gradcam"], LIFT) is not None
+  ]
   if not known:
     return ""
   sides: dict[str, list[str]] = {"is": [], "is not shown to be": []}
@@ -81,17 +84,23 @@ def _localised(maps: Maps) -> str:
   return f"Grad-CAM {said}. The largest lift: {_said(maps, best, LIFT)}"
 
 
+def _layers(maps: Maps) -> list[str]:
+  """Returns the layers of Grad-CAM, from the input up: lines are ranked."""
+  layers = [layer for layer, method in maps if method == "gradcam"]
+  return sorted(layers, key=lambda layer: (layer != "stem", layer))
+
+
 def _who(maps: Maps, layer: str) -> str:
   """Whether the network or the map looks elsewhere, of Grad-CAM at a layer."""
   row = maps[layer, "gradcam"]
-  if any(_value(row, name) is None for name in (_ON, _MAP, _NETWORK)):
+  if any(_value(row, name) is None for name in _WHO):
     return ""
-  on, elsewhere, network = (_interval(row[x]) for x in (_ON, _MAP, _NETWORK))
+  on, elsewhere, network, unused = (_interval(row[name]) for name in _WHO)
   return (
     f"Grad-CAM at {layer}, of the scans with CAD: it hits a lesion that the"
     f" network uses in {on}; the network uses one and the map looks elsewhere"
     f" in {elsewhere}; the network uses none, and looks elsewhere itself, in"
-    f" {network}"
+    f" {network}; the network uses none and the map hits one, in {unused}"
   )
 
 

@@ -412,6 +412,9 @@ def test_the_agreement_of_perfect_and_trivial_maps():
   assert scan["rank_correlation"] == pytest.approx(1)
   assert [row["hit"] for row in rows] == [0, 1, 0, 1, 0, 0]
   assert sum(row["gone"] for row in rows) == pytest.approx(1)
+  # What no lesion does has no order that a map could be held to.
+  scan, _ = counterfactuals.agreement(heat, without, near, removed / 10)
+  assert math.isnan(scan["rank_correlation"])
   flat = np.ones(shape)
   scan, rows = counterfactuals.agreement(flat, [flat] * 6, near, removed)
   assert math.isnan(scan["rank_correlation"])

@@ -19,6 +19,7 @@ def make_result(**changes):
     "on_used": entry(0.9, 0.8, 1.0),
     "map_elsewhere": entry(0.1, 0.0, 0.2),
     "network_elsewhere": entry(0.0),
+    "on_unused": entry(0.0),
   }
   bad = {
     "rank_correlation": entry(-0.1, -0.2, 0.0),
@@ -26,6 +27,7 @@ def make_result(**changes):
     "on_used": entry(0.2, 0.1, 0.3),
     "map_elsewhere": entry(0.3, 0.2, 0.4),
     "network_elsewhere": entry(0.5, 0.4, 0.6),
+    "on_unused": entry(0.0),
   }
   best = {
     "rank_correlation": entry(0.7, 0.6, 0.8),
