@@ -181,7 +181,8 @@ def measure_half(
   found = {"volume": f"phantom {SEED}, {SEVERITY}, with CAD"}
   if isinstance(model, Segmenter):
     one, other = (
-      each.segment(drawn.volume.hu, probabilities=True)
+      # What the network says, before any rule of its config.
+      each.segment(drawn.volume.hu, probabilities=True, keep_thin=True)
       for each in (model, twin)
     )
     difference = np.abs(
