@@ -176,3 +176,21 @@ def test_the_stenoses_of_phantoms():
         errors.append(abs(np.nanmax(lost) - lesion["stenosis"]))
   assert len(errors) >= 10
   assert np.mean(errors) < 0.1, errors
+
+
+def test_plaque_along_most_of_a_vessel_does_not_lower_its_reference():
+  """Where it leaves 60 % of the diameter, 40 % are lost."""
+  shape, affine = tubes.grid("anisotropic", (-6, -6, -34), (8, 6, 14))
+  line = [(0, 0, 9), (4, 0, -32)]
+  root = tubes.ball((0, 0, 12), 3, shape, affine)
+  vessel = tubes.tube(line, 2.2, shape, affine) & ~root
+  width = lambda t: np.where((t > 0.15) & (t < 0.75), 1.32, 2.2)  # noqa: E731
+  lumen = tubes.tube(line, width, shape, affine) & ~root
+  tree = find_vessels(vessel, root, affine)
+  (one,) = stenosis.calibres(tree, lumen, vessel)
+  np.testing.assert_allclose(one.reference_mm[20:-20], 2.2, rtol=0.08)
+  middle = len(one.stenosis) // 2
+  assert one.stenosis[middle] == pytest.approx(0.4, abs=0.06)
+  # A mask of both as one has no plaque that could be left out.
+  (merged,) = stenosis.calibres(tree, lumen)
+  assert merged.reference_mm[middle] < 2.0
