@@ -71,9 +71,8 @@ def costs(groups: Sequence[Sequence[Result]]) -> str:
     "| --- | --- | --- | --- |",
   ]
   for group in groups:
-    for line, result in zip(summary.rows(group), group, strict=True):
-      if result.row.group not in ("method", "measure"):
-        continue
+    some = [one for one in group if one.row.group in ("method", "measure")]
+    for line, result in zip(summary.rows(some), some, strict=True):
       numbers = [
         f"{line[name]:.3g}" if name in line else "failed"
         for name in ("median s", "peak GB")
