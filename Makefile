@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 DEMO := demo
 
 .PHONY: help env demo test test-slow test-colab test-latest fuzz bench \
-  bench-tpu weights lint clean experiments experiments-smoke
+  bench-tpu weights lint clean experiments experiments-clinical \
+  experiments-smoke
 
 help:
 	@echo "make demo       environment, a linked report, trainings, evaluation, another"
@@ -18,6 +19,7 @@ help:
 	@echo "make bench      times training and inference beside PyTorch's, in bench/"
 	@echo "make bench-tpu  compiles for a TPU that is not there, in bench/tpu"
 	@echo "make experiments        the paper's questions on phantoms: hours"
+	@echo "make experiments-clinical  the same at the severity of a clinic"
 	@echo "make experiments-smoke  every plan at a tiny size"
 	@echo "make weights    trains the models in cadjax/weights again: hours"
 	@echo "make lint       ruff"
@@ -191,7 +193,7 @@ weights-%: $(READY)
 
 # On 2 cores from 12 minutes (link) to about 80 (multiclass), each;
 # two processes of one core each, or several machines, may share the folder.
-PLANS := dimension shortcut layers link prior multiclass balance external ablation \
+PLANS := dimension shortcut layers explanations link prior multiclass balance external ablation \
   sample_size protocol
 RESULTS := configs/experiments/results
 
@@ -205,6 +207,19 @@ experiments/%/results.json: | $(READY)
 	mkdir -p $(RESULTS)/$*
 	cp $(addprefix experiments/$*/,results.json cost.json index.html) \
 	  $(RESULTS)/$*
+
+# At the severity of a clinic; hours as well.
+experiments-clinical: $(PLANS:%=experiments/clinical_%/results.json)
+	$(PY) -m cadjax.experiment --workdir=$(RESULTS) \
+	  --table=configs/experiments/README.md
+
+experiments/clinical_%/results.json: | $(READY)
+	$(PY) -m cadjax.experiment --plan=configs/experiments/$*.py \
+	  --scale=clinical --workdir=experiments/clinical_$* \
+	  --data=experiments/data
+	mkdir -p $(RESULTS)/clinical_$*
+	cp $(addprefix experiments/clinical_$*/,results.json cost.json index.html) \
+	  $(RESULTS)/clinical_$*
 
 experiments-smoke: $(READY)
 	$(PY) -m pytest -q tests/experiment/experiment_test.py -k end_to_end

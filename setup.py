@@ -28,7 +28,7 @@ setuptools.setup(
   ),
   package_data={
     "data_prep.ctca": ["*.md", "*.txt", "*.bib"],
-    "cadjax.report": ["templates/*"],
+    "cadjax.report": ["schemas/*", "templates/*"],
     "cadjax.weights": ["*.safetensors", "*.md"],
   },
   entry_points={"console_scripts": ["cadjax = cadjax.__main__:main"]},
@@ -66,12 +66,16 @@ setuptools.setup(
       "setuptools>=70.1",  # Builds the wheel that a test installs.
       "shtab",
       "pydicom",
+      "jsonschema>=4.18",
+      "pypdf",
       "nbclient",
       "nbformat",
       "ipykernel",
     ],
     "bench": ["torch", "monai"],
     "completion": ["shtab"],
+    # Beside which explanations and their measures are tested.
+    "explain-parity": ["captum", "quantus>=0.6", "torch"],
     # Later ones need protobuf 6, do not say so, and meet Colab's protobuf 5:
     # github.com/tensorflow/metadata/issues/68
     "colab": ["tensorflow-metadata<1.18"],

@@ -27,6 +27,10 @@ PROGRAMS = {
   "calcium": ("cadjax.calcium_score", "score calcium without contrast"),
   "explain": ("cadjax.explain", "write heat maps of where a model looked"),
   "link": ("cadjax.evaluate_link", "measure the link on known lesions"),
+  "diagnosis": (
+    "cadjax.evaluate_diagnosis",
+    "measure CAD-RADS on known lesions",
+  ),
   "weights": ("cadjax.weights", "list and verify shipped models; pack one"),
   "experiment": ("cadjax.experiment", "answer a question by experiment"),
   "bench": ("cadjax.bench", "measure speed and memory"),

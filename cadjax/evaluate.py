@@ -15,8 +15,15 @@ from collections.abc import Sequence
 from absl import flags
 
 from cadjax.core import lookup
-from cadjax.evaluation import classifiers, common, explanations, segmenters
+from cadjax.evaluation import (
+  classifiers,
+  common,
+  explanations,
+  map_measures,
+  segmenters,
+)
 from cadjax.evaluation.workdirs import evaluate_workdir
+from cadjax.explanation import cad_maps, explainer
 from cadjax.report import cohort, tables
 from data_prep import errors
 
@@ -54,6 +61,23 @@ def define_flags() -> None:
     4,
     "Weight randomisation, insertion and deletion on so many cases.",
   )
+  flags.DEFINE_integer(
+    "explain_counterfactuals",
+    0,
+    "Of phantoms: so many with CAD are drawn again without their lesions.",
+    0,
+  )
+  flags.DEFINE_list(
+    "explain_methods",
+    [],
+    f"Of {', '.join(explainer.METHODS)}; those of one gradient if unset.",
+  )
+  flags.DEFINE_list(
+    "explain_measures",
+    [],
+    f"all, or of {', '.join(map_measures.NAMES)}; none if unset. Those of many"
+    " passes on --explain_sanity cases.",
+  )
   flags.DEFINE_enum(
     "explain_region",
     "volume",
@@ -68,6 +92,10 @@ def main(_: Sequence[str]) -> None:
   # What is wrong is reported now and not after all cases are scored.
   cohort.check_cases(args.cases)
   if args.explain:
+    map_measures.chosen(args.explain_measures)
+    lookup.check_known(
+      args.explain_methods, explainer.METHODS, "explanation method"
+    )
     explanations.load_to_explain(
       args.workdir, cases=args.explain_cases, against=args.against
     )
@@ -97,7 +125,10 @@ def main(_: Sequence[str]) -> None:
       bootstrap=args.bootstrap,
       batch_size=args.batch_size,
       sanity=args.explain_sanity,
+      twins=args.explain_counterfactuals,
       region=args.explain_region,
+      methods=args.explain_methods or cad_maps.METHODS,
+      measures=args.explain_measures,
     )
     print(f"\nexplanations of CAD, {maps['n_patients']} patients")
     print(tables.text(maps))

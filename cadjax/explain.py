@@ -6,9 +6,15 @@
 --input and --out as in `cadjax predict`. Of each scan it writes a NIfTI file
 for each method and layer, float32 in [0, 1] with exactly the scan's shape and
 affine, for each method a sheet of pictures of all layers, and explain.json (see
-`report.explained`). All layers and all of gradcam, hirescam, xrescam, layercam
-and gradcam++ cost one pass forward and one back; the references occlusion,
-integrated_gradients and smoothgrad cost many.
+`report.explained`). All layers and all of gradcam, hirescam, xrescam, layercam,
+gradcam++, respondcam and saliency_tubes cost one pass forward and one back, and
+so does gradient_x_input; the references occlusion, integrated_gradients and
+smoothgrad cost many, scorecam and ablationcam one for every channel.
+
+guided_backprop and guided_gradcam are for comparison: they fail the sanity
+check of Adebayo et al. 2018, since their maps hardly change when the network's
+weights are drawn anew. --method=all leaves them out, and scorecam and
+ablationcam.
 
 A classifier is explained for --target=cad, normal or predicted. A segmenter
 is explained for a class in a region of the scan:
@@ -30,7 +36,7 @@ from absl import flags
 from cadjax import tasks
 from cadjax.core import lookup
 from cadjax.data import jobs as scan_jobs
-from cadjax.explanation import cam, explainer, heat_maps, targets
+from cadjax.explanation import cam, explainer, guided, heat_maps, targets
 from cadjax.explanation.explainer import Explainer
 from cadjax.explanation.scan import ExplainedScan, explain_scan
 from cadjax.report import explained, pages
@@ -92,7 +98,10 @@ def define_flags() -> None:
   flags.DEFINE_string("wide", None, WIDE)
   scan_jobs.define_flags(required=False)
   flags.DEFINE_list(
-    "method", ["gradcam"], f"Of {', '.join(explainer.METHODS)}; or all."
+    "method",
+    ["gradcam"],
+    f"Of {', '.join(explainer.METHODS)}; or all:"
+    f" {', '.join(explainer.USUAL)}. {guided.WARNING}",
   )
   flags.DEFINE_list("layers", ["all"], "Names of layers, or all.")
   flags.DEFINE_bool("list_layers", False, "Print the layers and stop.")
@@ -135,6 +144,12 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "occlusion_box", None, "Voxels D,H,W of the box; else about two steps."
   )
+  flags.DEFINE_integer(
+    "batch",
+    1,
+    "Images at a time in methods of many passes, channels in scorecam and"
+    " ablationcam.",
+  )
   flags.DEFINE_integer("ig_steps", 32, "Steps of integrated gradients.")
   flags.DEFINE_integer("smoothgrad_copies", 16, "Noisy copies of SmoothGrad.")
   flags.DEFINE_float(
@@ -158,11 +173,11 @@ def _triple(name: str, values: list[str] | None) -> tuple[int, ...] | None:
 
 def _options(args: Any) -> explainer.ExplainOptions:
   every = args.method == ["all"]
-  for name in ("ig_steps", "smoothgrad_copies", "xres_window"):
+  for name in ("batch", "ig_steps", "smoothgrad_copies", "xres_window"):
     if args[name].value < 1:
       raise UserError(f"--{name} must be at least 1")
   return explainer.ExplainOptions(
-    methods=explainer.METHODS if every else tuple(dict.fromkeys(args.method)),
+    methods=explainer.USUAL if every else tuple(dict.fromkeys(args.method)),
     layers=None if args.layers == ["all"] else tuple(args.layers),
     score=args.score,
     xres_window=args.xres_window,
@@ -172,6 +187,7 @@ def _options(args: Any) -> explainer.ExplainOptions:
     ig_steps=args.ig_steps,
     smoothgrad_copies=args.smoothgrad_copies,
     smoothgrad_sigma=args.smoothgrad_sigma,
+    batch=args.batch,
   )
 
 

@@ -14,16 +14,19 @@ one of them is shipped, the heart is found in the image and not by a first stage
 be repeated and may hold wildcards. One plain --input writes its files (see
 `report.classified`) into DIR; several, or a wildcard, write a folder for each
 scan into DIR. A classifier and a segmenter are linked: masks, heat maps, and
-abnormalities located on the vessels (see `cadjax.report.linked`); with
---decision=LINK/link.json of `cadjax link` both give one probability
-together. A scan that fails is reported in one line and the others go on; the
-exit code is then 2.
+abnormalities located on the vessels, graded by CAD-RADS 2.0 (see
+`cadjax.report.linked`); --pdf adds one page to print, and --calcium the plaque
+burden by an Agatston score of the same patient; with --decision=LINK/link.json
+of `cadjax link` both give one probability together. A scan that fails is
+reported in one line and the others go on; the exit code is then 2.
 """
 
+import functools
 from collections.abc import Sequence
 
 from absl import flags
 
+from cadjax.calcium import stored
 from cadjax.classification import scan as classification_scan
 from cadjax.classification.classifier import load_classifier
 from cadjax.classification.scan import ClassifiedScan, classify_scan
@@ -37,7 +40,7 @@ from cadjax.link.scan import (
   link_scan,
   load_pair,
 )
-from cadjax.report import classified, linked, pages
+from cadjax.report import classified, linked, one_page, pages
 from cadjax.segmentation.scan import place_heart
 from cadjax.segmentation.segmenter import WIDE, load_wide
 from data_prep import errors
@@ -66,7 +69,7 @@ def _describe_linked(job: scan_jobs.Job, result: LinkedScan) -> str:
   """Returns what is printed of a linked scan."""
   first, *rest = _describe(job, result.classified).split("\n")
   page = job.folder / linked.FILES["page"]
-  lines = linked.summary(result)[1:] + result.linked.statements
+  lines = linked.summary(result)[1:] + result.statements
   lines = [f"  {sentence}" for sentence in lines]
   lines += [
     f"  warning: {warning}"
@@ -74,6 +77,24 @@ def _describe_linked(job: scan_jobs.Job, result: LinkedScan) -> str:
     if warning not in result.classified.warnings
   ]
   return "\n".join([first, *lines, *rest[:-1], f"  {page}"])
+
+
+class _Paper(flags.ArgumentParser):
+  """Takes --pdf alone for A4."""
+
+  def parse(self, argument: str | None) -> str | None:
+    """Returns a key of `one_page.PAPERS`; None for --nopdf."""
+    if argument in (None, "false"):
+      return None
+    if argument == "true":
+      return "a4"
+    if argument.lower() not in one_page.PAPERS:
+      raise ValueError(f"known papers are {', '.join(one_page.PAPERS)}")
+    return argument.lower()
+
+  def flag_type(self) -> str:
+    """Returns what help calls its values."""
+    return "paper"
 
 
 def define_flags() -> None:
@@ -102,7 +123,38 @@ def define_flags() -> None:
     None,
     "link.json of `cadjax link` on these two models: what both say together.",
   )
+  flags.DEFINE_flag(
+    flags.Flag(
+      _Paper(),
+      flags.ArgumentSerializer(),
+      "pdf",
+      None,
+      "Also write report.pdf, one page to print: --pdf for A4, or"
+      " --pdf=letter.",
+      boolean=True,
+    )
+  )
+  flags.DEFINE_multi_string(
+    "calcium",
+    [],
+    "calcium.json of `cadjax calcium` of the same patient, one for each scan:"
+    " it then gives the plaque burden.",
+  )
   scan_jobs.define_flags()
+
+
+def _scores(
+  paths: Sequence[str], jobs: Sequence[scan_jobs.Job]
+) -> dict[str, stored.StoredScore]:
+  """Returns the calcium score of each case."""
+  if paths and len(paths) != len(jobs):
+    raise UserError(
+      f"{len(paths)} of --calcium for {len(jobs)} scans; give one for each, in"
+      " the same order"
+    )
+  return {
+    job.case: stored.read(path) for job, path in zip(jobs, paths, strict=False)
+  }
 
 
 def main(_: Sequence[str]) -> int:
@@ -113,7 +165,7 @@ def main(_: Sequence[str]) -> int:
   )
   # A model that cannot be used fails here, before any scan is read.
   if args.segmenter is None and args.classifier is not None:
-    for name in ("method", "layer", "decision"):
+    for name in ("method", "layer", "decision", "pdf", "calcium"):
       if args[name].present:
         raise UserError(f"--{name} is of both models: give --segmenter, too")
     classifier = load_classifier(args.classifier)
@@ -125,6 +177,7 @@ def main(_: Sequence[str]) -> int:
       _describe,
     )
   else:
+    scores = _scores(args.calcium, jobs)
     pair = load_pair(
       args.classifier,
       args.segmenter,
@@ -134,8 +187,8 @@ def main(_: Sequence[str]) -> int:
       decision_file=args.decision,
     )
     parts = (
-      lambda job, scan: link_scan(pair, scan),
-      linked.write_linked,
+      lambda job, scan: link_scan(pair, scan, calcium=scores.get(job.case)),
+      functools.partial(linked.write_linked, pdf=args.pdf),
       _describe_linked,
     )
   scan_jobs.announce("Scoring", jobs, pages.NOTICE)

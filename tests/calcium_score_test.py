@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+import schema_check
 from PIL import Image
 
 import cadjax
@@ -109,6 +110,7 @@ def test_no_calcium(tmp_path):
   found = calcium_scan.score_calcium(as_scan(chest(lesions=False)))
   assert found.summary == "Agatston score 0.0 (0: no calcium found)"
   document = calcified.write_calcified(found, tmp_path / "out")
+  schema_check.validate(document)
   assert document["lesions"] == []
   assert document["total"]["agatston"] == 0
   assert document["total"]["mass_mg"] is None
@@ -198,6 +200,7 @@ def test_the_files_say_where_the_lesions_are(tmp_path, vessels):
   stored = json.loads((tmp_path / "out" / "calcium.json").read_text())
   assert stored == document
   assert stored["schema"] == "cadjax.calcium/1"
+  schema_check.validate(stored)
   assert "Not a medical device" in stored["notice"]
   assert stored["category"] == "101-400: moderate"
   assert [x["name"] for x in stored["regions"]] == ["label 2", "label 5"]

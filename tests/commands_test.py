@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 from absl import flags
 
-from cadjax.evaluation import links
+from cadjax.evaluation import lesions
 from data_prep import errors
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -43,6 +43,7 @@ PROGRAMS = {
   "segment": "cadjax.segment",
   "calcium": "cadjax.calcium_score",
   "explain": "cadjax.explain",
+  "diagnosis": "cadjax.evaluate_diagnosis",
   "link": "cadjax.evaluate_link",
   "weights": "cadjax.weights",
   "experiment": "cadjax.experiment",
@@ -278,7 +279,8 @@ def test_the_front_page_is_short():
 
 def test_the_tables_of_programs_have_a_place():
   makefile = (ROOT / "Makefile").read_text()
-  tables = re.findall(r"--table=(\S+)", makefile)
+  # That of the experiments is written at each of their scales.
+  tables = set(re.findall(r"--table=(\S+)", makefile))
   assert len(tables) == 2
   for table, name in zip(sorted(tables), ("tpu", "experiments"), strict=True):
     text = (ROOT / table).read_text()
@@ -303,7 +305,7 @@ def test_enough_phantoms_are_written_to_measure_the_link():
   (measure,) = [one for one in listed() if one.startswith("cadjax link")]
   cases = int(re.search(r"--cases=(\d+)", export).group(1))
   folder = re.search(r"--out=(\S+)", export).group(1)
-  assert cases >= links.LEAST_SCANS
+  assert cases >= lesions.LEAST_SCANS
   assert f"--scans={folder} " in measure
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from cadjax.core import files
 from cadjax.data import classes
+from cadjax.evaluation import lesions as lesions_lib
 from cadjax.evaluation import links
 from cadjax.link import join
 from cadjax.metrics import detection
@@ -209,6 +210,71 @@ def test_a_segmenter_without_plaque_is_measured_without_that_mode():
   assert "(c) the plaque segmentation is left out" in links.table(result)
 
 
+def test_an_artery_is_hit_once_by_findings_on_any_of_its_lesions():
+  """Three lesions on two arteries, of which D1 belongs to the LAD."""
+  scan, normal = row("p", "test", 1, lesions=3), row("n", "test", 0)
+  lesions = [
+    dataclasses.replace(lesion(scan), lesion=k, segment=segment)
+    for k, segment in enumerate(("LAD", "D1", "RCA"))
+  ]
+  assert links.vessels_of(lesions) == {"p": {0: "LAD", 1: "LAD", 2: "RCA"}}
+  found = [
+    finding(scan, "map", "a", 0.9, detection.HIT, [1]),
+    finding(scan, "map", "a", 0.8, detection.HIT, [0]),
+    finding(scan, "map", "a", 0.7, detection.FALSE),
+    finding(scan, "map", "a", 0.6, detection.HIT, [2]),
+    finding(normal, "map", "a", 0.5, detection.FALSE),
+  ]
+  one, other = links.by_vessel([scan, normal], found, lesions)
+  assert (one.lesions, other.lesions) == (2, 0)
+  assert list(one.outcomes) == [
+    detection.HIT,
+    detection.DUPLICATE,
+    detection.FALSE,
+    detection.HIT,
+  ]
+  assert list(other.outcomes) == [detection.FALSE]
+
+
+def test_the_reader_study_has_both_units_at_its_rates():
+  """All together hits every lesion, the map every other one."""
+  rows = many(np.random.default_rng(0), 60)
+  result = written(*rows)
+  assert result["n_vessels"] == result["n_lesions"] == 15
+  for unit in links.UNITS:
+    table = {m: one["reader"] for m, one in result["localisation"].items()}
+    assert table["map"]["rates"] == [0.5, 1.0, 2.0]
+    values = [x["value"] for x in table["combined"][unit]["sensitivity"]]
+    assert values == [1, 1, 1]
+    share = result["localisation"]["map"]["hit"]["value"]
+    for at, more in zip(
+      table["map"][unit]["sensitivity"],
+      table["map"][unit]["combined_minus_this"],
+      strict=True,
+    ):
+      assert at["value"] == pytest.approx(share)
+      assert at["low"] < share < at["high"]
+      assert more["difference"] == pytest.approx(1 - share)
+      assert more["low"] > 0
+    same = table["combined"][unit]["combined_minus_this"]
+    assert all(one["difference"] == 0 for one in same)
+  text = links.table(result)
+  assert "the findings against the classifier alone, vessels" in text
+  assert text.count("(d) less (a)") == 3  # Of the mean, and of each unit.
+
+
+def test_rates_are_held_by_thresholds_of_the_other_half():
+  """One false finding in each normal scan: half a scan on average."""
+  rows = many(np.random.default_rng(0), 60)
+  reader = written(*rows)["localisation"]["plaque"]["reader"]
+  assert reader["thresholds"][0] == pytest.approx(0.9)
+  scans, found, lesions = rows
+  twice = found | {("plaque", None): [*found["plaque", None]] * 2}
+  reader = written(scans, twice, lesions)["localisation"]["plaque"]["reader"]
+  # Twice as many do not keep to one half, and no threshold is low enough.
+  assert reader["thresholds"] == [None, 0.9, 0.9]
+
+
 @pytest.mark.parametrize("plaque", [1.5, None])
 def test_rows_are_read_as_they_were_written(tmp_path, plaque):
   scans, found, lesions = many(np.random.default_rng(1), 8)
@@ -258,7 +324,7 @@ def scans(tmp_path_factory):
 
 def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   """With the true mask and a map at one lesion, all modes find something."""
-  case = next(c for c in links.read_scans(scans) if c.label)
+  case = next(c for c in lesions_lib.read_scans(scans) if c.label)
   grid = geometry.GridSpec("heart", shape=(80,) * 3, box_mm=(128.0,) * 3)
   seed = int(case.case_id.split("_")[1])
   drawn = phantom.make_phantom(seed, label=1, severity="overt", grid=grid)
@@ -338,13 +404,13 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
 
 def test_scans_that_cannot_be_used_are_refused(scans, tmp_path):
   with pytest.raises(UserError, match="manifest"):
-    links.read_scans(str(tmp_path))
-  cases = links.read_scans(str(scans))
-  path = links.lesion_file(cases[0])
+    lesions_lib.read_scans(str(tmp_path))
+  cases = lesions_lib.read_scans(str(scans))
+  path = lesions_lib.lesion_file(cases[0])
   hidden = path.rename(tmp_path / "hidden.json")
   try:
     with pytest.raises(UserError, match="lesions of every scan"):
-      links.read_scans(str(scans))
+      lesions_lib.read_scans(str(scans))
   finally:
     hidden.rename(path)
   manifest = scans / "manifest.csv"
@@ -352,14 +418,14 @@ def test_scans_that_cannot_be_used_are_refused(scans, tmp_path):
   one, two = (cases[i].patient_id for i in (0, 1))
   manifest.write_text(table.replace(f",{two},", f",{one},"))
   with pytest.raises(UserError, match=f"patient {one} has 2 scans"):
-    links.read_scans(str(scans))
+    lesions_lib.read_scans(str(scans))
   manifest.write_text(table)
   text = path.read_text()
   assert json.loads(text)["label"] == cases[0].label
   for broken in ("{", "[]", '{"lesions": [{}]}', '{"lesions": 3}'):
     path.write_text(broken)
     with pytest.raises(UserError, match=path.name):
-      links.read_scans(str(scans))
+      lesions_lib.read_scans(str(scans))
   path.write_text(text)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
+import schema_check
 from flax import linen as nn
 from PIL import Image
 from tiny_models import Fcn, draw_variables
@@ -20,7 +21,13 @@ from cadjax import explain, models, tasks
 from cadjax.core import files, lookup
 from cadjax.data import jobs as scan_jobs
 from cadjax.data import scans
-from cadjax.explanation import heat_maps, targets
+from cadjax.explanation import (
+  channels,
+  explainer,
+  guided,
+  heat_maps,
+  targets,
+)
 from cadjax.explanation import scan as explanation_scan
 from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.report import explained, planes
@@ -278,6 +285,61 @@ def test_references_see_the_lesion(classifier, monkeypatch, tmp_path, method):
   assert document["prediction"] == as_json(own)
 
 
+def test_methods_without_parameters_see_the_lesion(
+  classifier, monkeypatch, tmp_path
+):
+  grid = {"kind": "paper", "shape": [32, 36, 40]}
+  trained = planted(classifier, Bright(), monkeypatch, grid=grid)
+  scan = write_scan(tmp_path / "scan.nii.gz", "permuted")
+  at_input = ("gradient_x_input", "guided_backprop")
+  in_maps = ("respondcam", "saliency_tubes", *channels.METHODS)
+  methods = (*at_input, *in_maps, "guided_gradcam")
+  result, document = run(
+    trained, scan, tmp_path / "out", options=ExplainOptions(methods=methods)
+  )
+  assert {heat.method for heat in result.maps} == set(methods)
+  for heat in result.maps:
+    assert heat.layer == ("input" if heat.method in at_input else "bright")
+    assert heat.strides == ((2, 2, 2) if heat.method in in_maps else (1, 1, 1))
+    cell_mm = (
+      np.array(heat.strides) * result.reading.prepared.model_input.spacing
+    )
+    at = centroid_mm(tmp_path / "out" / f"{heat.name}.nii.gz")
+    assert np.linalg.norm(at - LESION_MM) < max(8, *cell_mm), heat.name
+  assert document["options"] == {
+    name: {"batch": 1} for name in channels.METHODS
+  }
+
+
+@pytest.mark.parametrize(
+  ("method", "warned"),
+  [("guided_backprop", True), ("guided_gradcam", True), ("layercam", False)],
+)
+def test_guided_methods_come_with_their_warning(
+  classifier, monkeypatch, tmp_path, method, warned
+):
+  trained = planted(classifier, Bright(), monkeypatch)
+  scan = write_scan(tmp_path / "scan.nii.gz", "plain")
+  _, document = run(
+    trained, scan, tmp_path / "out", options=ExplainOptions(methods=(method,))
+  )
+  assert (guided.WARNING in document["warnings"]) == warned
+
+
+def test_all_leaves_out_what_takes_long_and_what_fails_its_check():
+  left_out = set(explainer.METHODS) - set(explainer.USUAL)
+  assert left_out == {*channels.METHODS, *guided.METHODS}
+  done = subprocess.run(
+    [sys.executable, "-m", "cadjax.explain", "--help"],
+    capture_output=True,
+    text=True,
+  )
+  said = " ".join(done.stdout.split())
+  assert "fail the sanity check of Adebayo et al. 2018" in said
+  for name in explainer.METHODS:
+    assert name in said, name
+
+
 def test_nothing_that_speaks_for_it_is_zero_and_said(
   classifier, monkeypatch, tmp_path
 ):
@@ -308,6 +370,7 @@ def test_the_document_is_strict_and_names_all_files_and_no_path(
   assert "gradcampp_bright.nii.gz" in document["files"].values()
   text = (folder / "explain.json").read_text()
   assert json.loads(text) == document
+  schema_check.validate(document)
   assert str(tmp_path) not in text
   assert document["target"]["origin"] == "given"
   for word in heat_maps.__doc__.split("No map")[0].splitlines():

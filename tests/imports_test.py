@@ -37,6 +37,7 @@ PROGRAMS = (
   "calcium_score",
   "explain",
   "evaluate",
+  "evaluate_diagnosis",
   "evaluate_link",
   "__main__",
 )
@@ -47,6 +48,8 @@ NOWHERE = {"tensorflow", "tf_keras", "keras"}
 HOST_ONLY_FORBIDS = DEVICE_PACKAGES | {"torch", "configs", "tests"}
 # These are pure: arrays and configs, neither files nor scans.
 PURE = {"models", "metrics", "vessels"}
+# Of data_prep they know errors, and the names of what is in a heart.
+PURE_KNOWS = {"data_prep.errors", "data_prep.scct"}
 
 
 def sources(root: pathlib.Path, package: str) -> dict[str, pathlib.Path]:
@@ -124,9 +127,11 @@ def _breach(name: str, target: str) -> str | None:
       return "a config is data, given by a flag"
     if top(target) == "cadjax":
       return _breach_inside(name, target)
-    pure = room(name) in PURE and target != "data_prep.errors"
+    pure = room(name) in PURE and target not in PURE_KNOWS
     if pure and top(target) == "data_prep":
-      return f"{room(name)} is pure: of data_prep it knows the errors alone"
+      return (
+        f"{room(name)} is pure: of data_prep it knows errors and names alone"
+      )
   if top(name) == "configs" and top(target) in DEVICE_PACKAGES | {"data_prep"}:
     return "a config is plain data"
   return None

@@ -25,6 +25,7 @@ COVERED = {
   ("cadjax/report/segmented.py", "segment_test.py"): "by the program",
   ("cadjax/report/explained.py", "explain_test.py"): "by the program",
   ("cadjax/report/linked.py", "link/scan_test.py"): "the whole report",
+  ("cadjax/report/linked_pictures.py", "link/scan_test.py"): "in the report",
   (
     "cadjax/report/tables.py",
     "evaluation/explanations_test.py",
@@ -32,6 +33,11 @@ COVERED = {
   ("cadjax/evaluation/classifiers.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/common.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/links.py", "evaluate_link_test.py"): "by the program",
+  ("cadjax/evaluation/lesions.py", "evaluate_link_test.py"): "scans it reads",
+  (
+    "cadjax/evaluation/diagnoses.py",
+    "evaluate_diagnosis_test.py",
+  ): "by the program",
   ("cadjax/evaluation/workdirs.py", "evaluate_test.py"): "by the program",
   ("cadjax/report/write.py", "cadjax_test.py"): "every kind of result",
   ("cadjax/data/scans.py", "predict_test.py"): "scans of many kinds",
@@ -45,7 +51,7 @@ COVERED = {
     for name in (
       *("about", "figures", "measure", "report", "rows", "summary"),
       *("unet_torch", "work", "work_aot", "work_host", "work_jax"),
-      *("work_torch", "worker"),
+      *("work_explanations", "work_torch", "worker"),
     )
   },
   **{
@@ -115,8 +121,10 @@ OF_NO_MODULE = {
   "two_stage_test.py": "the chest first, then the coronary arteries",
   "wheel_test.py": "an installed wheel",
   "explanation/cam_parity_test.py": "beside another implementation",
+  "explanation/quantus_parity_test.py": "beside another implementation",
   "models/parity_test.py": "beside PyTorch and MONAI",
   "training/loop_segment_test.py": "the loop, of a segmenter",
+  "report/schemas_test.py": "the JSON Schemas of all results",
   "weights/phantoms_test.py": "the shipped models on phantoms",
   "weights/real_scan_test.py": "the shipped models on a real scan",
 }

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import schema_check
 import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tiny_runs import (
@@ -470,6 +471,7 @@ def test_each_bad_input_fails_alone_in_one_line(trained, scan, tmp_path):
   # The good one is whole, and nothing else is there, hidden or not.
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["scan"]
   document = json.loads((tmp_path / "out/scan/result.json").read_text())
+  schema_check.validate(document)
   expected = classify_file(trained, scan).prediction
   assert document["prediction"]["probability"] == pytest.approx(
     expected.probability, abs=1e-4
@@ -491,7 +493,11 @@ def test_a_folder_that_is_no_workdir_is_told_in_one_line(scan, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "flag", ["--layer=stage1", "--method=gradcam", "--decision=link.json"]
+  "flag",
+  [
+    *("--layer=stage1", "--method=gradcam", "--decision=link.json"),
+    *("--pdf=letter", "--calcium=calcium.json"),
+  ],
 )
 def test_a_flag_of_both_models_without_a_segmenter_is_told(
   trained, scan, tmp_path, flag

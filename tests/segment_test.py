@@ -8,6 +8,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import schema_check
 from PIL import Image
 from tiny_runs import classify_file, messages, segment_file, warning
 
@@ -85,6 +86,7 @@ def test_the_mask_has_exactly_the_grid_and_affine_of_the_scan(
     )
   text = (tmp_path / "out/segments.json").read_text()
   assert json.loads(text, parse_constant=pytest.fail) == written
+  schema_check.validate(written)
   assert str(tmp_path) not in text
   assert warning("phantom", "segmenter", "segmentation") in written["warnings"]
   with Image.open(tmp_path / "out/planes.png") as picture:

@@ -6,6 +6,7 @@ import numpy as np
 import tubes
 
 from cadjax.vessels.find import find_vessels
+from cadjax.vessels.tree import STEP_MM, Branch
 
 TOP, FORK = np.array([0.0, 0, 8]), np.array([0.0, 0, -6])
 LEFT, RIGHT = np.array([16.0, 2, -26]), np.array([-14.0, 2, -30])
@@ -23,6 +24,21 @@ def scene():
     mask |= tubes.tube(line, 1.7, shape, affine)
   mask &= ~root
   return find_vessels(mask, root, affine), mask
+
+
+def branch(kind, points_mm, parent=-1, radius_mm=1.5):
+  """Returns a branch of its own, a point every half a millimetre."""
+  return Branch(
+    name=kind,
+    kind=kind,
+    sureness="high",
+    parent=parent,
+    course_mm=points_mm,
+    course_distance_mm=STEP_MM * np.arange(len(points_mm)),
+    start=0,
+    free=0,
+    radius_mm=np.full(len(points_mm), radius_mm),
+  )
 
 
 def on(line, share):

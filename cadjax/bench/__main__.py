@@ -4,7 +4,9 @@
 
 With a segmenter's config, such as unet3d, train and infer are those
 of its U-Net on patches of --shape, and slide segments a volume of --scan_shape
-in the config's own windows. explain takes a classifier's config. report is
+in the config's own windows. explain takes a classifier's config, and so does
+explanations, the cost of every explanation method and of every measure of
+explanations, whose last table is for a README. report is
 the whole way of a scan of --scan_shape to its linked report, with the models of
 --classifier and --segmenter.
 
@@ -153,6 +155,8 @@ def main(argv: Sequence[str]) -> None:
         runs[value].append(measure(group, args.repeats, say=_say))
         # At once: a long run may not come to its end.
         print(report.text(settings, runs[value][-1:]), flush=True)
+      if table := report.costs(runs[value]):
+        print(f"\n{table}", flush=True)
   every = [one for run in runs.values() for group in run for one in group]
   facts = about.about(every)
   report.write(out, facts, asked, runs, sweep=args.sweep)

@@ -64,6 +64,24 @@ def render(table: Sequence[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def costs(groups: Sequence[Sequence[Result]]) -> str:
+  """Returns what every explanation method and measure costs, in Markdown."""
+  lines = [
+    "| of one volume | seconds | peak GB | what |",
+    "| --- | --- | --- | --- |",
+  ]
+  for group in groups:
+    some = [one for one in group if one.row.group in ("method", "measure")]
+    for line, result in zip(summary.rows(some), some, strict=True):
+      numbers = [
+        f"{line[name]:.3g}" if name in line else "failed"
+        for name in ("median s", "peak GB")
+      ]
+      note = result.info.get("note", result.error or "")
+      lines.append(f"| {line['row']} | {' | '.join(numbers)} | {note} |")
+  return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def _failures(group: Sequence[Result]) -> str:
   return "\n".join(
     f"{one.row.group}: {one.row.name} failed: {one.error}"

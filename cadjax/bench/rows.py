@@ -20,6 +20,20 @@ EXAMPLES = {
   "classify": ("classifier", "configs/resnet3d.py"),
   "segment": ("segmenter", "configs/unet3d.py"),
 }
+# What `work_explanations` measures; named here, as this module imports no jax.
+METHODS = (
+  *("gradcam", "hirescam", "xrescam", "layercam", "gradcam++", "respondcam"),
+  *("saliency_tubes", "occlusion", "integrated_gradients", "smoothgrad"),
+  *("gradient_x_input", "scorecam", "ablationcam", "guided_backprop"),
+  "guided_gradcam",
+)
+MEASURES = (
+  *("insertion and deletion", "ROAD", "infidelity", "sensitivity-n"),
+  *("completeness", "max-sensitivity", "relative input stability"),
+  *("sMPRT, all layers", "eMPRT", "random logit"),
+  *("SSIM and rank correlation of two maps", "energy, lift, pointing, AUPRC"),
+  *("SE3D: boxes and masks", "CheXlocalize: 16 readers"),
+)
 # Those of a report.
 MODELS = ("classifier", "segmenter")
 
@@ -165,6 +179,17 @@ def _explain(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   return [rows]
 
 
+def _explanations(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
+  del inputs
+  _check_task(settings, "explanations", "classify")
+  # Each in a group of its own: together they would all hold their memory.
+  return [
+    [_row(settings, what, what, name, variant=name)]
+    for what, names in (("method", METHODS), ("measure", MEASURES))
+    for name in names
+  ]
+
+
 def _slide(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   del inputs
   _check_task(settings, "slide", "segment")
@@ -238,6 +263,7 @@ WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[BenchRow]]]] = {
   "train": _train,
   "infer": _infer,
   "explain": _explain,
+  "explanations": _explanations,
   "slide": _slide,
   "report": _report,
   "data": _data,

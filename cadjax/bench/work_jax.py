@@ -115,7 +115,7 @@ def infer(spec: Mapping[str, Any]) -> Work:
       model, ndim=config.model.ndim, window_hu=tuple(config.data.window_hu)
     )
   )
-  variables = devices.put_replicated(_variables(model, spec, config))
+  variables = devices.put_replicated(network_variables(model, spec, config))
   batch = devices.put_batch(fake_batch(spec, config))
 
   def run() -> None:
@@ -143,7 +143,7 @@ def explain(spec: Mapping[str, Any]) -> Work:
     methods = every if spec["variant"] == "maps" else (spec["variant"],)
     explained = jax.jit(cam.make_explain(model, methods=methods))
     info = {"note": f"{len(layers)} layers by {', '.join(methods)}"}
-  variables = _variables(model, spec, config)
+  variables = network_variables(model, spec, config)
   image = jax.random.uniform(jax.random.key(0), image_shape(spec, config))
 
   def run() -> None:
@@ -157,7 +157,7 @@ def slide(spec: Mapping[str, Any]) -> Work:
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
   segment = make_sliding(config, devices)
-  variables = _variables(training_task.make_model(config), spec, config)
+  variables = network_variables(training_task.make_model(config), spec, config)
   variables = devices.put_replicated(variables)
   hu = noise_hu(spec["scan_shape"])
   window, batch = spec["shape"], spec["batch"]
@@ -217,7 +217,7 @@ def stages(spec: Mapping[str, Any]) -> Work:
   model = training_task.make_model(config)
   shape = image_shape(spec, config)
   counted = flops.by_stage(flops.count(model, shape))
-  variables = _variables(model, spec, config)
+  variables = network_variables(model, spec, config)
   image = jax.random.uniform(jax.random.key(0), shape)
 
   def until(name: str) -> Callable:
@@ -350,8 +350,13 @@ def _start(model, tx, spec, config) -> dict[str, Any]:
   }
 
 
-def _variables(model, spec, config) -> dict[str, Any]:
-  # Without an optimizer's state, which would count as memory.
+def network_variables(
+  model: Any, spec: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> dict[str, Any]:
+  """Returns variables of a network as before training.
+
+  Without an optimizer's state, which would count as memory.
+  """
   start = _start(model, optax.identity(), spec, config)
   key = jax.random.key(config.seed)
   return steps.create_state(key=key, **start).eval_variables()

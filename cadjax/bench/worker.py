@@ -19,6 +19,7 @@ from cadjax.core.lookup import ConfigError
 from data_prep.errors import UserError, one_line
 
 HOST = ("data", "preprocess", "phantom")
+EXPLANATIONS = ("method", "measure")
 
 
 def make(spec: Mapping[str, Any]) -> Work:
@@ -29,6 +30,8 @@ def make(spec: Mapping[str, Any]) -> Work:
     from cadjax.bench import work_torch as module
   elif spec["what"] == "aot":
     from cadjax.bench import work_aot as module
+  elif spec["what"] in EXPLANATIONS:
+    from cadjax.bench import work_explanations as module
   elif spec["what"] in HOST:
     from cadjax.bench import work_host as module
   else:

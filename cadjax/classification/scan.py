@@ -97,6 +97,12 @@ class Calibration:
   threshold_origin: str
   pooling: str
 
+  @property
+  def log_odds_threshold(self) -> float:
+    """The threshold as log odds before calibration."""
+    odds = scipy.special.logit(self.threshold)
+    return float((self.temperature or 1.0) * odds)
+
 
 def read_calibration(trained: Classifier) -> Calibration:
   """Reads what cadjax.evaluate left in the workdir, if it was run.

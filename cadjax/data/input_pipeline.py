@@ -379,6 +379,27 @@ def draw_patients(
   return [row for row in rows if row["patient_id"] in kept]
 
 
+def permute_labels(rows: Sequence[CaseRow], seed: int) -> list[CaseRow]:
+  """Returns scans with the labels of their patients permuted, in their order.
+
+  As the data randomisation test wants them (Adebayo et al. 2018, arXiv
+  1810.03292; see `explanation.checks.label_randomisation`): as many of each
+  label as before, and nothing to do with the images.
+
+  Args:
+    rows: of scans with a label.
+    seed: of the permutation.
+  """
+  label_of: dict[str, int] = {}
+  for row in rows:
+    known = label_of.get(row["patient_id"], 0)
+    label_of[row["patient_id"]] = max(known, int(row["label"]))
+  ids = sorted(label_of)
+  drawn = np.random.default_rng(seed).permutation([label_of[x] for x in ids])
+  given = dict(zip(ids, map(str, drawn), strict=True))
+  return [{**row, "label": given[row["patient_id"]]} for row in rows]
+
+
 def open_dataset(
   config: ml_collections.ConfigDict, *, labelled: bool = True
 ) -> Dataset:
@@ -386,7 +407,11 @@ def open_dataset(
 
   Args:
     config: `config.data`, with path, fold (None keeps the stored split) and
-      subset (of the training patients, see `draw_patients`).
+      subset (of the training patients, see `draw_patients`); and, where a
+      config has it, permute_labels, the seed that permutes the training labels
+      (see `permute_labels`). Validation is then of the training cases, so that
+      the checkpoint is kept that has learned them by heart, and its accuracy
+      tells how well.
     labelled: whether to leave out the cases without a label.
 
   Raises:
@@ -407,6 +432,12 @@ def open_dataset(
   subset = config.subset
   if subset.patients or subset.cad_fraction is not None:
     by_split["train"] = draw_patients(by_split["train"], **subset)
+  seed = config.get("permute_labels")
+  if seed is not None:
+    if not labelled:
+      raise UserError("config.data.permute_labels is of a classifier's labels")
+    by_split["train"] = permute_labels(by_split["train"], seed)
+    by_split["validation"] = by_split["train"]
   metadata = json.loads((path / "metadata.json").read_text())
   return Dataset(
     path,

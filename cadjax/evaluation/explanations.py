@@ -2,9 +2,9 @@
 
   python -m cadjax.evaluate --workdir=W --explain
 
-Maps for the class CAD, of all layers and all methods that need one gradient.
-Written to W/eval/explain: rows of cases first, then metrics.json, table.txt
-and lift.png.
+Maps for the class CAD, of all layers and all methods that need one gradient,
+or of those named. Written to W/eval/explain: rows of cases first, then
+metrics.json, table.txt and lift.png.
 """
 
 import json
@@ -17,14 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax import models
-from cadjax.classification import priors
+from cadjax.classification import priors, scan
 from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
-from cadjax.evaluation import common
-from cadjax.explanation import cam, checks, location
-from cadjax.explanation.cad_maps import CadMaps, Cells
+from cadjax.evaluation import common, counterfactuals, map_measures
+from cadjax.explanation import checks, faithfulness, guided, location
+from cadjax.explanation.cad_maps import METHODS, CadMaps, Cells
 from cadjax.report import curves, tables
 from cadjax.segmentation import metrics
 from data_prep.errors import UserError
@@ -91,11 +91,13 @@ def evaluate_maps(
   cases: int | None = None,
   bootstrap: int = 2000,
   batch_size: int | None = None,
+  folder: pathlib.Path | None = None,
   **options: Any,
 ) -> dict[str, Any]:
   """Measures the explanation maps of a workdir's best checkpoint.
 
-  Written to explain/ in the folder where `evaluate_workdir` writes.
+  Written to explain/ in the folder where `evaluate_workdir` writes, or to the
+  folder given.
 
   Args:
     path: the workdir of a classifier.
@@ -105,7 +107,9 @@ def evaluate_maps(
     cases: measure this many, evenly spread over the split; all if left out.
     bootstrap: number of draws, at least 100.
     batch_size: `config.data.eval_batch_size` if left out.
-    **options: sanity, region, rolls and seed of `measure`.
+    folder: where to write in place of that.
+    **options: methods, measures, effort, sanity, twins, region, rolls and seed
+      of `measure`.
 
   Returns:
     what metrics.json holds, as `measure` returns it.
@@ -118,11 +122,18 @@ def evaluate_maps(
   evaluation = common.open_evaluation(trained, split, data)
   about = evaluation.describe()
   del about["cases"]
+  # A threshold is not chosen on what is tested.
+  others = [
+    case
+    for case in evaluation.dataset.rows["validation"]
+    if "validation" not in evaluation.splits
+  ]
   return measure(
     trained,
     evaluation.dataset,
     spread(evaluation.cases, cases),
-    evaluation.paths.explain,
+    folder or evaluation.paths.explain,
+    tuned_on=spread(others, cases),
     about=about,
     other=other,
     bootstrap=bootstrap,
@@ -168,7 +179,12 @@ def measure(
   folder: pathlib.Path,
   *,
   about: Mapping[str, Any],
+  methods: Sequence[str] = METHODS,
+  measures: Sequence[str] = (),
+  tuned_on: Sequence[input_pipeline.CaseRow] = (),
+  effort: map_measures.Effort | None = None,
   sanity: int = 4,
+  twins: int = 0,
   region: str = "volume",
   other: Classifier | None = None,
   bootstrap: int = 2000,
@@ -184,10 +200,16 @@ def measure(
     cases: rows of the data set.
     folder: where to write.
     about: what describes the run, for metrics.json.
-    sanity: on how many of the cases weight randomisation, insertion and
-      deletion run, which take many passes.
+    methods: of `explainer.METHODS`.
+    measures: of `map_measures.NAMES`, beside those that are always taken.
+    tuned_on: validation cases, on which CheXlocalize's threshold is chosen.
+    effort: how many passes the measures take.
+    sanity: on how many of the cases weight randomisation, insertion, deletion
+      and the measures run, which take many passes.
     region: "volume", or "body" to leave air and lung out of what is measured
       against structures.
+    twins: of how many of the cases with CAD the phantom is drawn again without
+      its lesions, see `counterfactuals`.
     other: another classifier of the same data, whose maps may agree.
     bootstrap: number of draws.
     rolls: of the null, see `location.rolled_null`.
@@ -198,16 +220,28 @@ def measure(
     what metrics.json holds, with `MeanInterval`s, and NaN where undefined.
 
   Raises:
-    UserError: no case has a mask, or the region is unknown.
+    UserError: no case has a mask, the region is unknown, or there is no
+      validation case where a measure needs one.
+    lookup.UnknownName: there is no such method or measure.
   """
+  measures = map_measures.chosen(measures)
+  if map_measures.CHEXLOCALIZE in measures and not tuned_on:
+    raise UserError(
+      f"--explain_measures={map_measures.CHEXLOCALIZE}: its threshold is chosen"
+      f" on validation cases, and {dataset.path} has none beside those that"
+      " are tested; leave it out"
+    )
   if region not in REGIONS:
     raise UserError(
       f"--explain_region={region} is none of {', '.join(REGIONS)}"
     )
-  rows, unrelated = _measure_cases(
-    trained,
+  maps = CadMaps(trained, methods)  # Compiled once for all.
+  rows, unrelated, covers = _measure_cases(
+    maps,
     dataset,
     cases,
+    measures=measures,
+    effort=effort,
     sanity={case["case_id"] for case in spread(cases, sanity)},
     region=region,
     other=other,
@@ -215,13 +249,22 @@ def measure(
     batch_size=batch_size,
     seed=seed,
   )
+  pairs = _measure_twins(maps, dataset, cases, twins)
+  options = {"draws": bootstrap, "seed": seed}
+  se3d, rows["se3d"] = map_measures.summarise_se3d(covers, **options)
+  chexlocalize = None
+  if map_measures.CHEXLOCALIZE in measures:
+    others = _cover_cases(maps, dataset, tuned_on)
+    chexlocalize, rows["chexlocalize"] = map_measures.summarise_chexlocalize(
+      covers, others, **options
+    )
   folder.mkdir(parents=True, exist_ok=True)
-  for name, some in rows.items():
+  twin_rows = {f"counterfactual_{k}": some for k, some in pairs.items()}
+  for name, some in [*rows.items(), *twin_rows.items()]:
     if some:
       files.write_rows(
         folder, f"{name}_cases", [location.numbers_of(row) for row in some]
       )
-  options = {"draws": bootstrap, "seed": seed}
   result = dict(about) | {
     "explained_class": "CAD",
     "n_cases": len(cases),
@@ -234,6 +277,18 @@ def measure(
   }
   for name, by in TABLES.items():
     result[name] = location.summarise(rows[name], by, **options)
+  result["measured"] = list(measures)
+  result["measures"] = location.summarise(
+    rows["measures"], TABLES["faithfulness"], **options
+  )
+  result |= {"se3d": se3d, "chexlocalize": chexlocalize}
+  result["counterfactual"] = None
+  if pairs:
+    result["counterfactual"] = counterfactuals.summarise(
+      pairs,
+      scan.read_calibration(trained).log_odds_threshold,
+      **options,
+    )
   result["best"] = best(result["location"])
   result["unrelated"] = unrelated
   if other:
@@ -242,6 +297,8 @@ def measure(
       "kind": kind_of_agreement(trained, other),
     }
   result["notes"] = _notes(cases, rows)
+  if set(methods) & set(guided.METHODS):
+    result["notes"].append(guided.WARNING)
   files.write_text(folder / "table.txt", tables.text(result))
   figure = tables.heat_table(
     result["location"],
@@ -283,26 +340,33 @@ def kind_of_agreement(trained: Classifier, other: Classifier) -> str:
 
 
 def _measure_cases(
-  trained: Classifier,
+  maps: CadMaps,
   dataset: input_pipeline.Dataset,
   cases: Sequence[input_pipeline.CaseRow],
   *,
+  measures: Sequence[str],
+  effort: map_measures.Effort | None,
   sanity: set[str],
   region: str,
   other: Classifier | None,
   rolls: int,
   batch_size: int,
   seed: int,
-) -> tuple[dict[str, list[Row]], list[Row]]:
-  """Returns the rows of each of `TABLES`, and the likeness of unrelated maps.
+) -> tuple[dict[str, list[Row]], list[Row], list[map_measures.Covers]]:
+  """Measures every case.
+
+  Returns:
+    the rows of each of `TABLES` and of "measures", the likeness of unrelated
+    maps, and how the maps cover structures, if a measure is of that.
 
   Raises:
     UserError: no case has a mask.
   """
-  maps = CadMaps(trained)
-  second = CadMaps(other) if other else None
+  trained = maps.trained
+  second = CadMaps(other, maps.methods) if other else None
   fresh = maps.fresh(seed + 1) if sanity else None
-  rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+  rows: dict[str, list[Row]] = {name: [] for name in (*TABLES, "measures")}
+  covers = []
   kept: dict[str, Cells] = {}  # Of different patients on one grid.
   before: tuple[str, tuple[int, ...], Cells] | None = None
   shape = None
@@ -314,7 +378,35 @@ def _measure_cases(
     shape = shape or image.shape
     if image.shape == shape and len(kept) < BASELINE_PATIENTS:
       kept.setdefault(patient, cells)
-    found = {"location": _locate(maps, record, cells, region, rolls, seed)}
+    structures = read_structures(record)
+    found = {
+      "location": _locate(maps, record, structures, cells, region, rolls, seed)
+    }
+    ids = {"case_id": case["case_id"], "patient_id": patient}
+    if structures and {
+      map_measures.SE3D,
+      map_measures.CHEXLOCALIZE,
+    }.intersection(measures):
+      covers.append(
+        map_measures.cover(
+          maps, cells, record, structures, ids=ids, names=measures, seed=seed
+        )
+      )
+    if case["case_id"] in sanity and map_measures.MEASURES.keys() & set(
+      measures
+    ):
+      found["measures"] = map_measures.measure(
+        map_measures.Case(
+          maps,
+          image,
+          record["spacing"],
+          fresh,
+          effort=effort,
+          batch_size=batch_size,
+          seed=seed,
+        ),
+        measures,
+      )
     if case["case_id"] in sanity:
       found["faithfulness"] = _faithful(
         maps, record, cells, batch_size=batch_size, seed=seed
@@ -328,8 +420,7 @@ def _measure_cases(
         maps, second, image.shape, cells, theirs, unrelated
       )
       before = patient, image.shape, theirs
-    known = {"case_id": case["case_id"], "patient_id": patient}
-    known["label"] = int(case["label"])
+    known = ids | {"label": int(case["label"])}
     for name, some in found.items():
       rows[name] += [known | row for row in some]
   if not rows["location"]:
@@ -342,29 +433,78 @@ def _measure_cases(
     | checks.random_pairs(
       [each[method][layer] for each in kept.values()], seed=seed
     )
-    for layer, method in _keys(maps)
+    for layer, method in maps.pairs()
   ]
-  return rows, pairs
+  return rows, pairs, covers
 
 
-def _keys(maps: CadMaps) -> list[tuple[str, str]]:
-  return [(layer, name) for layer in maps.strides for name in cam.METHODS]
+def _cover_cases(
+  maps: CadMaps,
+  dataset: input_pipeline.Dataset,
+  cases: Sequence[input_pipeline.CaseRow],
+) -> list[map_measures.Covers]:
+  """Returns how maps of other cases cover lesions, to choose a threshold."""
+  found = []
+  for case in tqdm(cases, "validation", leave=False, disable=None):
+    if case["label"] != "1":
+      continue
+    record = dataset.read(case)
+    record = {**record, "image": maps.trained.seen(record)}
+    found.append(
+      map_measures.cover(
+        maps,
+        maps.cells(record["image"]),
+        record,
+        read_structures(record),
+        ids={"case_id": case["case_id"], "patient_id": case["patient_id"]},
+        names=(map_measures.CHEXLOCALIZE,),
+      )
+    )
+  return found
+
+
+def _measure_twins(
+  maps: CadMaps,
+  dataset: input_pipeline.Dataset,
+  cases: Sequence[input_pipeline.CaseRow],
+  count: int,
+) -> dict[str, list[Row]]:
+  """Returns the rows of `counterfactuals`; none if no case is asked for.
+
+  Raises:
+    UserError: they are no phantoms of this edition.
+  """
+  some = spread([case for case in cases if case["label"] == "1"], count)
+  if not some:
+    return {}
+  if not counterfactuals.can_be_drawn(dataset):
+    raise UserError(
+      f"{dataset.path}: holds no phantoms of this version, and only those can"
+      " be drawn again without a lesion; leave --explain_counterfactuals out"
+    )
+  rows: dict[str, list[Row]] = {}
+  for case in tqdm(some, "without lesions", leave=False, disable=None):
+    for name, found in counterfactuals.measure_case(
+      maps, dataset, case
+    ).items():
+      rows.setdefault(name, []).extend(found)
+  return rows
 
 
 def _locate(
   maps: CadMaps,
   record: Mapping[str, Any],
+  structures: Mapping[str, np.ndarray],
   cells: Cells,
   region: str,
   rolls: int,
   seed: int,
 ) -> list[Row]:
   image = record["image"]
-  structures = read_structures(record)
   if not structures:
     return []
   where = image > BODY_HU if region == "body" else None
-  keys, rows = _keys(maps), []
+  keys, rows = maps.pairs(), []
   # A map is float32, and float64 once more among the columns of its null.
   together = max(1, MAPS_BYTES // (12 * image.size))
   for start in range(0, len(keys), together):
@@ -372,7 +512,7 @@ def _locate(
     found = location.location_metrics(
       np.stack(
         [
-          maps.heat(cells[method][layer], layer, image.shape)
+          maps.heat(cells[method][layer], layer, image.shape, method)
           for layer, method in some
         ]
       ),
@@ -397,14 +537,14 @@ def _faithful(
 ) -> list[Row]:
   image, score = record["image"], maps.log_odds
   options |= {
-    "baseline": checks.blurred(image, record["spacing"]),
+    "baseline": faithfulness.blurred(image, record["spacing"]),
     "block": max(1, min(image.shape) // 16),
   }
-  chance = checks.random_perturbation_auc(score, image, **options)
+  chance = faithfulness.random_perturbation_auc(score, image, **options)
   rows = []
-  for layer, method in _keys(maps):
-    heat = maps.heat(cells[method][layer], layer, image.shape)
-    found = checks.perturbation_auc(score, image, heat, **options)
+  for layer, method in maps.pairs():
+    heat = maps.heat(cells[method][layer], layer, image.shape, method)
+    found = faithfulness.perturbation_auc(score, image, heat, **options)
     rows.append(
       {"layer": layer, "method": method}
       | found
@@ -434,7 +574,7 @@ def _randomised(
     rows += [
       {"layer": layer, "method": method, "upto": upto}
       | checks.changed(cells[method][layer], other[method][layer])
-      for layer, method in _keys(maps)
+      for layer, method in maps.pairs()
     ]
   return rows
 
@@ -452,14 +592,14 @@ def _agree(
   On cells where both models have the same ones, else on the image's grid.
   """
   rows = []
-  for layer, method in _keys(maps):
-    if layer not in second.strides:
+  for layer, method in maps.pairs():
+    if layer not in theirs.get(method, {}):
       continue
     a, b = cells[method][layer], theirs[method][layer]
     c = unrelated[method][layer] if unrelated else np.zeros_like(b)
     if a.shape != b.shape:
-      a = maps.heat(a, layer, shape)
-      b, c = (second.heat(x, layer, shape) for x in (b, c))
+      a = maps.heat(a, layer, shape, method)
+      b, c = (second.heat(x, layer, shape, method) for x in (b, c))
     chance = checks.compare(a, c)
     rows.append(
       {"layer": layer, "method": method}
@@ -482,6 +622,7 @@ def _notes(
   checked = {row["case_id"] for row in rows["faithfulness"]}
   if 0 < len(checked) < len(cases):
     notes.append(
-      f"weight randomisation, insertion and deletion: {len(checked)} cases"
+      "weight randomisation, insertion, deletion and the measures of many"
+      f" passes: {len(checked)} cases"
     )
   return notes

@@ -5,7 +5,6 @@ decision are chosen on one half of the scans. The other half is evaluated. What
 counts as a hit says `metrics.detection`; a lesion is its centreline.
 """
 
-import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from cadjax.core import files
 from cadjax.data import scans as scans_lib
+from cadjax.evaluation import lesions as lesions_lib
 from cadjax.link import decision, findings, join
 from cadjax.link.scan import Pair, link_scan, load_pair
 from cadjax.metrics import detection, intervals
@@ -25,7 +25,7 @@ from cadjax.metrics.intervals import Difference, Interval, MeanInterval
 from cadjax.report import curves, pages
 from cadjax.training import workdir
 from cadjax.vessels.tree import VesselTree
-from data_prep import sources
+from data_prep import scct, sources
 from data_prep.errors import UserError
 
 # In the order of the table.
@@ -45,11 +45,14 @@ MOST = findings.FindingOptions.most
 # False positives a scan, on the half that chooses, at the threshold of the
 # findings that are counted one by one.
 OPERATING_RATE = 1.0
-LEAST_SCANS = 8
+# False positives a scan of the reader study: the list of findings against the
+# classifier alone. They are among `detection.RATES`.
+READER_RATES = (0.5, 1.0, 2.0)
+# What a finding may be on: a lesion, or an artery of a scan that has lesions.
+UNITS = ("lesions", "vessels")
 HALVES = ("fit", "test")
-LESION_COLUMNS = (
-  "position_mm", "line_mm", "segment", "stenosis", "plaque", "volume_mm3",
-)  # fmt: skip
+# Of a lesion, what goes into its row.
+LESION_COLUMNS = ("segment", "stenosis", "plaque", "volume_mm3")
 # Names of the rows that are written.
 SCANS, FINDINGS, LESIONS = "scans", "findings", "lesions"
 
@@ -173,11 +176,11 @@ def evaluate_link(
     raise UserError(f"--most={most} must be at least 1")
   folder = pathlib.Path(out)
   pair = load_pair(classifier, segmenter, wide=wide)
-  cases = read_scans(scans)
+  cases = lesions_lib.read_scans(scans)
   halves = split(cases, seed)
   for half in HALVES:
     some = [case for case in cases if halves[case.case_id] == half]
-    if not any(read_lesions(case) for case in some):
+    if not any(lesions_lib.read_lesions(case) for case in some):
       raise UserError(
         f"{scans}: no scan of the half {half!r} has a lesion; more scans with"
         " CAD, or another --seed, are needed"
@@ -223,69 +226,6 @@ def evaluate_link(
   return result
 
 
-def read_scans(folder: str) -> list[sources.Case]:
-  """Returns the cases of a folder of exported phantoms.
-
-  Raises:
-    UserError: too few, or lesions that are missing or malformed.
-  """
-  cases = sources.find_cases("manifest", folder)
-  if len(cases) < LEAST_SCANS:
-    raise UserError(f"{folder}: {len(cases)} scans; {LEAST_SCANS} are needed")
-  for case in cases:
-    read_lesions(case)
-  scans = collections.Counter(case.patient_id for case in cases)
-  name, most = scans.most_common(1)[0]
-  if most > 1:
-    raise UserError(
-      f"{folder}: the patient {name} has {most} scans; the link is measured by"
-      " patient, so keep one of each in manifest.csv"
-    )
-  labels = [case.label for case in cases]
-  if min(labels.count(0), labels.count(1)) < 2:
-    raise UserError(
-      f"{folder}: at least two normal and two CAD scans are needed, one of"
-      " each for the fit and for the test"
-    )
-  return cases
-
-
-def read_lesions(case: sources.Case) -> list[dict[str, Any]]:
-  """Returns the lesions of a scan, as `data_prep.export` writes them.
-
-  Raises:
-    UserError: they are missing or malformed.
-  """
-  path = lesion_file(case)
-  if not path.exists():
-    raise UserError(
-      f"{path}: no such file; the lesions of every scan must be known, as"
-      " data_prep.export writes them"
-    )
-  document = files.read_json(path)
-  try:
-    lesions = document["lesions"]
-    for lesion in lesions:
-      if not all(name in lesion for name in LESION_COLUMNS):
-        raise ValueError("a lesion without all of " + ", ".join(LESION_COLUMNS))
-      line = np.array(lesion["line_mm"], float)
-      if line.ndim != 2 or line.shape[1] != 3 or not np.isfinite(line).all():
-        raise ValueError("line_mm is not a list of three finite numbers each")
-      if not len(line):
-        raise ValueError("line_mm is empty")
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{path} is not what data_prep.export writes ({error}); run it again"
-      " if the file is of cadjax 0.2.0 or older, which wrote no line_mm"
-    ) from error
-  return lesions
-
-
-def lesion_file(case: sources.Case) -> pathlib.Path:
-  """Returns where the lesions of a scan are."""
-  return case.image.with_name(f"{case.case_id}_lesions.json")
-
-
 def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:
   """Assigns every case to "fit" or "test", half of each class to each."""
   rng = np.random.default_rng(seed)
@@ -309,7 +249,7 @@ def score_case(
 
   Args:
     pair: the models.
-    case: of `read_scans`.
+    case: of `lesions.read_scans`.
     half: "fit" or "test".
     rng: of the places drawn at random.
     most: findings of each mode.
@@ -317,7 +257,7 @@ def score_case(
   Returns:
     its row; its findings; one row for each lesion.
   """
-  truth = read_lesions(case)
+  truth = lesions_lib.read_lesions(case)
   lines = [np.array(lesion["line_mm"], float) for lesion in truth]
   result = link_scan(pair, scans_lib.read_scan(case.image))
   linked, prediction = result.linked, result.classified.prediction
@@ -366,7 +306,7 @@ def score_case(
   lesions = [
     LesionRow(
       **ids,
-      **{name: lesion[name] for name in LESION_COLUMNS[2:]},
+      **{name: lesion[name] for name in LESION_COLUMNS},
       lesion=number,
     )
     for number, lesion in enumerate(truth)
@@ -488,12 +428,18 @@ def summarise(
     false positives a scan on the fit half, `hit` (share of lesions),
     `false_positives` and `false_positives_normal` (a scan) of the test half.
     `combined_minus_this` is the paired difference of the mean sensitivity of
-    the FROC curve.
+    the FROC curve. "reader" has, of each of `UNITS`, the sensitivity at
+    `READER_RATES` and its paired difference to that of "combined"; and the
+    thresholds that have these rates on the fit half.
   """
   fit, test = ([row for row in scans if row.half == h] for h in HALVES)
   best = best_layers(scans, found)
   chosen = {
     mode: by_scan(test, found[mode, layer]) for mode, layer in best.items()
+  }
+  vessels = {
+    mode: by_vessel(test, found[mode, layer], lesions)
+    for mode, layer in best.items()
   }
   table = {}
   for mode, layer in best.items():
@@ -508,10 +454,24 @@ def summarise(
       "combined_minus_this": detection.froc_difference(
         chosen["combined"], chosen[mode], seed=seed
       ),
+      "reader": {
+        "rates": list(READER_RATES),
+        # A finding that is on no lesion is on no artery with lesions, so that
+        # both have the same false positives and thresholds.
+        "thresholds": [
+          detection.threshold_at(by_scan(fit, rows), rate)
+          for rate in READER_RATES
+        ],
+      }
+      | {
+        unit: _read(some["combined"], some[mode], seed)
+        for unit, some in zip(UNITS, (chosen, vessels), strict=True)
+      },
     }
   return {
     "n_scans": {"fit": len(fit), "test": len(test)},
     "n_lesions": sum(row.lesions for row in test),
+    "n_vessels": sum(scan.lesions for scan in vessels["combined"]),
     "n_cad": sum(row.label for row in test),
     "tolerance_mm": TOLERANCE_MM,
     "least_share": detection.LEAST_SHARE,
@@ -552,6 +512,62 @@ def by_scan(
     )
     for scan in scans
   ]
+
+
+def by_vessel(
+  scans: Sequence[ScanRow],
+  found: Sequence[FindingRow],
+  lesions: Sequence[LesionRow],
+) -> list[ScanFindings]:
+  """Returns what was found in each scan where arteries are to be found.
+
+  An artery with lesions counts once, and is hit by a finding on any of them.
+
+  Args:
+    scans: whose findings are wanted.
+    found: of one mode and layer, of each scan in descending order of score.
+    lesions: of these scans and perhaps others.
+  """
+  arteries = vessels_of(lesions)
+  per_scan = []
+  for scan in scans:
+    of = arteries.get(scan.case_id, {})
+    names = sorted(set(of.values()))
+    rows = [row for row in found if row.case_id == scan.case_id]
+    on = np.zeros((len(rows), len(names)), bool)
+    for j, row in enumerate(rows):
+      on[j, [names.index(of[lesion]) for lesion in row.lesions]] = True
+    per_scan.append(
+      ScanFindings(
+        patient_id=scan.patient_id,
+        lesions=len(names),
+        scores=np.array([row.score for row in rows]),
+        outcomes=detection.outcomes(on),
+      )
+    )
+  return per_scan
+
+
+def vessels_of(lesions: Sequence[LesionRow]) -> dict[str, dict[int, str]]:
+  """Returns the artery, of `scct.ARTERIES`, of every lesion of every scan."""
+  arteries: dict[str, dict[int, str]] = {}
+  for row in lesions:
+    segment = scct.SEGMENTS.get(row.segment)
+    artery = segment.artery if segment else row.segment
+    arteries.setdefault(row.case_id, {})[row.lesion] = artery
+  return arteries
+
+
+def _read(
+  combined: Sequence[ScanFindings], this: Sequence[ScanFindings], seed: int
+) -> dict[str, Any]:
+  """Sensitivity at `READER_RATES`, and that of "combined" less it."""
+  curve = detection.froc(this, seed=seed)
+  more = detection.froc_differences(combined, this, seed=seed)
+  return {
+    "sensitivity": [curve.at[rate] for rate in READER_RATES],
+    "combined_minus_this": [more[rate] for rate in READER_RATES],
+  }
 
 
 def best_layers(
@@ -706,7 +722,7 @@ def table(result: Mapping[str, Any]) -> str:
     f"{_cell(one['false_positives'])}"
     for mode, one in result["localisation"].items()
   ]
-  lines.append("")
+  lines += ["", *_reader_lines(result), ""]
   for name, one in result["decision"].items():
     lines.append(
       f"decision by {name:13s} AUC {_cell(one['roc_auc'])}, accuracy"
@@ -714,6 +730,34 @@ def table(result: Mapping[str, Any]) -> str:
     )
   notes = [f"note: {note}" for note in result["notes"]]
   return "\n".join([*lines, *notes, result["disclaimer"]])
+
+
+def _reader_lines(result: Mapping[str, Any]) -> list[str]:
+  """The reader study as text: the list of findings and the map alone."""
+  lines = []
+  for unit in UNITS:
+    lines.append(
+      f"{'the findings against the classifier alone, ' + unit:54s}"
+      + "".join(f"{f'at {rate:g}':22s}" for rate in READER_RATES).rstrip()
+    )
+    for mode in ("combined", "map"):
+      one = result["localisation"][mode]
+      cells = [_cell(each) for each in one["reader"][unit]["sensitivity"]]
+      lines.append(
+        f"{_title(mode, one):54s}"
+        + "".join(f"{cell:22s}" for cell in cells).rstrip()
+      )
+    differences = [
+      Difference.from_dict(each).text(2)
+      for each in result["localisation"]["map"]["reader"][unit][
+        "combined_minus_this"
+      ]
+    ]
+    lines.append(
+      f"{'  (d) less (a)':54s}"
+      + "".join(f"{cell:22s}" for cell in differences).rstrip()
+    )
+  return lines
 
 
 def _title(mode: str, one: Mapping[str, Any]) -> str:

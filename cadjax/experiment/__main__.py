@@ -16,7 +16,7 @@ from absl import flags
 
 from cadjax import tasks
 from cadjax.core import configs, lookup
-from cadjax.experiment import estimate, page, plan
+from cadjax.experiment import estimate, page, plan, power
 from cadjax.experiment.run import Experiment, Stopped
 from cadjax.experiment.store import Store
 from cadjax.training.task import check_config
@@ -46,7 +46,12 @@ def define_flags() -> None:
     [],
     "FIELD=VALUE of the config of every arm, such as epochs=3; many times.",
   )
-  flags.DEFINE_bool("dry_run", False, "Only list the cells and their cost.")
+  flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Only list the cells, their cost and the smallest"
+    " differences that can be shown.",
+  )
   flags.DEFINE_bool("retry", False, "Try failed cells again.")
   flags.DEFINE_string(
     "table",
@@ -77,6 +82,7 @@ def main(_: Sequence[str]) -> None:
   cells = Store(folder / "cells")
   if args.dry_run:
     print(estimate.table(asked, cells))
+    print(power.table(asked))
     return
   try:
     folder.mkdir(parents=True, exist_ok=True)

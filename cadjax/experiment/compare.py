@@ -36,10 +36,13 @@ class Line:
   Attributes:
     rows: of each cell, by fold and seed.
     trained: patients that each cell was trained on; 0 or none if unknown.
+    failed: cells whose training failed, see `trainings`, or that measure what
+      such a training made.
   """
 
   rows: Mapping[Key, Sequence[Row]]
   trained: Mapping[Key, int] = dataclasses.field(default_factory=dict)
+  failed: frozenset[Key] = frozenset()
 
   @functools.cached_property
   def is_call(self) -> bool:
@@ -47,6 +50,11 @@ class Line:
     some = (row for rows in self.rows.values() for row in rows)
     first = next(some, {})
     return all(key in first for key in CALL)
+
+  def without(self, keys: Collection[Key]) -> "Line":
+    """Returns the line without some of its cells."""
+    rows = {key: some for key, some in self.rows.items() if key not in keys}
+    return Line(rows, self.trained, self.failed.difference(keys))
 
   def has(self, metric: str) -> bool:
     """Tells whether the metric can be computed of the rows."""
@@ -139,12 +147,13 @@ def _spread(line: Line, metric: str) -> dict[str, float | int]:
   """Where the middle 95 % of the values of rows lie; nothing of calls.
 
   And how many rows have a value, and how many, such as a distance from what
-  was not found at all, have none and are not in the mean.
+  was not found at all, have none and are not in the mean. Rows without the
+  metric, as of cases that it was not measured on, are neither.
   """
   if line.is_call:
     return {}
   values = np.array(
-    [r.get(metric, math.nan) for rows in line.rows.values() for r in rows],
+    [r[metric] for rows in line.rows.values() for r in rows if metric in r],
     np.float64,
   )
   low, high = intervals.percentiles(values)
@@ -180,7 +189,8 @@ def difference(
 
   Returns:
     difference, low, high, p_value, method; bootstrap_low and bootstrap_high,
-    n_patients, n_cells, and for calls mcnemar, which is of the first seed.
+    n_patients, n_cells, n_values (folds or trainings) and for calls mcnemar,
+    which is of the first seed.
   """
   keys = [key for key in a.rows if key in b.rows]
   pairs = {key: _shared(a, b, key, metric) for key in keys}
@@ -213,14 +223,17 @@ def difference(
     result |= corrected_t(by_fold, float(np.mean(shares)))
     result["difference"] = _mean(by_fold)
     result["method"] = f"Nadeau-Bengio over {len(by_fold)} folds"
+    result["n_values"] = len(by_fold)
   elif len(deltas) > 1:
     mean = np.mean(drawn, axis=0)
     mean = mean[np.isfinite(mean)]
     spread = float(mean.var()) if mean.size else math.nan
     result |= over_trainings(deltas, spread)
     result["method"] = f"t over {len(deltas)} trainings and the patients"
+    result["n_values"] = len(deltas)
   else:
     result |= {"low": low, "high": high, "p_value": _bootstrap_p(drawn)}
+    result["n_values"] = len(deltas)
     result["method"] = "paired bootstrap over patients"
   if a.is_call and metric not in UNCALLED and _one_call_each(pairs):
     result["mcnemar"] = _mcnemar(pairs)

@@ -1,5 +1,6 @@
 """What the cells of a plan will cost, before they run."""
 
+import functools
 import math
 import statistics
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from flax import linen as nn
 
 from cadjax.bench.work import median_seconds
 from cadjax.classification import priors
@@ -15,7 +17,7 @@ from cadjax.experiment.plan import Arm, Plan
 from cadjax.experiment.store import Store
 from cadjax.models import flops
 from cadjax.training import task
-from data_prep import build
+from data_prep import build, export
 
 # Of the matmul rate of a CPU, in a train step of the scale "small": 0.21 by
 # `python -m cadjax.bench --config=configs/demo.py --what=train
@@ -45,7 +47,8 @@ def table(plan: Plan, cells: Store) -> str:
       seconds[name] = statistics.median(one["seconds"] for one in done)
       peak[name] = max(one["peak_bytes"] for one in done)
     elif arm.config is not None:
-      cost = training_cost(arm, _data(plan, arm))
+      sizes = data_sizes(plan, arm.data, folds=not arm.shared)
+      cost = training_cost(arm, sizes)
       seconds[name] = cost["flops"] / (SHARE_OF_MATMUL * rate)
       peak[name] = cost["bytes"]
   lines = [f"{'cell':32}{'state':10}{'time':>10}{'memory':>12}"]
@@ -68,7 +71,7 @@ def table(plan: Plan, cells: Store) -> str:
 
 
 def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
-  """Returns floating-point operations and bytes of one training.
+  """Returns floating-point operations, bytes and steps of one training.
 
   Args:
     arm: with a config.
@@ -88,11 +91,21 @@ def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
     shape = (batch * depth, *plane, channels)
   else:
     shape = (batch, depth, *plane, channels)
-  model = task.make_model(config)
-  counted = flops.count(model, shape)
+  step, kept, params = _work(task.make_model(config), shape)
   cases = config.data.get("subset") and config.data.subset.patients
   cases = cases or data["train"]
   steps = max(1, cases * examples // batch) * config.epochs
+  return {
+    "flops": float(steps * step),
+    "steps": steps,
+    "bytes": float(4 * COPIES * params + kept),
+  }
+
+
+@functools.cache
+def _work(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, int, int]:
+  """Operations of a train step, bytes that it keeps, and parameters."""
+  counted = flops.count(model, shape)
   variables = jax.eval_shape(
     lambda: model.init(
       jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False
@@ -102,22 +115,49 @@ def training_cost(arm: Arm, data: Mapping[str, Any]) -> dict[str, float]:
   # What the backward pass keeps: the inputs of all layers, and as much again
   # of norms and activations.
   kept = sum(layer.bytes for layer in counted)
-  return {
-    "flops": float(steps * flops.step_flops(counted, train=True)),
-    "bytes": float(4 * COPIES * params + kept),
-  }
+  return flops.step_flops(counted, train=True), kept, params
 
 
-def _data(plan: Plan, arm: Arm) -> dict[str, Any]:
-  """Shape and training cases, of the flags that build the data."""
+def data_sizes(plan: Plan, name: str, *, folds: bool = True) -> dict[str, Any]:
+  """Returns how large a data set of a plan will be, from its flags.
+
+  Args:
+    plan: whose data it is.
+    name: in `Plan.data`.
+    folds: whether the plan's folds divide it, not its stored splits.
+
+  Returns:
+    shape [D, H, W], None of exported scans; cases, and of them train,
+    validation and test, in one fold if there are some; cad_fraction. Exported
+    scans train nothing, and half of them are tested (`evaluate_link`).
+  """
+  divided = folds and plan.folds != (None,)
+  return dict(_sizes(tuple(plan.data[name]), divided))
+
+
+@functools.cache
+def _sizes(given: tuple[str, ...], divided: bool) -> Mapping[str, Any]:
   values = flags.FlagValues()
+  if given[0] == "export":
+    export.define_flags(values)
+    values(["export", *given[1:], "--out=none"])
+    sizes = {"cases": values.cases, "train": 0, "validation": 0}
+    sizes |= {"test": values.cases / 2, "shape": None}
+    return sizes | {"cad_fraction": 0.5}
   build.define_flags(values)
-  values(["build", *plan.data[arm.data], "--out=none"])
+  values(["build", *given, "--out=none"])
   config = build.config_from_flags(values)
-  train = config.fractions[0]
-  if plan.folds != (None,) and not arm.shared:
-    train = (config.num_folds - 2) / config.num_folds
-  return {"shape": config.grid.shape, "train": round(config.cases * train)}
+  shares = config.fractions
+  if divided:
+    part = 1 / config.num_folds
+    shares = (1 - 2 * part, part, part)
+  parts = ("train", "validation", "test")
+  sizes = {
+    part: round(config.cases * share)
+    for part, share in zip(parts, shares, strict=True)
+  }
+  sizes |= {"cases": config.cases, "shape": config.grid.shape}
+  return sizes | {"cad_fraction": values.cad_fraction}
 
 
 def _matmul_flops() -> float:

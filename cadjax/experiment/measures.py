@@ -5,6 +5,7 @@ The entry "" is the arm's own line.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,9 +17,17 @@ from cadjax.classification.classifier import load_classifier
 from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
-from cadjax.evaluation import classifiers, common, explanations, links
+from cadjax.evaluation import (
+  classifiers,
+  common,
+  counterfactuals,
+  explanations,
+  links,
+  map_measures,
+)
 from cadjax.evaluation.workdirs import evaluate_workdir
 from cadjax.experiment import compare
+from cadjax.explanation import cad_maps
 from cadjax.link import decision
 from cadjax.metrics import binary, calibration, patient_level
 from cadjax.segmentation.segmenter import load_segmenter
@@ -213,6 +222,118 @@ def explanation(trial: Trial) -> Entries:
   return entries
 
 
+def explained(trial: Trial) -> Entries:
+  """Every map by every measure, an entry for LAYER.METHOD.
+
+  And what lesions do to the log odds in the entry "effects", and unless the
+  arm needs another one, the calls of the test patients in "calls". Rows of
+  maps have the location's numbers with the structure before them, such as
+  coronaries_lift, those of `counterfactuals`, lesions averaged by patient, and
+  those of `map_measures` where they were asked for.
+
+  Options:
+    network: the role of the arm whose maps are measured; its own if left out.
+    methods: of `explainer.METHODS`; those of one gradient if left out.
+    measures: of `map_measures.NAMES`.
+    effort: fields of `map_measures.Effort`.
+    cases: test cases that maps are made of; all if left out.
+    sanity: of these, how many have the measures of many passes.
+    twins: of those with CAD, how many are drawn without each lesion.
+    rolls: of the null.
+  """
+  options = trial.options
+  role = options.get("network")
+  path = trial.needs[role] if role else trial.path
+  # Its calibration has the threshold by which a scan is called CAD; a network
+  # of another arm has it.
+  calls = (
+    {} if role else {"calls": _calls(evaluate_workdir(path, bootstrap=DRAWS))}
+  )
+  folder = trial.path / "maps"
+  explanations.evaluate_maps(
+    path,
+    folder=folder,
+    cases=options.get("cases"),
+    bootstrap=DRAWS,
+    methods=options.get("methods", cad_maps.METHODS),
+    measures=options.get("measures", ()),
+    effort=map_measures.Effort(**options.get("effort", {})),
+    sanity=options.get("sanity", 0),
+    twins=options.get("twins", 0),
+    rolls=options.get("rolls", 1),
+  )
+  entries: Entries = dict(calls)
+  rows = _rows_of(folder, f"counterfactual_{counterfactuals.EFFECTS}")
+  entries["effects"] = _by_patient(
+    rows, ("removed", "added", "used", "log_odds", "log_odds_none")
+  )
+  found: dict[str, dict[str, Row]] = {}
+
+  def add(rows: Sequence[Row], prefix: str = "") -> None:
+    for row in rows:
+      name = f"{row['layer']}.{row['method']}"
+      own = found.setdefault(name, {}).setdefault(
+        row["case_id"], {"patient_id": row["patient_id"]}
+      )
+      own |= {
+        prefix + key.removesuffix("_0mm"): value
+        for key, value in row.items()
+        if key not in _IDENTIFIES
+      }
+
+  for row in _rows_of(folder, "location"):
+    kept = {k: row[k] for k in (*_IDS, *_LOCATES) if k in row}
+    add([kept], f"{row['structure']}_")
+  add(_rows_of(folder, f"counterfactual_{counterfactuals.SCANS}"))
+  lesions: dict[tuple, list[Row]] = {}
+  for row in _rows_of(folder, f"counterfactual_{counterfactuals.LESIONS}"):
+    lesions.setdefault(tuple(row[k] for k in _IDS), []).append(row)
+  for some in lesions.values():
+    (mean,) = _by_patient(some, counterfactuals.LESION_NUMBERS)
+    add([{k: some[0][k] for k in _IDS} | mean])
+  add(_rows_of(folder, "measures"))
+  for row in _rows_of(folder, map_measures.SE3D):
+    kept = {k: row[k] for k in (*_IDS, "mask_iou", "box_found")}
+    add([kept], f"{row['structure']}_")
+  add(
+    [
+      {k: row[k] for k in (*_IDS, "hit", "iou")}
+      for row in _rows_of(folder, map_measures.CHEXLOCALIZE)
+    ]
+  )
+  entries |= {name: list(by_case.values()) for name, by_case in found.items()}
+  return entries
+
+
+# Columns that say which map of which case a row is of.
+_IDS = ("case_id", "patient_id", "layer", "method")
+_IDENTIFIES = (*_IDS, "label")
+_LOCATES = ("lift_0mm", "pointing", "auprc", "gini")
+
+
+def _rows_of(folder: pathlib.Path, name: str) -> list[Row]:
+  """Returns the rows of cases in a folder; none if they were not measured."""
+  file = folder / f"{name}_cases.jsonl"
+  return files.read_rows(file, ("patient_id",)) if file.exists() else []
+
+
+def _by_patient(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+  """Returns the mean of each patient's defined values; NaN without one."""
+  patients: dict[str, list[Row]] = {}
+  for row in rows:
+    patients.setdefault(row["patient_id"], []).append(row)
+  return [
+    {"patient_id": patient}
+    | {name: _defined_mean([row[name] for row in some]) for name in names}
+    for patient, some in patients.items()
+  ]
+
+
+def _defined_mean(values: Sequence[float | None]) -> float:
+  known = [value for value in values if value is not None]
+  return float(np.mean(known)) if known else math.nan
+
+
 def segments(trial: Trial) -> Entries:
   """Dice, HD95 and the rest of the test patients, an entry for each class."""
   paths = common.paths_of_result(evaluate_workdir(trial.path, bootstrap=DRAWS))
@@ -256,9 +377,10 @@ def linked(trial: Trial) -> Entries:
 
   Needs the roles classifier and segmenter; the arm's data are the scans. Of
   the half of them that `evaluate_link` tests, an entry for each of its modes
-  (lesions_hit: share of a patient's lesions; false_positives: of a scan; both
-  at the threshold chosen on the other half), and the calls of each of its
-  decisions in by_NAME.
+  (lesions_hit, vessels_hit: share of a patient's lesions and of the arteries
+  that have some; false_positives: of a scan; all at the threshold chosen on the
+  other half, and lesions_hit_at_0.5 and so on at those of the reader study),
+  and the calls of each of its decisions in by_NAME.
   """
   folder = trial.path / "link"
   result = links.evaluate_link(
@@ -277,22 +399,36 @@ def linked(trial: Trial) -> Entries:
   found = files.read_rows_as(
     folder / f"{links.FINDINGS}.jsonl", links.FindingRow
   )
+  arteries = links.vessels_of(
+    files.read_rows_as(folder / f"{links.LESIONS}.jsonl", links.LesionRow)
+  )
   entries: Entries = {}
   for mode, one in result["localisation"].items():
-    threshold = np.inf if one["threshold"] is None else one["threshold"]
     some = [
       row for row in found if (row.mode, row.layer) == (mode, one["layer"])
     ]
-    entries[mode] = [
-      {
-        "patient_id": row.patient_id,
-        "lesions_hit": len(match.hits) / row.lesions if row.lesions else None,
-        "false_positives": len(match.false_positives),
-      }
-      for row, match in zip(
-        scans, links.at_threshold(scans, some, threshold), strict=True
-      )
-    ]
+    entries[mode] = [{"patient_id": row.patient_id} for row in scans]
+    reader = one["reader"]
+    for suffix, threshold in (
+      ("", one["threshold"]),
+      *zip(
+        (f"_at_{rate:g}" for rate in reader["rates"]),
+        reader["thresholds"],
+        strict=True,
+      ),
+    ):
+      threshold = np.inf if threshold is None else threshold
+      matches = links.at_threshold(scans, some, threshold)
+      for row, scan, match in zip(entries[mode], scans, matches, strict=True):
+        of = arteries.get(scan.case_id, {})
+        hit = {of[lesion] for _, lesion in match.hits}
+        row[f"lesions_hit{suffix}"] = (
+          len(match.hits) / scan.lesions if scan.lesions else None
+        )
+        row[f"vessels_hit{suffix}"] = (
+          len(hit) / len(set(of.values())) if of else None
+        )
+        row[f"false_positives{suffix}"] = len(match.false_positives)
   for name, one in result["decision"].items():
     fitted = decision.Decision(
       **{x.name: one[x.name] for x in dataclasses.fields(decision.Decision)}
@@ -314,6 +450,7 @@ MEASURES: Mapping[str, Callable[[Trial], Entries]] = {
   "external": external,
   "protocol": protocol,
   "explanation": explanation,
+  "explained": explained,
   "segments": segments,
   "masks": masks,
   "linked": linked,

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cadjax.core import configs, files
-from cadjax.experiment import figure, summary
-from cadjax.experiment.plan import Plan, load_plan
+from cadjax.experiment import figure, power, summary, verdicts
+from cadjax.experiment.plan import CLINICAL, Plan, folder_name, load_plan
 from cadjax.experiment.store import Store
 from cadjax.report import curves, pages
 from data_prep.errors import UserError
@@ -24,7 +24,8 @@ def command(result: Mapping[str, Any]) -> str:
   return (
     "python -m cadjax.experiment"
     f" --plan=configs/experiments/{result['plan']}.py"
-    f" --scale={result['scale']} --workdir=experiments/{result['plan']}"
+    f" --scale={result['scale']}"
+    f" --workdir=experiments/{folder_name(result['plan'], result['scale'])}"
     + "".join(f" --override={shlex.quote(x)}" for x in result["overrides"])
   )
 
@@ -66,6 +67,10 @@ def render(
       name=summary.metric_name,
       interval=summary.interval,
       p=summary.p_text,
+      number=power.number,
+      failures=summary.failures,
+      in_words=power.in_words,
+      phantoms=summary.phantoms(result),
       answers=summary.answers(result),
       outdated=lambda metric: summary.outdated(result, metric),
       old_rule=summary.OUTDATED,
@@ -86,8 +91,10 @@ def render_again(folder: pathlib.Path) -> None:
   result = files.read_json(folder / "results.json")
   if result["plan"] not in configs.names(configs.PLAN):
     return
-  result["answers"] = summary.answers(result)
   plan = load_plan(result["plan"], result["scale"])
+  for one in result["comparisons"]:
+    one.setdefault("can_show", power.measured(plan, one))
+  result = files.strict(result | {"answers": summary.answers(result)})
   result["claim"] = plan.claim  # What the paper says is not measured here.
   with tempfile.TemporaryDirectory() as temporary:
     path = pathlib.Path(temporary) / "forest.png"
@@ -110,7 +117,14 @@ def text(result: Mapping[str, Any]) -> str:
   for row in rows:
     entry = row["metrics"][metric]
     lines.append(f"{row['title']:{width}}  {summary.interval(entry)}")
+    if row["trainings_failed"]:
+      lines.append(
+        f"{'':{width}}  {summary.failures(row)}; without them"
+        f" {summary.interval(entry['without_failed'])}"
+      )
   lines += ["", *result["answers"]]
+  if result["enough"]:
+    lines.append(power.in_words(result["enough"]))
   for name, why in result["failed"].items():
     lines.append(f"failed: {name}: {why}")
   return "\n".join([*lines, result["disclaimer"]])
@@ -137,7 +151,7 @@ def markdown(folder: pathlib.Path, results: Sequence[pathlib.Path]) -> str:
     minutes = round(cost["cell_seconds"] / 60)
     lines.append(
       f"| [{result['question']}]({page}) (`{result['plan']}`) |"
-      f" {'<br>'.join(answers)} | edition {result.get('edition', 1)} |"
+      f" {'<br>'.join(answers)} | {summary.phantoms(result)} |"
       f" {cost['cells']} cells, {minutes} min of"
       f" {', '.join(cost['devices'])} |"
     )
@@ -148,6 +162,8 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
   """The lines, if they are few, and the first of the comparisons."""
   titles = {row["line"]: row["title"] for row in result["lines"]}
   found = result["comparisons"]
+  if told := verdicts.sentences(result):
+    return [*told, "comparisons on its page"]
   if not found:
     return summary.answers(result) or ["not answered"]
   metric = result["metric"]
@@ -168,23 +184,69 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
       if summary.outdated(result, one["metric"])
       else f" {summary.interval(one, 'difference')},"
       f" {one['n_patients']} patients, {summary.p_text(one['p_holm'])}"
+      f"{summary.could_show(one)}"
     )
     for one in found[:MOST_ANSWERS]
+  ]
+  short += [
+    f"{row['title']}: {summary.failures(row)}"
+    for row in result["lines"]
+    if row.get("trainings_failed")
   ]
   more = len(found) - MOST_ANSWERS
   return short + ([f"{more} more on its page"] if more > 0 else [])
 
 
+def asked(folder: pathlib.Path, root: pathlib.Path) -> str:
+  """Returns a table of what the plans ask at the severity of a clinic.
+
+  Args:
+    folder: of the README, for the links.
+    root: of the results, by `folder_name`; a plan without any was not run.
+  """
+  lines = [
+    "| plan | trainings of each arm, tested patients | smallest difference that"
+    " it shows | enough | state |",
+    "| --- | --- | --- | --- | --- |",
+  ]
+  for name in configs.names(configs.PLAN):
+    plan = load_plan(name, CLINICAL)
+    rows = [
+      row
+      for row in power.before(plan)
+      if row["metric"] == plan.metric and row["smallest"] is not None
+    ]
+    shown = "nothing is compared"
+    if plan.pairs():
+      worst = max((row["smallest"] for row in rows), default=None)
+      shown = f"{summary.metric_name(plan.metric)} {power.number(worst)}"
+    found = power.enough(plan)
+    cost = power.training_cost(plan, plan.trainings)
+    result = root / folder_name(name, CLINICAL) / "results.json"
+    state = f"**not run**; {power.hours(cost['cores_hours'])} on two cores"
+    if result.exists():
+      link = result.with_name("index.html").relative_to(folder).as_posix()
+      state = f"[run]({link})"
+    tested = f", {power.most_tested(plan)}" if plan.pairs() else ""
+    lines.append(
+      f"| `{name}` | {plan.trainings}{tested} | {shown} |"
+      f" {power.in_short(found)} | {state} |"
+    )
+  return "\n".join(lines)
+
+
 def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   """Writes the table of all results under `root` into a README.
 
-  Between the marks of "experiments". The page of each experiment is rewritten
-  as well. Returns how many experiments there are.
+  Between the marks of "experiments"; and what the plans ask at the scale
+  "clinical" between those of "plans", where there are such. The page of each
+  experiment is rewritten as well. Returns how many experiments there are.
 
   Raises:
     UserError: of `files.replace_table`, or there are no results.
   """
-  found = sorted(root.resolve().glob("*/results.json"))
+  root = root.resolve()
+  found = sorted(root.glob("*/results.json"))
   if not found:
     raise UserError(
       f"--workdir={root}: there is no */results.json; the README stays as it is"
@@ -194,4 +256,6 @@ def update_readme(readme: pathlib.Path, root: pathlib.Path) -> int:
   files.replace_table(
     readme, "experiments", markdown(readme.resolve().parent, found)
   )
+  if files.table_marks("plans")[0] in readme.read_text():
+    files.replace_table(readme, "plans", asked(readme.resolve().parent, root))
   return len(found)

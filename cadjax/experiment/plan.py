@@ -17,10 +17,13 @@ from typing import Any
 import ml_collections
 
 from cadjax.core import configs, lookup
+from cadjax.experiment import verdicts
 from cadjax.experiment.measures import MEASURES
 from data_prep.errors import UserError
 
-SCALES = ("tiny", "small", "paper")
+# At the severity of a clinic, with the networks of "small".
+CLINICAL = "clinical"
+SCALES = ("tiny", "small", CLINICAL, "paper")
 # What an arm that trains may need of another one, see `run.cell_config`.
 ROLES = ("masks", "init_from")
 
@@ -71,6 +74,11 @@ class Plan:
     metrics: that the table shows beside the primary one.
     lines: of the figure; None for all.
     limits: what this scale cannot answer.
+    target: the smallest difference of `metric` that would matter; see `power`.
+    assumed: metric -> numbers in place of those in `power.ASSUMED`.
+    verdict: a key of `verdicts.VERDICTS`, whose sentences come first in the
+      answer.
+    ranked: whether the lines are ordered by the primary metric, largest first.
     name: of the file.
     scale: one of `SCALES`.
     overrides: FIELD=VALUE, what `override` changed.
@@ -87,6 +95,12 @@ class Plan:
   metrics: Sequence[str] = ()
   lines: Sequence[str] | None = None
   limits: str = ""
+  target: float | None = None
+  assumed: Mapping[str, Mapping[str, float]] = dataclasses.field(
+    default_factory=dict
+  )
+  verdict: str = ""
+  ranked: bool = False
   name: str = ""
   scale: str = "small"
   overrides: Sequence[str] = ()
@@ -102,6 +116,11 @@ class Plan:
       for seed, fold, arm in itertools.product(self.seeds, self.folds, arms)
     ]
     return list(dict.fromkeys(cells))
+
+  @property
+  def trainings(self) -> int:
+    """How many trainings each arm has that is not shared."""
+    return len(self.folds) * len(self.seeds)
 
   def cell(self, arm: str, fold: int | None, seed: int) -> "Cell":
     """Returns the cell of an arm that serves a fold and a seed."""
@@ -141,6 +160,11 @@ class Cell:
     """Its folder: ARM/fold0_seed0."""
     fold = "" if self.fold is None else f"fold{self.fold}_"
     return f"{self.arm}/{fold}seed{self.seed}"
+
+
+def folder_name(name: str, scale: str) -> str:
+  """Returns the folder of a plan's results, which differs between scales."""
+  return name if scale == "small" else f"{scale}_{name}"
 
 
 def load_plan(path: str, scale: str) -> Plan:
@@ -259,6 +283,8 @@ def make_plan(
     )
     if arm.config is not None:
       lookup.check_known(arm.needs, ROLES, f"role in the arm {key!r}")
+  if plan.verdict:
+    lookup.check_known([plan.verdict], verdicts.VERDICTS, "verdict")
   for a, b, _ in plan.pairs():
     lines = [line.partition("/")[0] for line in (a, b)]
     lookup.check_known(lines, plan.arms, "arm in a comparison")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cadjax import tasks
 from cadjax.core import lookup
-from cadjax.experiment import summary
+from cadjax.experiment import summary, trainings
 from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
@@ -112,7 +112,7 @@ class Experiment:
         name: self._dataset(name) for name in (arm.data, *arm.measured_on)
       }
       start = time.monotonic()
-      entries, sizes = self._trained_and_measured(cell, needed, data)
+      entries, about = self._trained_and_measured(cell, needed, data)
       self._check_entries(cell.arm, entries)
     except Stopped:
       raise
@@ -128,7 +128,7 @@ class Experiment:
         "rules": summary.RULES_VERSION,
         "edition": phantom.EDITION,
         "entries": entries,
-        "sizes": sizes,
+        **about,
         "cost": {
           "seconds": round(time.monotonic() - start, 1),
           "peak_bytes": _peak_bytes(),
@@ -159,11 +159,11 @@ class Experiment:
     cell: Cell,
     needed: Mapping[str, Cell],
     data: Mapping[str, pathlib.Path],
-  ):
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
     arm = self.plan.arms[cell.arm]
     folder = self.cells.folder(cell.name)
     needs = {role: self.cells.folder(c.name) for role, c in needed.items()}
-    sizes = (0, 0)
+    about: dict[str, Any] = {"sizes": (0, 0)}
     if arm.config is not None:
       config = cell_config(arm, cell, data[arm.data], needs)
       tasks.train_and_evaluate(config, folder)
@@ -171,12 +171,14 @@ class Experiment:
         raise Stopped
       # As the training opened it: a classifier leaves out unlabelled cases.
       opened = tasks.find(config).open_dataset(config)
-      sizes = tuple(
+      about["sizes"] = tuple(
         len({row["patient_id"] for row in opened.rows[split]})
         for split in ("train", "test")
       )
+      if outcome := trainings.outcome(folder, opened.rows["validation"]):
+        about["training"] = outcome
     trial = Trial(folder, data, needs, arm.options, arm.data)
-    return MEASURES[arm.measure](trial), sizes
+    return MEASURES[arm.measure](trial), about
 
   def _dataset(self, name: str) -> pathlib.Path:
     """Returns where a data set is, built by this process or another one."""

@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cadjax.core import files
-from cadjax.experiment import compare
+from cadjax.experiment import compare, power, trainings, verdicts
 from cadjax.experiment.compare import Key, Line
 from cadjax.experiment.plan import Cell, Plan
 from cadjax.experiment.store import Store
@@ -39,6 +39,7 @@ def collect(plan: Plan, cells: Store) -> dict[str, Line]:
   """Reads the cells that are done; returns the lines by name."""
   rows: dict[str, dict[Key, list]] = {}
   trained: dict[str, dict[Key, int]] = {}
+  failed: dict[str, set[Key]] = {}
   for cell in plan.cells():
     if cells.state(cell.name) != "done":
       continue
@@ -47,7 +48,30 @@ def collect(plan: Plan, cells: Store) -> dict[str, Line]:
       name = f"{cell.arm}/{entry}" if entry else cell.arm
       rows.setdefault(name, {})[key] = some
       trained.setdefault(name, {})[key] = _trained_on(plan, cells, cell)
-  return {name: Line(some, trained[name]) for name, some in rows.items()}
+      failed.setdefault(name, set())
+      if failed_trainings(plan, cells, cell):
+        failed[name].add(key)
+  return {
+    name: Line(some, trained[name], frozenset(failed[name]))
+    for name, some in rows.items()
+  }
+
+
+def failed_trainings(
+  plan: Plan, cells: Store, cell: Cell
+) -> dict[str, dict[str, Any]]:
+  """Returns the failed trainings that a cell rests on: its own and its needs'.
+
+  Cells of older versions, which do not tell, count as not failed.
+  """
+  found = {}
+  if cells.state(cell.name) == "done":
+    outcome = cells.read(cell.name).get("training")
+    if outcome and outcome["failed"]:
+      found[cell.name] = outcome
+  for arm in plan.arms[cell.arm].needs.values():
+    found |= failed_trainings(plan, cells, plan.needed(cell, arm))
+  return found
 
 
 def _trained_on(plan: Plan, cells: Store, cell: Cell) -> int:
@@ -72,19 +96,46 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   for name, line in lines.items():
     arm, _, entry = name.partition("/")
     measured = {
-      metric: compare.estimate(line, metric)
+      metric: _with_and_without(
+        line.failed,
+        lambda keys, line=line, metric=metric: compare.estimate(
+          line.without(keys), metric
+        ),
+      )
       for metric in shown
       if line.has(metric)
     }
     if measured:
       title = plan.arms[arm].title + (f", {entry}" if entry else "")
-      table.append({"line": name, "title": title, "metrics": measured})
+      table.append(
+        {
+          "line": name,
+          "title": title,
+          "metrics": measured,
+          "trainings_failed": len(line.failed),
+        }
+      )
+  if plan.ranked:
+    best = best_first(table, plan.metric)
+    table = best + [row for row in table if row not in best]
   comparisons = []
   for a, b, metric in plan.pairs():
     if not all(x in lines and lines[x].has(metric) for x in (a, b)):
       continue
-    found = compare.difference(lines[a], lines[b], metric)
-    comparisons.append({"a": a, "b": b} | found)
+    found = _with_and_without(
+      lines[a].failed | lines[b].failed,
+      lambda keys, a=a, b=b, metric=metric: compare.difference(
+        lines[a].without(keys), lines[b].without(keys), metric
+      ),
+    )
+    comparisons.append(
+      {"a": a, "b": b}
+      | found
+      | {
+        "can_show": power.measured(plan, found),
+        "planned": power.expected(plan, a, b, metric),
+      }
+    )
   # What could not be compared stays one of the tests.
   missing = len(plan.pairs()) - len(comparisons)
   adjusted = compare.holm(
@@ -115,6 +166,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
     "disclaimer": pages.disclaimer(
       phantom=any("--source=phantom" in given for given in plan.data.values())
     ),
+    "verdict": plan.verdict,
     "lines": table,
     "comparisons": comparisons,
     "not_compared": [
@@ -123,6 +175,16 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
       if (a, b, metric)
       not in {(c["a"], c["b"], c["metric"]) for c in comparisons}
     ],
+    "trainings": {
+      "rule": trainings.RULE,
+      "known": sum("training" in cells.read(name) for name in done),
+      "failed": {
+        name: outcome
+        for cell in plan.cells()
+        for name, outcome in failed_trainings(plan, cells, cell).items()
+      },
+    },
+    "enough": power.enough(plan),
     "failed": {
       name: cells.why(name)
       for name, state in states.items()
@@ -133,15 +195,51 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
       for state in ("done", "failed", "running", "waiting")
     },
   }
-  return files.strict(result | {"answers": answers(result)})
+  result = files.strict(result)
+  return result | {"answers": answers(result)}
+
+
+def phantoms(result: Mapping[str, Any]) -> str:
+  """Returns which phantoms a result is of: "edition 2, clinical".
+
+  Args:
+    result: results.json, also of an older version.
+  """
+  found = {
+    flag.removeprefix("--severity=")
+    for given in result["data"].values()
+    for flag in given.split()
+    if flag.startswith("--severity=")
+  }
+  edition = f"edition {result.get('edition', 1)}"
+  return ", ".join([edition, *sorted(found)])
+
+
+def _with_and_without(
+  failed: frozenset[Key], measure: Callable[[frozenset[Key]], dict[str, Any]]
+) -> dict[str, Any]:
+  """Returns what is measured of all cells, and again without failed ones.
+
+  Those that failed are part of what a recipe does, so they stay in; but one of
+  them moves a mean of a few more than what is asked about.
+  """
+  found = measure(frozenset())
+  if not failed:
+    return found
+  return found | {"without_failed": measure(failed)}
 
 
 def answers(result: Mapping[str, Any]) -> list[str]:
-  """Returns the comparisons in words, or the lines if nothing is compared.
+  """Returns the verdict, then the comparisons in words, or the lines.
 
   Args:
     result: results.json; what an old rule scored gives no answer.
   """
+  return verdicts.sentences(result) + _compared(result)
+
+
+def _compared(result: Mapping[str, Any]) -> list[str]:
+  """Returns the comparisons in words, or the lines if nothing is compared."""
   titles = {row["line"]: row["title"] for row in result["lines"]}
   comparisons, metric = result["comparisons"], result["metric"]
   if comparisons:
@@ -245,7 +343,10 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   number = interval(one, "difference")
   about = (
     f"{number}, {one['n_patients']} patients, {p_text(one['p_holm'])} (Holm)"
+    f"{could_show(one)}"
   )
+  if rest := one.get("without_failed"):
+    about += f"; without failed trainings {interval(rest, 'difference')}"
   calls = one.get("mcnemar")
   if calls:
     about += (
@@ -261,6 +362,20 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
   if one["n_patients"] < compare.LEAST_PATIENTS:
     verdict = f"too few patients to show a difference in {name}"
   return f"{a} against {b}: {verdict} ({about})"
+
+
+def failures(row: Mapping[str, Any]) -> str:
+  """Returns how many trainings of a line failed, in words."""
+  cells = max(len(one["cells"]) for one in row["metrics"].values())
+  return f"{row['trainings_failed']} of {cells} trainings failed"
+
+
+def could_show(one: Mapping[str, Any]) -> str:
+  """Returns what a comparison could have shown, where that is known."""
+  found = one.get("can_show")
+  if not found:
+    return ""
+  return f", smallest it could show {power.number(found['smallest'])}"
 
 
 def _unanswered(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:

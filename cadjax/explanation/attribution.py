@@ -62,6 +62,31 @@ def occlusion(
   return drop.reshape(cells)
 
 
+def gradient_x_input(score_fn: ScoreFn, image: jax.Array) -> jax.Array:
+  """The gradient times the image (Shrikumar et al. 2016, arXiv 1605.01713).
+
+  What layer-wise relevance propagation (LRP) comes down to in a network of
+  ReLUs without biases, and the first term of integrated gradients.
+
+  Args:
+    score_fn: see above.
+    image: [*space, 1] in [0, 1]; 0 is the low end of the HU window.
+
+  Returns:
+    [*space], signed; of a linear score its sum is score(image) - score(0).
+  """
+  slope = jax.grad(lambda x: score_fn(x[None]).sum())(image)
+  return (image * slope).sum(-1)
+
+
+def gradient(score_fn: ScoreFn, image: jax.Array) -> jax.Array:
+  """The gradient, signed, [*space]; arguments as in `gradient_x_input`.
+
+  Of a score with `guided.guided` ReLUs it is guided backpropagation.
+  """
+  return jax.grad(lambda x: score_fn(x[None]).sum())(image).sum(-1)
+
+
 def integrated_gradients(
   score_fn: ScoreFn,
   image: jax.Array,

@@ -5,9 +5,9 @@ score of logits, every method here is
 
   map = ReLU( sum_k W_k A_k )
 
-and differs in its weights W alone. `Module.perturb` gives g at every named
-layer in one backward pass, so that all layers and all methods cost one pass
-forward and one back.
+and differs in its weights W alone (but see `SHIFTED`). `Module.perturb` gives g
+at every named layer in one backward pass, so that all layers and all methods
+cost one pass forward and one back.
 
 From map to picture the order is fixed: combine, ReLU, `upsample`,
 `normalise`. A map of stride s has its cell o on voxel s o of the image.
@@ -103,6 +103,31 @@ def gradcam_plusplus(a: jax.Array, g: jax.Array, window: int) -> jax.Array:
   return (alpha * jax.nn.relu(g)).sum(_space(g), keepdims=True)
 
 
+def respondcam(a: jax.Array, g: jax.Array, window: int) -> jax.Array:
+  """Respond-CAM (Zhao et al. 2018, arXiv 1806.00102), made for 3D images.
+
+  The mean of the gradient, weighted by the activations: the map's sum is that
+  of gradient times activation, and so the score where that adds up to it. A
+  channel of zeros has no weight.
+  """
+  del window
+  total = a.sum(_space(a), keepdims=True)
+  weighted = (a * g).sum(_space(a), keepdims=True)
+  return jnp.where(total == 0, 0, weighted / jnp.where(total == 0, 1, total))
+
+
+def saliency_tubes(a: jax.Array, g: jax.Array, window: int) -> jax.Array:
+  """Saliency Tubes (Stergiou et al. 2019, arXiv 1902.01078).
+
+  The weights of the class in the dense layer behind global pooling, which are
+  the sums of the gradient over cells; so the sums are the weights at every
+  other layer, too. Unlike a CAM, the map keeps what speaks against the class:
+  its least value becomes 0 (`SHIFTED`), as the authors normalise.
+  """
+  del a, window
+  return g.sum(_space(g), keepdims=True)
+
+
 def _space(x: jax.Array) -> tuple[int, ...]:
   return tuple(range(1, x.ndim - 1))
 
@@ -113,7 +138,11 @@ METHODS = {
   "xrescam": xrescam,
   "layercam": layercam,
   "gradcam++": gradcam_plusplus,
+  "respondcam": respondcam,
+  "saliency_tubes": saliency_tubes,
 }
+# Methods whose maps are shifted to a least value of 0 in place of a ReLU.
+SHIFTED = ("saliency_tubes",)
 
 
 def combine(
@@ -131,8 +160,8 @@ def combine(
     activations: [B, *space, C].
     gradients: of the score of each example, the same shape.
     window: cells along an edge of XRes-CAM's blocks, at least 1.
-    relu: whether what speaks against the score is cut off, as it should be
-      in all that is shown.
+    relu: whether what speaks against the score is cut off, or the map shifted
+      for a method of `SHIFTED`, as it should be in all that is shown.
 
   Returns:
     [B, *space], float32 or better, not normalised.
@@ -146,11 +175,15 @@ def combine(
     raise lookup.ConfigError(f"the window of xrescam is {window}; it is >= 1")
   wide = jnp.promote_types(activations.dtype, jnp.float32)
   a, g = activations.astype(wide), gradients.astype(wide)
-  total = _weigh(weights_of(a, g, window), a)
-  return jax.nn.relu(total) if relu else total
+  total = weigh(weights_of(a, g, window), a)
+  if not relu:
+    return total
+  if method in SHIFTED:
+    return total - total.min(tuple(range(1, total.ndim)), keepdims=True)
+  return jax.nn.relu(total)
 
 
-def _weigh(weights: jax.Array, a: jax.Array) -> jax.Array:
+def weigh(weights: jax.Array, a: jax.Array) -> jax.Array:
   """Sums `weights * a` over channels, weights [B, *space or 1, C].
 
   By a matrix product: on a CPU, XLA's own sum over the last axis takes ten
@@ -358,30 +391,33 @@ def make_logits(
 
 
 def make_score(
-  model: nn.Module, *, score: str = SCORE, slices: int | None = None
+  model: nn.Module,
+  *,
+  score: str = SCORE,
+  slices: int | None = None,
+  wrap: Callable[[Callable], Callable] = lambda one_pass: one_pass,
 ) -> Callable[..., jax.Array]:
   """Makes `fn(variables, image, target, region=None) -> [B]`, the score alone.
 
   Arguments as in `make_explain`; of a 2D model's volume it is the mean over
-  slices.
+  slices. `wrap` may change the function of one pass, as `guided.guided` does.
   """
   lookup.check_known([score], SCORES, "score")
   model = in_float32(model)
 
-  # Only one chunk's activations are kept for the gradient.
-  @jax.checkpoint
-  def one(variables, image, target, region):
+  def plain(variables, image, target, region):
     logits, _ = model.apply(variables, image, train=False)
     return scores(score, logits, target, region)
+
+  one = wrap(plain)
 
   def run(variables, image, target, region=None):
     target = jnp.broadcast_to(jnp.asarray(target), image.shape[:1])
     if image.ndim != model.ndim + 3:
-      logits, _ = model.apply(variables, image, train=False)
-      return scores(score, logits, target, region)
-    return _by_slices(
-      functools.partial(one, variables), image, target, region, slices
-    ).mean(1)
+      return one(variables, image, target, region)
+    # Only one chunk's activations are kept for the gradient.
+    by_chunk = functools.partial(jax.checkpoint(one), variables)
+    return _by_slices(by_chunk, image, target, region, slices).mean(1)
 
   return run
 
@@ -412,11 +448,11 @@ def _by_slices(
     None if region is None else region.reshape(-1, *region.shape[2:]),
   )
   slices = slices or max(1, SLICE_PIXELS // (height * width))
-  result = _in_chunks(lambda parts: fn(*parts), slices, parts)
+  result = in_chunks(lambda parts: fn(*parts), slices, parts)
   return jax.tree.map(lambda x: x.reshape(batch, depth, *x.shape[1:]), result)
 
 
-def _in_chunks(fn: Callable, size: int, tree: Any) -> Any:
+def in_chunks(fn: Callable, size: int, tree: Any) -> Any:
   """`fn(tree)` of arrays [N, ...], `size` rows at a time."""
   count = jax.tree.leaves(tree)[0].shape[0]
   if count <= size:

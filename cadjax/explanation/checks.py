@@ -1,140 +1,30 @@
-"""Whether an explanation map can be trusted: faithfulness and sanity.
+"""Whether an explanation map depends on the model, and can be repeated.
 
-Faithfulness asks the model: does its score follow the voxels that the map
-ranks first (`perturbation_auc`)? Sanity and repeatability compare maps with
-maps (`compare`): of a model with layers re-initialised (`randomise`), of
-another seed or of another architecture. Two maps of unrelated patients are
-alike too, since every heart lies in the middle; `random_pairs` says how much.
+Sanity and repeatability compare maps with maps (`compare`): of a model with
+layers re-initialised (`randomise`, `smooth_mprt`, `efficient_mprt`), of one
+trained on permuted labels (`label_randomisation`), of another class
+(`random_logit`), of another seed or of another architecture. Two maps of
+unrelated patients are alike too, since every heart lies in the middle;
+`random_pairs` says how much.
 
 Maps are [D, H, W], finite and at least 0, of any scale.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.integrate
-import scipy.ndimage
 import scipy.stats
 import skimage.metrics
 
 from cadjax.core import lookup
 
-Score = Callable[[np.ndarray], np.ndarray]
-
-
-def blurred(
-  image: np.ndarray, spacing_mm: Sequence[float], sigma_mm: float = 10.0
-) -> np.ndarray:
-  """Returns an image [D, H, W] without its detail, in its own dtype.
-
-  The usual baseline of `perturbation_auc`: unlike a constant it keeps the
-  body's outline, so that a replaced block is not itself a finding.
-
-  Args:
-    image: [D, H, W].
-    spacing_mm: of a voxel along D, H and W.
-    sigma_mm: of the Gaussian.
-  """
-  sigma = sigma_mm / np.asarray(spacing_mm, np.float64)
-  smooth = scipy.ndimage.gaussian_filter(image.astype(np.float32), sigma)
-  if np.issubdtype(image.dtype, np.integer):
-    smooth = np.rint(smooth)
-  return smooth.astype(image.dtype)
-
-
-def perturbation_auc(
-  score: Score,
-  image: np.ndarray,
-  heat: np.ndarray,
-  *,
-  baseline: np.ndarray,
-  block: int = 8,
-  steps: int = 16,
-  batch_size: int = 4,
-  seed: int = 0,
-) -> dict[str, float]:
-  """Returns the insertion and deletion AUC of a map (Petsiuk, BMVC 2018).
-
-  The image is cut into blocks, ranked by the map's mean over each. Deletion
-  replaces the first blocks of the image by the baseline, insertion puts them
-  into the baseline. The AUC is the area under the score against the share of
-  voxels replaced (trapezoids), so it is in the score's unit: a low deletion
-  and a high insertion AUC speak for the map. Blocks of equal heat come in
-  random order.
-
-  Args:
-    score: images [n, D, H, W] to [n] numbers; it always gets `batch_size` of
-      them, so a compiled one is compiled once.
-    image: [D, H, W].
-    heat: map [D, H, W].
-    baseline: [D, H, W], what replaces; see `blurred`.
-    block: edge of a block in voxels; those at the far edges may be smaller.
-    steps: parts in which the blocks are replaced.
-    batch_size: images at a time.
-    seed: of the order of equal blocks.
-
-  Returns:
-    insertion and deletion; NaN for a zero map.
-
-  Raises:
-    ValueError: shapes differ.
-  """
-  if not image.shape == heat.shape == baseline.shape:
-    raise ValueError(
-      f"image {image.shape}, map {heat.shape} and baseline {baseline.shape}"
-      " must have one shape"
-    )
-  if not np.any(heat > 0):
-    return {"insertion": math.nan, "deletion": math.nan}
-  blocks = _blocks(image.shape, block)
-  sizes = np.bincount(blocks.ravel())
-  # Rounded, so that the order of equal blocks is not that of rounding errors.
-  means = np.bincount(blocks.ravel(), heat.ravel()) / sizes / heat.max()
-  chance = np.random.default_rng(seed).random(sizes.size)
-  order = np.lexsort((chance, -means.round(12)))
-  rank = np.argsort(order)[blocks]
-  counts = np.unique(np.linspace(0, sizes.size, steps + 1).round().astype(int))
-  replaced = np.concatenate([[0], sizes[order].cumsum()])[counts] / image.size
-  pairs = ((baseline, image), (image, baseline))
-  images = (
-    np.where(rank < count, new, old) for new, old in pairs for count in counts
-  )
-  curves = _score_all(score, images, batch_size).reshape(2, counts.size)
-  deletion, insertion = scipy.integrate.trapezoid(curves, replaced)
-  return {"insertion": float(insertion), "deletion": float(deletion)}
-
-
-def random_perturbation_auc(
-  score: Score,
-  image: np.ndarray,
-  *,
-  orders: int = 4,
-  seed: int = 0,
-  **options: Any,
-) -> dict[str, float]:
-  """Returns the mean `perturbation_auc` of random orders of the blocks.
-
-  The null of every map of this image: a map is faithful where its insertion
-  is above and its deletion below.
-
-  Args:
-    score: as there.
-    image: [D, H, W].
-    orders: how many.
-    seed: of the first one.
-    **options: as there.
-  """
-  flat = np.ones(image.shape)
-  found = [
-    perturbation_auc(score, image, flat, seed=seed + i, **options)
-    for i in range(orders)
-  ]
-  return {
-    name: float(np.mean([each[name] for each in found])) for name in found[0]
-  }
+# Bins of the histogram in `complexity`.
+BINS = 100
+# Accuracy on permuted training labels from which they count as learned.
+FITTED = 0.95
 
 
 def layer_modules(tree: Mapping[str, Any], layer: str) -> list[str]:
@@ -265,22 +155,205 @@ def random_pairs(
   return means | {"pairs": float(len(results))}
 
 
-def _blocks(shape: tuple[int, ...], block: int) -> np.ndarray:
-  """Returns the number of its block for every voxel, int [D, H, W]."""
-  index = np.zeros(shape, np.int64)
-  for axis, size in enumerate(shape):
-    along = np.arange(size) // block
-    index *= along[-1] + 1
-    index += along.reshape([-1 if k == axis else 1 for k in range(len(shape))])
-  return index
+def cascade(
+  variables: Mapping[str, Any],
+  fresh: Mapping[str, Any],
+  layer_order: Sequence[str],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields each layer with the variables re-initialised up to it.
+
+  Args:
+    variables: of the trained model, see `randomise`.
+    fresh: see there.
+    layer_order: from the head down, as Adebayo et al. have it, or from the
+      input up, as Hedstrom et al. 2024 (arXiv 2401.06465) ask for:
+      from the head down, lower layers keep what they have learned and most of
+      the map with it.
+  """
+  for layer in layer_order:
+    yield layer, randomise(variables, fresh, layer_order, layer)
 
 
-def _score_all(
-  score: Score, images: Iterator[np.ndarray], batch_size: int
+def smooth_maps(
+  explain: Callable[[np.ndarray], np.ndarray],
+  image: np.ndarray,
+  *,
+  samples: int = 16,
+  noise: float = 0.1,
+  batch_size: int = 4,
+  seed: int = 0,
 ) -> np.ndarray:
-  """Returns the score of every image [n], `batch_size` images at a time."""
-  scores = []
+  """Returns the mean map over noisy copies of an image, the image among them.
+
+  Args:
+    explain: images [n, D, H, W] to maps [n, ...]; it always gets `batch_size`
+      of them.
+    image: [D, H, W].
+    samples: copies; the last one is the image itself.
+    noise: standard deviation of the noise, as a share of the image's range.
+    batch_size: images at a time.
+    seed: of the noise, which is the same for every model.
+  """
+  rng = np.random.default_rng(seed)
+  sigma = noise * float(np.ptp(image.astype(np.float64)))
+
+  def copies() -> Iterator[np.ndarray]:
+    for _ in range(samples - 1):
+      near = image + sigma * rng.standard_normal(image.shape)
+      if np.issubdtype(image.dtype, np.integer):
+        near = np.rint(near)
+      yield near.astype(image.dtype)
+    yield image
+
+  images, total = copies(), 0.0
   while chunk := list(itertools.islice(images, batch_size)):
-    full = chunk + [chunk[-1]] * (batch_size - len(chunk))
-    scores.append(np.asarray(score(np.stack(full)))[: len(chunk)])
-  return np.concatenate(scores).astype(np.float64)
+    full = np.stack(chunk + [chunk[-1]] * (batch_size - len(chunk)))
+    maps = np.asarray(explain(full), np.float64)[: len(chunk)]
+    total = total + maps.sum(0)
+  return total / samples
+
+
+def smooth_mprt(
+  explain: Callable[[Any, np.ndarray], np.ndarray],
+  image: np.ndarray,
+  trained: Any,
+  randomised: Iterable[tuple[str, Any]],
+  **options: Any,
+) -> dict[str, dict[str, float]]:
+  """Returns the smooth model parameter randomisation test (sMPRT).
+
+  Hedstrom et al. 2024, arXiv 2401.06465: the similarity of the
+  map before and after layers are re-initialised, both averaged over noisy
+  copies of the image, since the noise of gradients ("shattered") lowers the
+  similarity of methods that are noisy and favours them in the plain test.
+
+  Args:
+    explain: variables and images [n, D, H, W] to maps [n, D, H, W], signed or
+      not; magnitudes are compared, after the mean.
+    image: [D, H, W].
+    trained: variables of the trained model.
+    randomised: name and variables of each state of the model, as from
+      `cascade` from the input up.
+    **options: of `smooth_maps`.
+
+  Returns:
+    for each state `changed` of the two maps: 1 for a map that does not depend
+    on the model, such as a constant or an edge detector, near 0 for one that
+    does; the last state, all layers re-initialised, is the paper's figure.
+  """
+
+  def smoothed(variables: Any) -> np.ndarray:
+    found = smooth_maps(lambda x: explain(variables, x), image, **options)
+    return np.abs(found)
+
+  before = smoothed(trained)
+  return {
+    name: changed(before, smoothed(variables)) for name, variables in randomised
+  }
+
+
+def complexity(heat: np.ndarray, *, bins: int = BINS) -> float:
+  """Returns the entropy of a map's histogram in nats, in [0, log(bins)].
+
+  Of the magnitudes, in bins of equal width from the least to the largest; 0
+  for a constant map. It does not depend on the map's scale.
+  """
+  counts, _ = np.histogram(np.abs(heat), bins)
+  return float(scipy.stats.entropy(counts))
+
+
+def efficient_mprt(
+  before: np.ndarray, after: np.ndarray, *, bins: int = BINS
+) -> dict[str, float]:
+  """Returns the efficient model parameter randomisation test (eMPRT).
+
+  Hedstrom et al. 2024, arXiv 2401.06465: how much more complex
+  the map is of the fully re-initialised model, with no comparison of voxels,
+  whose choice decides the plain test, and with two maps in place of one for
+  each layer.
+
+  Args:
+    before: map [D, H, W] of the trained model.
+    after: map of the model with all layers re-initialised.
+    bins: see `complexity`.
+
+  Returns:
+    complexity_before, complexity_after, and complexity_rise = (after - before)
+    / before, at least -1: above 0 for a map that loses its structure with the
+    model, 0 for one that does not depend on the model. NaN for a flat map.
+  """
+  a, b = complexity(before, bins=bins), complexity(after, bins=bins)
+  return {
+    "complexity_before": a,
+    "complexity_after": b,
+    "complexity_rise": (b - a) / a if a > 0 else math.nan,
+  }
+
+
+def random_logit(
+  explain: Callable[[np.ndarray, int], np.ndarray],
+  image: np.ndarray,
+  *,
+  target: int,
+  num_classes: int,
+  seed: int = 0,
+) -> dict[str, float]:
+  """Compares the map of a class with that of another one, drawn at random.
+
+  Sixt et al. 2020, arXiv 1912.09818, the random logit test: a
+  method whose map is the same whatever logit it explains does not explain it.
+  With two classes there is one other. Where the log odds are explained, theirs
+  are the negative of each other, and so are maps before their ReLU.
+
+  Args:
+    explain: images [1, D, H, W] and a class to maps [1, D, H, W].
+    image: [D, H, W].
+    target: the class explained.
+    num_classes: of the model, at least 2.
+    seed: of the draw.
+
+  Returns:
+    `changed` of both maps and other, the class drawn: ssim and spearman are 1
+    for a map that ignores the class, such as a constant, and near 0 or below
+    for one that follows it.
+
+  Raises:
+    ValueError: there is no other class.
+  """
+  if not 0 <= target < num_classes or num_classes < 2:
+    raise ValueError(f"class {target} of {num_classes} has no other class")
+  others = [k for k in range(num_classes) if k != target]
+  other = others[int(np.random.default_rng(seed).integers(len(others)))]
+  before, after = (
+    np.asarray(explain(image[None], k))[0] for k in (target, other)
+  )
+  return changed(before, after) | {"other": float(other)}
+
+
+def label_randomisation(
+  before: np.ndarray, after: np.ndarray, *, fit: float
+) -> dict[str, float]:
+  """Compares a map with that of a model trained on permuted labels.
+
+  The data randomisation test of Adebayo et al. 2018 (arXiv 1810.03292): labels
+  that have nothing to do with the images can only be learned by heart, and a
+  map that looks the same of a model that did explains the images and not what
+  was learned of them. The other model must be of the same architecture and
+  recipe, trained until it fits its permuted training labels (the paper: above
+  95 %); where it does not, the test has not been made and is undefined.
+
+  Args:
+    before: map [D, H, W] of the model trained on the true labels.
+    after: map of the same image and class by the other model.
+    fit: accuracy of the other model on its permuted training labels, in
+      [0, 1].
+
+  Returns:
+    `changed` of the maps, and fit: ssim and spearman are 1 for a map that does
+    not depend on what was learned, such as a constant, and as for unrelated
+    pairs (`random_pairs`) for one that does. NaN below a fit of 0.95.
+  """
+  found = changed(before, after)
+  if fit < FITTED:
+    found = dict.fromkeys(found, math.nan)
+  return found | {"fit": float(fit)}

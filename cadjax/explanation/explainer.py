@@ -1,8 +1,10 @@
 """From a trained model and a volume on its grid to maps of all layers."""
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,14 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from cadjax.core import lookup
-from cadjax.explanation import attribution, cam
+from cadjax.explanation import attribution, cam, channels, guided
 from cadjax.explanation import windows as cam_windows
-from cadjax.explanation.heat_maps import HeatMap
+from cadjax.explanation.heat_maps import HeatMap, on_model_grid
 from cadjax.training import steps, task, workdir
 from data_prep.errors import UserError
 
-REFERENCES = ("occlusion", "integrated_gradients", "smoothgrad")
-METHODS = (*cam.METHODS, *REFERENCES)
+REFERENCES = (
+  "occlusion",
+  "integrated_gradients",
+  "smoothgrad",
+  "gradient_x_input",
+)
+METHODS = (*cam.METHODS, *REFERENCES, *channels.METHODS, *guided.METHODS)
+# All that are worth their time: none of a pass for every channel, and none
+# that fails its sanity check.
+USUAL = (*cam.METHODS, *REFERENCES)
 INPUT = "input"  # The "layer" of the references.
 # A segmenter takes larger volumes window by window.
 WHOLE_VOXELS = 128**3
@@ -42,7 +52,10 @@ class ExplainOptions:
     smoothgrad_copies: of SmoothGrad.
     smoothgrad_sigma: of its noise, as a share of the HU window.
     seed: of its noise.
-    batch: images at a time in the references.
+    batch: images at a time in the references, and channels at a time in
+      Score-CAM and Ablation-CAM.
+    signed: keep what speaks against the score in the maps of methods that see
+      the model from outside, which are then no longer at least 0.
   """
 
   methods: tuple[str, ...] = ("gradcam",)
@@ -57,6 +70,7 @@ class ExplainOptions:
   smoothgrad_sigma: float = 0.1
   seed: int = 0
   batch: int = 1
+  signed: bool = False
 
 
 class Explainer:
@@ -96,6 +110,18 @@ class Explainer:
       if not self.is_segmenter or self._ndim == 2:
         raise UserError("windows are for 3D segmenters; leave --patch out")
       self._make_windows(options.patch)
+
+  def of(self, variables: Mapping[str, Any]) -> "Explainer":
+    """Returns one of the same network with other variables; nothing compiles.
+
+    Args:
+      variables: of the model, such as those of `checks.randomise`.
+    """
+    other = copy.copy(self)
+    other.model = types.SimpleNamespace(
+      config=self.model.config, variables=variables
+    )
+    return other
 
   def cells(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Returns the cells of every map of a volume [D, H, W]."""
@@ -149,7 +175,11 @@ class Explainer:
         for layer in self.strides
       ]
     for method in self.options.methods:
-      if method in REFERENCES:
+      if method in channels.METHODS:
+        maps += self._by_channels(method, image, target, region)
+      elif method == "guided_gradcam":
+        maps += self._guided_gradcam(image, target, region)
+      elif method not in cam.METHODS:
         maps.append(self._refer(method, image, target, region))
     return logits, maps
 
@@ -202,9 +232,9 @@ class Explainer:
     return self._make_windows(size)
 
   def _make_windows(self, size) -> cam_windows.WindowExplainer:
-    if references := [m for m in self.options.methods if m in REFERENCES]:
+    if others := [m for m in self.options.methods if m not in cam.METHODS]:
       raise UserError(
-        f"{', '.join(references)}: takes whole volumes, and this segmenter"
+        f"{', '.join(others)}: takes whole volumes, and this segmenter"
         " takes windows; leave it out of --method"
       )
     if "windows" not in self._compiled:
@@ -260,7 +290,8 @@ class Explainer:
     if method == "occlusion":
       strides = self.occlusion_step(shape)
       box = self.occlusion_box(shape)
-    score = cam.make_score(self._network, score=options.score)
+    wrap = {"wrap": guided.guided} if method in guided.METHODS else {}
+    score = cam.make_score(self._network, score=options.score, **wrap)
 
     def make():
       def run(variables, x, target, region):
@@ -275,6 +306,10 @@ class Explainer:
           return attribution.occlusion(
             score_fn, x, step=strides, box=box, batch=options.batch
           )
+        if method == "gradient_x_input":
+          return attribution.gradient_x_input(score_fn, x)
+        if method == "guided_backprop":
+          return attribution.gradient(score_fn, x)
         if method == "integrated_gradients":
           return attribution.integrated_gradients(
             score_fn, x, steps=options.ig_steps, batch=options.batch
@@ -301,8 +336,64 @@ class Explainer:
       region,
     )
     inside = tuple(map(slice, cam.cells(shape, strides)))
-    found = np.maximum(np.asarray(found), 0)[inside]
+    found = np.asarray(found)[inside]
+    if not options.signed:
+      found = np.maximum(found, 0)
     return HeatMap(method, INPUT, found, strides)
+
+  def _by_channels(self, method, image, target, region) -> list[HeatMap]:
+    """Explains by a method that passes forward for every channel."""
+    run = self._jit(
+      method,
+      lambda: channels.make_channel_maps(
+        self._network,
+        method,
+        layers=tuple(self.strides),
+        score=self.options.score,
+        batch=self.options.batch,
+      ),
+    )
+    if region is not None:
+      region = jnp.asarray(self._padded(region.astype(np.float32)))
+    padded = jnp.asarray(self._padded(image))[..., None]
+    found = run(self.model.variables, padded, target, region)
+    cells = self.cells(image.shape)
+    return [
+      HeatMap(
+        method,
+        layer,
+        np.asarray(found[layer])[tuple(map(slice, cells[layer]))],
+        self.strides[layer],
+      )
+      for layer in self.strides
+    ]
+
+  def _guided_gradcam(self, image, target, region) -> list[HeatMap]:
+    """Multiplies guided backpropagation with the Grad-CAM of each layer.
+
+    Selvaraju et al. 2017, arXiv 1610.02391, section 3.2. It fails the sanity
+    check as guided backpropagation does, see `guided`.
+    """
+    fine = self._refer("guided_backprop", image, target, region).cells
+    fine = np.maximum(fine, 0)
+    run = self._jit(
+      "gradcam of guided_gradcam",
+      lambda: cam.make_explain(
+        self._network, layers=tuple(self.strides), score=self.options.score
+      ),
+    )
+    if region is not None:
+      region = self._padded(region.astype(np.float32))[None]
+    _, maps = run(
+      self.model.variables, self._padded(image)[None, ..., None], target, region
+    )
+    found = []
+    for layer, cells in self.cells(image.shape).items():
+      coarse = np.asarray(maps["gradcam"][layer])[0][tuple(map(slice, cells))]
+      heat = HeatMap("gradcam", layer, coarse, self.strides[layer])
+      product = fine * on_model_grid(heat, image.shape)
+      found.append(HeatMap("guided_gradcam", layer, product, (1, 1, 1)))
+    return found
 
   def occlusion_step(self, shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the voxels from box to box in a volume of this shape."""
@@ -324,6 +415,7 @@ class Explainer:
         "box": self.occlusion_box(shape),
       },
       "integrated_gradients": {"steps": options.ig_steps, "baseline": 0.0},
+      **{name: {"batch": options.batch} for name in channels.METHODS},
       "smoothgrad": {
         "copies": options.smoothgrad_copies,
         "sigma": options.smoothgrad_sigma,

@@ -9,7 +9,7 @@ import numpy as np
 from cadjax.classification import scan as classification_scan
 from cadjax.classification.classifier import Classifier
 from cadjax.data import scans
-from cadjax.explanation import targets
+from cadjax.explanation import guided, targets
 from cadjax.explanation.explainer import Explainer, ExplainOptions
 from cadjax.explanation.heat_maps import HeatMap
 from cadjax.metrics import calibration
@@ -82,6 +82,8 @@ class ExplainedScan:
         f"There is no evidence for the target in {', '.join(zero)}: these maps"
         " are zero everywhere."
       )
+    if any(each.method in guided.METHODS for each in self.maps):
+      found.append(guided.WARNING)
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cadjax.link import cad_rads
 from cadjax.link.evidence import Share
 from cadjax.vessels.tree import VesselTree
 
@@ -38,10 +39,7 @@ def disagreements(
   """
   sentences = []
   called = probability >= threshold
-  call = (
-    f"the classifier's probability of CAD, {probability:.2f}, is"
-    f" {'at or above' if called else 'below'} its threshold, {threshold:.2f}"
-  )
+  call = _call(probability, threshold)
   if not tree.branches:
     sentences.append(
       "No coronary artery was found by the segmentation: nothing of the"
@@ -59,6 +57,44 @@ def disagreements(
   if plaque_mm3 is not None:
     sentences += _of_plaque(call, called, plaque_mm3)
   return sentences
+
+
+def of_grade(
+  grade: cad_rads.CadRads, *, probability: float, threshold: float
+) -> list[str]:
+  """Says where the classifier's call and the scan's grade disagree, and why.
+
+  A call of normal disagrees with an obstructive stenosis, 3 and above; a call
+  of CAD with 0. A scan that is N has no grade to disagree with.
+
+  Args:
+    grade: of `grading.grade_scan`.
+    probability: of CAD, 0 to 1.
+    threshold: at or above it the classifier calls CAD.
+
+  Returns:
+    one sentence and what may explain it, or [].
+  """
+  called = probability >= threshold
+  call = _call(probability, threshold)
+  if not called and grade.is_obstructive:
+    return [
+      f"{_capital(call)}, but the segmentation is graded {grade.text}:"
+      f" {grade.words}, the worst in {grade.segment}. Either the"
+      " classifier, which sees the whole heart in coarser voxels and was"
+      " trained to tell patients apart and not vessels, missed it; or the mask"
+      " is too thin there, as it is by motion, noise, a stent or blooming"
+      " calcium. Look at that place in the scan first."
+    ]
+  if called and grade.category == "0":
+    return [
+      f"{_capital(call)}, but the segmentation is graded {grade.text}: no"
+      " plaque and no stenosis. Either the segmentation missed plaque, as it"
+      " does most where it is small or soft; or the classifier's evidence is"
+      " not in the coronary arteries. The table of the evidence by structure"
+      " says where it lies."
+    ]
+  return []
 
 
 def unconnected(tree: VesselTree) -> str | None:
@@ -79,6 +115,14 @@ def unconnected(tree: VesselTree) -> str | None:
     f" {sum(hangs)} fragments, hangs on no ostium: the segmentation does not"
     " fit this scan, and neither vessels' names nor located abnormalities are"
     " to be relied on."
+  )
+
+
+def _call(probability: float, threshold: float) -> str:
+  called = probability >= threshold
+  return (
+    f"the classifier's probability of CAD, {probability:.2f}, is"
+    f" {'at or above' if called else 'below'} its threshold, {threshold:.2f}"
   )
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from cadjax.core import lookup
-from cadjax.link import candidates
+from cadjax.link import cad_rads, candidates, high_risk
 from cadjax.link.candidates import Candidate
-from cadjax.vessels import stenosis
-from cadjax.vessels.tree import STEP_MM, VesselTree
+from cadjax.vessels import segments, stenosis
+from cadjax.vessels.tree import STEP_MM, VesselTree, voxel_mm
 
 MODES = ("map", "vessel_map", "plaque", "combined")
 SOURCES = ("plaque", "narrowing", "heat")
@@ -30,9 +30,8 @@ RANKED_BY = {
   "plaque": "plaque volume in mm3",
   "combined": "grade of the stenosis, then plaque volume, then heat's lift",
 }
-# Shares of the diameter at which a grade begins: those of CAD-RADS 2.0 (Cury
-# et al., J. Cardiovasc. Comput. Tomogr. 16 (2022) 536-557), 2 to 5.
-GRADES = (0.25, 0.5, 0.7, 1.0)
+# Plaque that leaves no lumen in a mask leaves less than this share of it.
+_FILLED = 0.99
 # Plaque in mm3, and a lift, that take half of the room within a grade.
 _HALF_MM3 = 100.0
 _HALF_LIFT = 10.0
@@ -41,6 +40,8 @@ _HALF_LIFT = 10.0
 # widened vessel may hide it; plaque fills the whole calibre; nothing to
 # measure it against.
 STENOSIS_STATES = ("measured", "merged", "filled", "unmeasured")
+# What a stenosis rests on that was measured.
+MEASURED = "from the mask's lumen against a taper fitted to the branch"
 # The radius is not to be trusted nearer to where it begins or ends.
 _EDGE_MM = 2.5
 # Of a plaque's voxels; what is less does not make it mixed.
@@ -72,7 +73,7 @@ class FindingOptions:
   least_plaque_mm3: float = 2.0
   plaque_gap_mm: float = 3.0
   least_stenosis: float = 0.3
-  least_voxels: float = 2.0
+  least_voxels: float = 1.2
   most: int = 20
 
 
@@ -84,6 +85,7 @@ class Finding:
     position_mm: LPS (x, y, z); on the centreline where it is on a vessel.
     index: the nearest voxel (d, h, w).
     vessel: name of the branch; "" on none.
+    segment: of the SCCT, see `segments.segments`; "" for none.
     sureness: of that name.
     from_ostium_mm: along the centreline; NaN where not known.
     extent_mm: way from the ostium at its two ends, NaN likewise; equal for a
@@ -97,6 +99,12 @@ class Finding:
     plaque_mm3: its volume.
     plaque_hu: its mean; NaN without plaque or image.
     calibre_mm: mean diameter of the vessel over the extent; NaN off vessels.
+    reference_mm: diameter that the vessel would have at its narrowest place;
+      NaN where not known.
+    lumen_mm2: least area of the lumen; NaN where not measured.
+    remodelling: largest diameter of vessel and plaque over the reference; NaN
+      where not measured.
+    high_risk: features of a plaque of high risk, of `high_risk.FEATURES`.
     stenosis: share of the diameter lost, 0 to 1; None where not measured.
     stenosis_state: one of `STENOSIS_STATES`.
     stenosis_note: why not, or on what it rests, in words.
@@ -109,6 +117,7 @@ class Finding:
   position_mm: tuple[float, float, float]
   index: tuple[int, int, int]
   vessel: str
+  segment: str
   sureness: str
   from_ostium_mm: float
   extent_mm: tuple[float, float]
@@ -120,6 +129,10 @@ class Finding:
   plaque_mm3: float
   plaque_hu: float
   calibre_mm: float
+  reference_mm: float
+  lumen_mm2: float
+  remodelling: float
+  high_risk: tuple[str, ...]
   stenosis: float | None
   stenosis_state: str
   stenosis_note: str
@@ -262,6 +275,7 @@ class _Measure:
     self.tree, self.calibres, self.hu = tree, calibres, hu
     self.heat, self.mode, self.options = heat, mode, options
     self.plaques = {k: np.asarray(v) > 0 for k, v in plaques.items()}
+    self.segments = segments.segments(tree)
     if heat is not None:
       self.total = float(np.nansum(heat, dtype=np.float64))
       self.covered = int(np.isfinite(heat).sum())
@@ -274,7 +288,7 @@ class _Measure:
     index = np.clip(index, 0, np.array(tree.shape) - 1)
     evidence, lift = self._evidence(place.position_mm)
     kind, volume, plaque_hu = self._plaque(place.voxels)
-    lost, state, note = self._stenosis(place, kind)
+    narrowest = self._narrowest(place, kind)
     branch = tree.branches[place.branch] if place.branch >= 0 else None
     span = slice(place.first, place.last + 1)
     at = np.nan
@@ -282,10 +296,12 @@ class _Measure:
       nearest = np.linalg.norm(branch.points_mm - place.position_mm, axis=1)
       at = float(branch.distance_mm[nearest.argmin()])
     unique = [s for s in SOURCES if s in place.sources]
+    remodelling = self._remodelling(place)
     finding = Finding(
       position_mm=tuple(float(v) for v in place.position_mm),
       index=tuple(int(v) for v in index),
       vessel=branch.name if branch else "",
+      segment=self._segment(place, narrowest.place),
       sureness=branch.sureness if branch else "none",
       from_ostium_mm=at,
       extent_mm=(
@@ -300,9 +316,13 @@ class _Measure:
       plaque_mm3=volume,
       plaque_hu=plaque_hu,
       calibre_mm=2 * _mean(branch.radius_mm[span]) if branch else np.nan,
-      stenosis=lost,
-      stenosis_state=state,
-      stenosis_note=note,
+      reference_mm=narrowest.reference_mm,
+      lumen_mm2=narrowest.lumen_mm2,
+      remodelling=remodelling,
+      high_risk=self._high_risk(place.voxels, remodelling),
+      stenosis=narrowest.lost,
+      stenosis_state=narrowest.state,
+      stenosis_note=narrowest.note,
       score=np.nan,
       ranked_by=RANKED_BY[self.mode],
       # A peak near a vessel stays where it is.
@@ -312,7 +332,8 @@ class _Measure:
         else np.asarray(place.position_mm, float)[None]
       ),
     )
-    return dataclasses.replace(finding, score=score(finding, self.mode))
+    rank = score(finding, self.mode, voxel_mm(tree.affine))
+    return dataclasses.replace(finding, score=rank)
 
   def _on_vessel(self, place: Candidate) -> Candidate:
     """Tells on which vessel a peak of the map lies, if on any."""
@@ -354,13 +375,49 @@ class _Measure:
     kind = kinds[0] if len(kinds) == 1 else "mixed"
     return kind, float(volume), hu
 
-  def _stenosis(self, place, kind: str) -> tuple[float | None, str, str]:
+  def _segment(self, place: Candidate, narrowest: int) -> str:
+    """Returns the SCCT segment at the narrowest place, or in the middle."""
     if place.branch < 0:
-      return None, "unmeasured", "not on a vessel"
+      return ""
+    if narrowest < 0:
+      narrowest = (place.first + place.last) // 2
+    return str(self.segments[place.branch][narrowest])
+
+  def _remodelling(self, place: Candidate) -> float:
+    """Returns the largest diameter with plaque over the reference."""
+    if place.branch < 0 or place.voxels is None:
+      return np.nan
+    one = self.calibres[place.branch]
+    extent = slice(place.first, place.last + 1)
+    share = one.outer_mm[extent] / one.reference_mm[extent]
+    share = share[one.resolved[extent] & np.isfinite(share)]
+    return float(share.max()) if len(share) else np.nan
+
+  def _high_risk(self, voxels, remodelling: float) -> tuple[str, ...]:
+    if voxels is None or not self.plaques:
+      return ()
+    low, high = voxels.min(0), voxels.max(0) + 1
+    mine = np.zeros(high - low, bool)
+    mine[tuple((voxels - low).T)] = True
+    box = tuple(map(slice, low, high))
+    parts = {kind: mine & mask[box] for kind, mask in self.plaques.items()}
+    nothing = np.zeros_like(mine)
+    return high_risk.features(
+      parts.get("unstable", nothing),
+      parts.get("stable", nothing),
+      None if self.hu is None else self.hu[box],
+      tuple(np.linalg.norm(self.tree.affine[:3, :3], axis=0)),
+      remodelling,
+    )
+
+  def _narrowest(self, place: Candidate, kind: str) -> "_Narrowest":
+    """Measures the lumen where it is narrowest, or says why not."""
+    if place.branch < 0:
+      return _Narrowest("unmeasured", "not on a vessel")
     one = self.calibres[place.branch]
     if not np.isfinite(one.reference_mm).any():
       note = "the vessel is too short for a reference calibre"
-      return None, "unmeasured", note
+      return _Narrowest("unmeasured", note)
     # A peak of the map has no extent: what it rests on may lie around it.
     peak = place.first == place.last
     reach = int(round(self.options.around_mm / STEP_MM)) if peak else 0
@@ -373,31 +430,49 @@ class _Measure:
       at = low + np.flatnonzero(one.inner(_EDGE_MM)[extent])
       if not len(at):
         note = "too near to an end of the vessel or to a gap in the mask"
-        return None, "unmeasured", note
+        return _Narrowest("unmeasured", note)
       worst = at[one.stenosis[at].argmax()]
+    known = {
+      "place": int(worst), "reference_mm": 2 * float(one.reference_mm[worst])
+    }  # fmt: skip
+    if not place.narrowings:
       if not one.resolved[worst]:
         least = self.options.least_voxels
         note = f"the reference radius is below {least:g} voxels"
-        return None, "unmeasured", note
+        return _Narrowest("unmeasured", note, **known)
       if one.filled[worst]:
-        return None, "filled", f"{filler} fills the calibre"
-    lost = float(np.clip(one.stenosis[worst], 0, 1))
+        return _Narrowest("filled", f"{filler} fills the calibre", **known)
+    known["lost"] = float(np.clip(one.stenosis[worst], 0, 1))
+    known["lumen_mm2"] = float(np.pi * one.radius_mm[worst] ** 2)
     if not self.plaques:
       note = (
         "a taper fitted to the branch and a mask of plaque and lumen as one"
       )
-      return lost, "merged", f"from {note}"
-    note = "from the mask's lumen against a taper fitted to the branch"
+      return _Narrowest("merged", f"from {note}", **known)
+    note = MEASURED
     if one.filled[extent].any():
       note += f"; {filler} fills the calibre beside it, where more may be lost"
-    return lost, "measured", note
+    return _Narrowest("measured", note, **known)
 
 
-def score(finding: Finding, mode: str) -> float:
+@dataclasses.dataclass(frozen=True)
+class _Narrowest:
+  """Where the lumen of a finding is narrowest; see `Finding`."""
+
+  state: str
+  note: str
+  place: int = -1
+  lost: float | None = None
+  reference_mm: float = float("nan")
+  lumen_mm2: float = float("nan")
+
+
+def score(finding: Finding, mode: str, voxel: float) -> float:
   """Returns what a mode ranks a finding by; see `RANKED_BY`.
 
   "combined" ranks as a reader grades a patient, by the worst narrowing: the
-  grade of the stenosis first, 2 to 5 from 25, 50, 70 and 100 % on (`GRADES`);
+  grade of the stenosis first, 2 to 5 from 25, 50, 70 and 100 % on
+  (`cad_rads.GRADES`);
   1 for plaque with less, or where the loss is not measurable; 0 for neither.
   Within a grade, findings with plaque come first, the largest volume before
   the others; then those without, by the lift of the heat map. The score is
@@ -406,12 +481,14 @@ def score(finding: Finding, mode: str) -> float:
   Args:
     finding: its stenosis, plaque_mm3, lift and heat are used.
     mode: one of `MODES`.
+    voxel: see `lost_share`, whose share is graded.
   """
   if mode in ("map", "vessel_map"):
     return finding.heat
   if mode == "plaque":
     return finding.plaque_mm3
-  grade = int(np.searchsorted(GRADES, finding.stenosis or 0.0, side="right"))
+  lost = lost_share(finding, voxel) or 0.0
+  grade = int(np.searchsorted(cad_rads.GRADES, lost, side="right"))
   volume = finding.plaque_mm3
   if grade:
     grade += 1
@@ -421,6 +498,27 @@ def score(finding: Finding, mode: str) -> float:
     return grade + 0.5 + 0.5 * volume / (volume + _HALF_MM3)
   lift = 0.0 if np.isnan(finding.lift) else finding.lift
   return grade + 0.5 * lift / (lift + _HALF_LIFT)
+
+
+def lost_share(finding: Finding, voxel: float) -> float | None:
+  """Returns the share of the diameter lost that a finding is graded by.
+
+  Where plaque without calcium fills the calibre, the lumen is narrower than a
+  voxel and the stenosis at least severe; where calcium does, it blooms and
+  nothing is known.
+
+  Args:
+    finding: of `find_abnormalities`.
+    voxel: edge of the voxels in mm, which is the most that is left of a lumen
+      that soft plaque fills.
+
+  Returns:
+    0 to 1; None where not known.
+  """
+  if finding.stenosis_state == "filled" and finding.plaque == "unstable":
+    left = voxel / finding.reference_mm
+    return float(np.clip(1 - left, cad_rads.SEVERE, _FILLED))
+  return finding.stenosis
 
 
 def _mean(values: np.ndarray) -> float:

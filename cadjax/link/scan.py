@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from cadjax.calcium.stored import StoredScore
 from cadjax.classification import scan as classification_scan
 from cadjax.classification.classifier import Classifier, load_classifier
 from cadjax.classification.scan import ClassifiedScan, classify_scan
@@ -13,7 +14,14 @@ from cadjax.core import lookup
 from cadjax.data import scans
 from cadjax.explanation import cam, heat_maps
 from cadjax.explanation.explainer import Explainer, ExplainOptions
-from cadjax.link import agreement, decision, findings, join
+from cadjax.link import (
+  agreement,
+  cad_rads,
+  decision,
+  findings,
+  grading,
+  join,
+)
 from cadjax.segmentation.scan import (
   SegmentedScan,
   find_chest,
@@ -73,6 +81,8 @@ class LinkedScan:
     linked: both joined, on the segmenter's grid.
     method: of the heat maps.
     combined: the decision of both together; None without a fitted one.
+    calcium: the score of a scan of the same patient without contrast; None
+      without one.
   """
 
   classified: ClassifiedScan
@@ -81,6 +91,40 @@ class LinkedScan:
   linked: join.Linked
   method: str
   combined: decision.Combined | None = None
+  calcium: StoredScore | None = None
+
+  @functools.cached_property
+  def grade(self) -> cad_rads.CadRads:
+    """CAD-RADS 2.0 of what the segmentation shows."""
+    return grading.grade_scan(
+      self.linked.structures.tree,
+      self.linked.findings,
+      skipped=self.segmented.not_looked_for,
+      plaques=self.linked.structures.plaques is not None,
+      agatston=self.calcium.agatston if self.calcium else None,
+    )
+
+  @functools.cached_property
+  def segments(self) -> list[cad_rads.SegmentReading]:
+    """What is known of each coronary segment; [] where none was looked for."""
+    if self.segmented.skipped is not None:
+      return []
+    return grading.read_segments(
+      self.linked.structures.tree, self.linked.findings
+    )
+
+  @property
+  def statements(self) -> list[str]:
+    """Where classifier and segmentation disagree, in sentences."""
+    prediction = self.classified.prediction
+    return [
+      *self.linked.statements,
+      *agreement.of_grade(
+        self.grade,
+        probability=prediction.probability,
+        threshold=prediction.threshold,
+      ),
+    ]
 
   @property
   def warnings(self) -> list[str]:
@@ -108,7 +152,7 @@ def load_pair(
     segmenter: the same; by default the one named coronary.
     wide: the segmenter of the chest that finds the heart, or "none"; by
       default the one named wide if one of the others comes with cadjax, too.
-    method: of the heat maps: gradcam, hirescam, xrescam, layercam, gradcam++.
+    method: of the heat maps, a key of `cam.METHODS`.
     layer: whose map the findings rest on; `LAYER` if left out.
     decision_file: link.json of `cadjax link` on these two, for one probability
       of both.
@@ -141,6 +185,7 @@ def link_scan(
   scan: scans.Scan,
   *,
   options: findings.FindingOptions | None = None,
+  calcium: StoredScore | None = None,
 ) -> LinkedScan:
   """Reads one scan with both models and joins what they find.
 
@@ -148,12 +193,14 @@ def link_scan(
     pair: of `load_pair`.
     scan: of `scans.read_scan`.
     options: of `findings.find_abnormalities`.
+    calcium: of `calcium.stored.read`, of the same patient: it then says the
+      plaque burden.
 
   Returns:
-    `classified` and `segmented`: what each model found; `maps`: by layer,
-    float32 [D, H, W] in [0, 1] on the classifier's grid; `linked.findings`:
-    located abnormalities with position in mm (LPS), vessel, plaque in mm3 and
-    stenosis in [0, 1], the most abnormal first.
+    `grade`: CAD-RADS 2.0; `classified` and `segmented`: what each model
+    found; `maps`: by layer, float32 [D, H, W] in [0, 1] on the classifier's
+    grid; `linked.findings`: located abnormalities with position in mm (LPS),
+    vessel, plaque in mm3 and stenosis in [0, 1], the most abnormal first.
 
   Raises:
     UserError: the scan cannot be laid on a model's grid, or memory is short.
@@ -192,4 +239,6 @@ def link_scan(
     combined = pair.combination.decide(
       decision.features(structures, prediction.uncalibrated_probability)
     )
-  return LinkedScan(classified, segmented, maps, linked, pair.method, combined)
+  return LinkedScan(
+    classified, segmented, maps, linked, pair.method, combined, calcium
+  )

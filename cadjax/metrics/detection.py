@@ -225,14 +225,50 @@ def froc_difference(
     draws: number of resamples, the same patients of both.
     seed: of numpy's generator.
   """
+  value, drawn, n = _paired(a, b, draws, seed)
+  return _difference(value.mean(), drawn.mean(1), n)
+
+
+def froc_differences(
+  a: Sequence[ScanFindings],
+  b: Sequence[ScanFindings],
+  *,
+  draws: int = 2000,
+  seed: int = 0,
+) -> dict[float, Difference]:
+  """Returns the paired difference, a less b, of sensitivity at every rate.
+
+  Args:
+    a: scans.
+    b: the same scans in the same order, read in another way.
+    draws: number of resamples, the same patients of both.
+    seed: of numpy's generator.
+
+  Returns:
+    by rate of `RATES`; as `froc_difference`, not adjusted for their number.
+  """
+  values, drawn, n = _paired(a, b, draws, seed)
+  return {
+    rate: _difference(value, some, n)
+    for rate, value, some in zip(RATES, values, drawn.T, strict=True)
+  }
+
+
+def _paired(
+  a: Sequence[ScanFindings], b: Sequence[ScanFindings], draws: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Differences at `RATES`, [rates] and [draws, rates], and sick patients."""
   one, other = _Curve(a), _Curve(b)
   weights = one.weights(draws, seed)
   whole = np.ones((1, len(one.patients)))
   value, drawn = (
-    one.sensitivities(w).mean(1) - other.sensitivities(w).mean(1)
-    for w in (whole, weights)
+    one.sensitivities(w) - other.sensitivities(w) for w in (whole, weights)
   )
-  found = _bounds(float(value[0]), drawn, one.n_sick)
+  return value[0], drawn, one.n_sick
+
+
+def _difference(value: float, drawn: np.ndarray, n: int) -> Difference:
+  found = _bounds(float(value), drawn, n)
   return Difference(found.value, found.low, found.high)
 
 

@@ -2,7 +2,8 @@
 
   lesions.nii.gz   numbers of the lesions, on contiguous 3 mm slices
   planes.png       the lesions with the highest scores, outlined
-  calcium.json     schema "cadjax.calcium/1" (null where not known)
+  calcium.json     schema "cadjax.calcium/1" (schemas/calcium.json; null where
+                   not known)
 
 calcium.json holds schema, notice, warnings, case, created, input and software
 as in `pages.envelope`, and
@@ -27,12 +28,13 @@ from typing import Any
 import numpy as np
 
 from cadjax.calcium import score as calcium
+from cadjax.calcium import stored
 from cadjax.calcium.scan import CalciumScan
 from cadjax.core import files
 from cadjax.report import pages, planes
 from data_prep.volume import write_nifti
 
-SCHEMA = "cadjax.calcium/1"
+SCHEMA = stored.SCHEMA
 KIND = files.ResultFolder("calcium.json", "cadjax.calcium/")
 FILES = {
   "result": "calcium.json",

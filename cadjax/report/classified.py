@@ -1,11 +1,12 @@
 """A scored scan as files: JSON, NIfTI, a picture and a page.
 
-result.json, schema "cadjax.case/1" (null where undefined or not known), holds
-the keys of `pages.envelope` and
+result.json, schema "cadjax.case/2" (schemas/case.json; null where undefined or
+not known), holds the keys of `pages.envelope` and
 
   prediction      see `classification.scan.Prediction`
   slices          null for a 3D model; else see `classification.scan.Slices`
   classifier      which model it was, see `workdir.ModelCard`
+  diagnosis       null without a segmenter; else see `report.diagnosis`
   files           the names of the files beside it
 """
 
@@ -21,7 +22,7 @@ from cadjax.report import pages, planes
 from cadjax.report.pages import UNDEFINED, data_url, picture, templates
 from data_prep.volume import write_nifti
 
-SCHEMA = "cadjax.case/1"
+SCHEMA = "cadjax.case/2"
 KIND = files.ResultFolder("result.json", "cadjax.case/")
 FILES = {
   "result": "result.json",
@@ -39,6 +40,7 @@ def to_json(result: ClassifiedScan) -> dict[str, Any]:
       "prediction": dataclasses.asdict(result.prediction),
       "slices": dataclasses.asdict(result.slices) if result.slices else None,
       "classifier": dataclasses.asdict(result.reading.model),
+      "diagnosis": None,
       "files": FILES,
     }
   )
@@ -83,6 +85,8 @@ def render_page(
     f"{100 * p:.1f} %" if p == p else UNDEFINED
   )
   environment.filters["fixed"] = lambda x: f"{x:.2f}" if x == x else UNDEFINED
+  # A number stays with its unit.
+  environment.filters["unbroken"] = lambda text: text.replace(" %", "\xa0%")
   environment.filters["sizes"] = lambda values, form="%g": " × ".join(
     form % value for value in values
   )

@@ -12,7 +12,7 @@ from typing import Any
 
 from cadjax.core import files
 from cadjax.metrics.intervals import Interval
-from cadjax.report import classified, linked, pages
+from cadjax.report import classified, linked, pages, tables
 from data_prep.errors import UserError
 
 PAGE = "index.html"
@@ -48,6 +48,7 @@ def write(
   rows = files.read_rows(
     folder / f"{result['cases']}.jsonl", ("case_id", "patient_id")
   )
+  explained = _explained(folder, result)
   named = {name: folder / f"{name}.png" for name in PICTURES}
   text = (
     pages.templates()
@@ -61,7 +62,8 @@ def write(
         if classifies and path.exists()
       },
       worst=_embedded(folder / WORST),
-      lift=_embedded(folder / LIFT) if _explained(folder, result) else None,
+      lift=_embedded(folder / LIFT) if explained else None,
+      maps=tables.page_tables(explained or {}),
       failures=failures(rows, result["threshold"]) if classifies else (),
       most=MOST_FAILURES,
       rows=case_lines(rows) if classifies else segmented_lines(rows),
@@ -170,10 +172,15 @@ def _pages(
   return found
 
 
-def _explained(folder: pathlib.Path, result: Mapping[str, Any]) -> bool:
-  """Whether the maps measured there are those of this checkpoint."""
+def _explained(
+  folder: pathlib.Path, result: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """Returns what was measured of the maps, if of this checkpoint."""
   path = folder / LIFT.parent / "metrics.json"
-  return path.exists() and files.read_json(path)["step"] == result["step"]
+  if not path.exists():
+    return None
+  found = files.read_json(path)
+  return found if found["step"] == result["step"] else None
 
 
 def _embedded(path: pathlib.Path) -> str | None:

@@ -293,6 +293,57 @@ def froc_figure(
   return figure
 
 
+def agreement_figure(
+  measured: np.ndarray,
+  truth: np.ndarray,
+  *,
+  unit: str,
+  title: str = "",
+  footer: str = "",
+) -> Figure:
+  """Draws differences against means, after Bland and Altman.
+
+  Args:
+    measured: [n].
+    truth: [n], in the same unit.
+    unit: what is measured and in what, for the axes.
+    title: of the axes.
+    footer: small print.
+  """
+  figure = Figure(figsize=(6.4, 4.6), dpi=150, layout="constrained")
+  axes = figure.subplots()
+  difference = measured - truth
+  axes.plot(
+    (measured + truth) / 2, difference, "o", ms=4, mfc="none", color=COLORS[0]
+  )
+  axes.axhline(0, color=GREY, lw=0.8)
+  if len(difference) > 1:
+    bias, spread = difference.mean(), 1.96 * difference.std(ddof=1)
+    for value, style, text in (
+      (bias, "-", f"bias {bias:+.1f}"),
+      (bias + spread, "--", f"{bias + spread:+.1f}"),
+      (bias - spread, "--", f"{bias - spread:+.1f}"),
+    ):
+      axes.axhline(value, color=COLORS[1], ls=style, lw=1.4)
+      axes.annotate(
+        text,
+        (1, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=COLORS[1],
+      )
+  axes.set_xlabel(f"Mean of measured and true {unit}")
+  axes.set_ylabel("Measured less true")
+  axes.set_title(title, fontsize=10)
+  axes.grid(color="#e5e5e5", lw=0.6)
+  _plain(axes)
+  _small_print(figure, footer)
+  return figure
+
+
 def save(figure: Figure, path: pathlib.Path) -> None:
   """Writes a PNG to a temporary name and renames it."""
   temporary = path.with_name(path.name + ".tmp")

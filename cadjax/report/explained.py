@@ -1,7 +1,7 @@
 """An explained scan as files: JSON, a map and sheets of pictures.
 
-explain.json, schema "cadjax.explain/1" (null where undefined or not known),
-holds the keys of `pages.envelope` and
+explain.json, schema "cadjax.explain/1" (schemas/explain.json; null where
+undefined or not known), holds the keys of `pages.envelope` and
 
   target          class (its number), name, origin, score and value, see
                   `explanation.scan.Target`

@@ -1,6 +1,7 @@
 """The report of a linked case: result.json, masks, maps and report.html.
 
-result.json is that of `cadjax.report.classified` with three objects more:
+result.json is that of `cadjax.report.classified` with the object "diagnosis" of
+`cadjax.report.diagnosis`, and three objects more:
 
   segmentation    summary, classes, skipped, segmenter, wide and settings, as
                   in segments.json of `cadjax.segment`
@@ -11,11 +12,9 @@ result.json is that of `cadjax.report.classified` with three objects more:
                   structure:
                   energy, volume, lift, volume_ml; `near` with every structure
                   grown by near_mm); findings, the most abnormal first:
-                  position_mm (LPS), index and scan_index (d, h, w of the
-                  segmenter's and of the scanner's grid), vessel, sureness,
-                  from_ostium_mm, extent_mm, sources, evidence, lift, heat,
-                  plaque, plaque_mm3, plaque_hu, calibre_mm, stenosis,
-                  stenosis_state, stenosis_note, score, ranked_by
+                  scan_index (d, h, w of the scanner's grid) and the fields of
+                  `link.findings.Finding`, of which index is of the segmenter's
+                  grid
   combined        null without --decision; else of `link.decision`: label,
                   probability, features, coefficients (per unit of each
                   feature), intercept (log odds), threshold,
@@ -33,23 +32,23 @@ import numpy as np
 
 from cadjax.core import files
 from cadjax.explanation import heat_maps
-from cadjax.link import decision, evidence, join
+from cadjax.link import cad_rads, decision, evidence, findings, join
 from cadjax.link.findings import Finding
 from cadjax.link.scan import LinkedScan
 from cadjax.report import (
   classified,
+  diagnosis,
+  linked_pictures,
+  one_page,
   pages,
   planes,
+  segment_diagram,
   segmented,
-  tree_figure,
-  vessel_figure,
   viewer,
 )
-from data_prep.volume import Volume, write_nifti
+from cadjax.report.linked_pictures import MOST_SHOWN
+from data_prep.volume import write_nifti
 
-MOST_SHOWN = 8
-MAIN_VESSELS = ("LM", "LAD", "LCx", "RCA")
-THUMBNAIL_MM = 24.0
 # From here on a number would claim more than the mask can support.
 NO_LUMEN = 0.95
 # A smaller share of the heat map is lost to the borders of voxels.
@@ -61,16 +60,23 @@ FILES = classified.FILES | {
   "tree": "tree.png",
   "layers": "layers.png",
 }
+PDF = "report.pdf"
 
 
-def file_names(result: LinkedScan) -> dict[str, str]:
+def file_names(result: LinkedScan, *, pdf: bool = False) -> dict[str, str]:
   """Returns the names of all the files of a linked case."""
+  page = {"pdf": PDF} if pdf else {}
   heats = {f"heat_{name}": f"heat_{name}.nii.gz" for name in result.maps}
-  return FILES | heats
+  return FILES | page | heats
 
 
-def to_json(result: LinkedScan) -> dict[str, Any]:
-  """Returns the contents of result.json: strict JSON, NaN as None."""
+def to_json(result: LinkedScan, *, pdf: bool = False) -> dict[str, Any]:
+  """Returns the contents of result.json: strict JSON, NaN as None.
+
+  Args:
+    result: of `scan.link_scan`.
+    pdf: whether the page to print is among the files.
+  """
   linked, tree = result.linked, result.linked.structures.tree
   segments = segmented.to_json(result.segmented)
   document = classified.to_json(result.classified) | {
@@ -83,7 +89,7 @@ def to_json(result: LinkedScan) -> dict[str, Any]:
       "layer": linked.layer,
       "near_mm": join.NEAR_MM,
       "outside": linked.outside,
-      "statements": linked.statements,
+      "statements": result.statements,
       "volumes_ml": linked.structures.volumes_ml,
       "vessels": {
         "branches": [
@@ -104,7 +110,8 @@ def to_json(result: LinkedScan) -> dict[str, Any]:
       ],
     },
     "combined": result.combined.to_dict() if result.combined else None,
-    "files": file_names(result),
+    "diagnosis": diagnosis.to_json(result),
+    "files": file_names(result, pdf=pdf),
   }
   document["warnings"] = result.warnings
   return files.strict(document)
@@ -130,6 +137,8 @@ def summary(result: LinkedScan) -> list[str]:
     f" {'CAD' if p.label == 'cad' else 'normal'}: probability"
     f" {p.probability:.2f}, threshold {p.threshold:.2f}.",
     result.segmented.summary,
+    f"The segmentation is graded {result.grade.text}: {result.grade.words}.",
+    *(f"Why N: {doubt}" for doubt in result.grade.doubts),
   ]
   if both := result.combined:
     sentences.append(
@@ -168,118 +177,12 @@ def describe(finding: Finding) -> str:
   elif finding.stenosis_state == "merged":
     text += ", stenosis not measurable by a mask of plaque and lumen as one"
   elif finding.stenosis is not None:
-    text += f", estimated {100 * finding.stenosis:.0f} % of the diameter lost"
+    text += (
+      f", estimated {cad_rads.percent(finding.stenosis)} % of the diameter lost"
+    )
   elif finding.stenosis_state == "filled":
     text += f", stenosis not measurable: {finding.stenosis_note}"
   return text
-
-
-# --- Pictures ---------------------------------------------------------------
-def _outlines(result: LinkedScan) -> list[tuple[np.ndarray, str]]:
-  structures = result.linked.structures
-  return [
-    (structures.labels == number, segmented.COLORS[name][0])
-    for number, name in enumerate(structures.names)
-    if number
-  ]
-
-
-def _heat(result: LinkedScan, layer: str | None = None) -> np.ndarray:
-  return np.nan_to_num(result.linked.heats[layer or result.linked.layer])
-
-
-def _center(result: LinkedScan) -> tuple[float, float, float]:
-  """Returns where the pictures' planes cross: the first finding, if any."""
-  findings = result.linked.findings
-  return (
-    findings[0].position_mm
-    if findings
-    else result.classified.reading.prepared.heart_mm
-  )
-
-
-def overlay_panels(result: LinkedScan) -> list[planes.Panel]:
-  """Returns three planes with the heat map and the outlined masks."""
-  return planes.three_planes(
-    result.linked.structures.volume,
-    _center(result),
-    masks=_outlines(result),
-    heat=_heat(result),
-  )
-
-
-def layers_png(result: LinkedScan) -> bytes:
-  """Returns a sheet with a row of three planes for each layer."""
-  rows = {
-    layer: planes.three_planes(
-      result.linked.structures.volume,
-      _center(result),
-      heat=_heat(result, layer),
-    )
-    for layer in result.maps
-  }
-  return planes.planes_png(
-    rows,
-    f"{result.classified.reading.case}  ·"
-    f"  {result.method}, all layers  ·  patient's right on"
-    " the left  ·  research only",
-    heat_label="evidence, share of each map's maximum",
-  )
-
-
-def thumbnail(result: LinkedScan, finding: Finding) -> bytes:
-  """Returns the axial plane around a finding, with heat and outlines."""
-  volume = result.linked.structures.volume
-  middle = np.array(finding.index)
-  half = np.ceil(THUMBNAIL_MM / np.array(volume.spacing)).astype(int)
-  low = np.maximum(middle - half, 0)
-  high = np.minimum(middle + half + 1, volume.shape)
-  box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-  grid = dataclasses.replace(
-    volume.grid, shape=tuple(high - low), origin=volume.grid.to_mm(low)
-  )
-  panel = planes.cut(
-    Volume(np.ascontiguousarray(volume.hu[box]), grid),
-    "axial",
-    finding.position_mm,
-    masks=[(mask[box], color) for mask, color in _outlines(result)],
-    heat=_heat(result)[box],
-  )
-  return planes.panel_png(panel, longest_px=300)
-
-
-def tree_png(result: LinkedScan) -> bytes:
-  """Returns the coronary tree with the evidence along it."""
-  structures = result.linked.structures
-  return planes.to_png(
-    tree_figure.tree_figure(
-      structures.tree,
-      result.linked.heats[result.linked.layer],
-      result.linked.findings[:MOST_SHOWN],
-      aorta=structures.mask(join.AORTA),
-    )
-  )
-
-
-def vessel_pngs(result: LinkedScan) -> dict[str, bytes]:
-  """Returns the reformations of the main vessels by name."""
-  structures = result.linked.structures
-  scene = vessel_figure.Scene(
-    structures.volume.hu,
-    structures.volume.affine,
-    _heat(result),
-    structures.volume.affine,
-  )
-  pictures = {}
-  for number, branch in enumerate(structures.tree.branches):
-    # The left main is on the way of its daughters.
-    if branch.kind in MAIN_VESSELS and branch.kind != "LM":
-      pictures[branch.name] = planes.to_png(
-        vessel_figure.vessel_figure(
-          structures.tree, number, scene, result.linked.findings[:MOST_SHOWN]
-        )
-      )
-  return pictures
 
 
 # --- The page and the files -------------------------------------------------
@@ -329,27 +232,38 @@ def render_page(
   Args:
     result: of `scan.link_scan`.
     document: of `to_json`.
-    tree: of `tree_png`.
-    layers: of `layers_png`.
+    tree: of `linked_pictures.tree_png`.
+    layers: of `linked_pictures.layers_png`.
   """
   linked = result.linked
   volume = linked.structures.volume
   options = {"window_hu": planes.CTCA_WINDOW_HU}
   colors = [segmented.COLORS[name][0] for name in linked.structures.names[1:]]
-  center = _center(result)
+  center, crossing = linked_pictures.center(result)
   views = {
-    "Heat map": viewer.heat_viewer(volume, _heat(result), center, **options),
+    "Heat map": viewer.heat_viewer(
+      volume, linked_pictures.heat(result), center, **options
+    ),
     "Segmentation": viewer.mask_viewer(
       volume, linked.structures.labels, colors, center, **options
     ),
   }
+  marks = linked_pictures.marks(result)
   return classified.render_page(
     result.classified,
     "linked.html",
     document,
     summary=summary(result),
+    facts=diagnosis.facts(result),
+    rows=diagnosis.rows(result),
+    usual_note=findings.MEASURED,
+    diagram=pages.data_url(segment_diagram.svg(marks), "svg+xml"),
+    diagram_words=segment_diagram.words(marks),
+    crossing=crossing,
     feature_words=decision.FEATURES,
-    overlay=[pages.picture(panel) for panel in overlay_panels(result)],
+    overlay=[
+      pages.picture(panel) for panel in linked_pictures.overlay_panels(result)
+    ],
     legend=[
       (name.replace("_", " "), segmented.COLORS[name][0])
       for name in linked.structures.names[1:]
@@ -360,13 +274,14 @@ def render_page(
     findings=[
       {
         "text": describe(finding),
-        "src": pages.data_url(thumbnail(result, finding)),
+        "src": pages.data_url(linked_pictures.thumbnail(result, finding)),
         **finding.to_dict(),
       }
       for finding in linked.findings[:MOST_SHOWN]
     ],
     vessels={
-      name: pages.data_url(png) for name, png in vessel_pngs(result).items()
+      name: pages.data_url(png)
+      for name, png in linked_pictures.vessel_pngs(result).items()
     },
     layers=pages.data_url(layers),
     # As the text of an attribute.
@@ -375,7 +290,11 @@ def render_page(
 
 
 def write_linked(
-  result: LinkedScan, folder: str | os.PathLike, *, overwrite: bool = False
+  result: LinkedScan,
+  folder: str | os.PathLike,
+  *,
+  overwrite: bool = False,
+  pdf: str | None = None,
 ) -> dict[str, Any]:
   """Writes all the files of a linked case, whole or not at all.
 
@@ -383,6 +302,7 @@ def write_linked(
     result: of `scan.link_scan`.
     folder: is made; refused if it holds anything already.
     overwrite: replace an earlier result there.
+    pdf: paper of a page to print, of `one_page.PAPERS`; None for no such page.
 
   Returns:
     the contents of result.json.
@@ -390,10 +310,11 @@ def write_linked(
   Raises:
     UserError: the folder is in the way or cannot be written.
   """
-  document = to_json(result)
+  document = to_json(result, pdf=pdf is not None)
   names, reading = document["files"], result.classified.reading
   # They are files of their own and on the page.
-  tree, layers = tree_png(result), layers_png(result)
+  tree = linked_pictures.tree_png(result)
+  layers = linked_pictures.layers_png(result)
   page = render_page(result, document, tree=tree, layers=layers)
   with classified.KIND.writing(folder, overwrite=overwrite) as made:
     for key, content in (
@@ -403,6 +324,8 @@ def write_linked(
       ("page", page.encode()),
     ):
       (made / names[key]).write_bytes(content)
+    if pdf is not None:
+      (made / names["pdf"]).write_bytes(one_page.render(result, pdf))
     seen = reading.model_input
     write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
     write_nifti(made / names["segments"], result.segmented.labels, reading.scan)

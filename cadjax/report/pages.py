@@ -104,6 +104,6 @@ def picture(panel: planes.Panel) -> dict[str, str]:
   }
 
 
-def data_url(png: bytes) -> str:
-  """Returns a picture as an address that holds it."""
-  return "data:image/png;base64," + base64.b64encode(png).decode()
+def data_url(picture: bytes, kind: str = "png") -> str:
+  """Returns a picture, a PNG or an "svg+xml", as an address that holds it."""
+  return f"data:image/{kind};base64," + base64.b64encode(picture).decode()

@@ -2,7 +2,8 @@
 
   segments.nii.gz   uint8 classes, with exactly the scan's shape and affine
   planes.png        where most of each class lies, outlined
-  segments.json     schema "cadjax.segments/1" (null where not known)
+  segments.json     schema "cadjax.segments/1" (schemas/segments.json; null
+                    where not known)
 
 segments.json holds the keys of `pages.envelope` and
 

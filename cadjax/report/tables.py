@@ -12,6 +12,32 @@ from cadjax.metrics.intervals import Interval
 from cadjax.report import curves
 
 Table = Sequence[Mapping[str, Any]]
+# Columns of `evaluation.map_measures`, and what is better.
+MEASURES = {
+  "road": "ROAD (high)",
+  "infidelity_scaled": "infidelity (0)",
+  "sensitivity_n": "sensitivity-n (1)",
+  "completeness_error": "completeness error (0)",
+  "max_sensitivity": "max-sensitivity (0)",
+  "relative_input_stability": "input stability (0)",
+  "smooth_mprt_spearman": "sMPRT (0)",
+  "efficient_mprt": "eMPRT (high)",
+  "random_logit_spearman": "random logit (low)",
+}
+# What a page shows of the counterfactuals, and of masks and boxes.
+COUNTERFACTUAL = {
+  "rank_correlation": "rank correlation with the effects",
+  "hit_used": "hit, used",
+  "hit_unused": "hit, unused",
+  "gone_used": "gone with a used one",
+  "gone_near": "of that at the lesion",
+  "on_used": "on a used one",
+  "map_elsewhere": "map elsewhere",
+  "network_elsewhere": "network elsewhere",
+  "shown_gain": "worth of what is shown",
+}
+SE3D = {"max_mask": "best mask IoU", "max_box": "best box accuracy"}
+CHEXLOCALIZE = {"hit": "hit rate", "iou": "mIoU"}
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -23,6 +49,14 @@ def text(result: Mapping[str, Any]) -> str:
     parts.append(_randomisation(result["randomisation"], result["unrelated"]))
   if result["agreement"]:
     parts.append(_agreement(result["agreement"], result["other"]))
+  if result.get("counterfactual"):
+    parts.append(_counterfactual(result["counterfactual"]))
+  if result.get("measures"):
+    parts.append(_wide(result["measures"], MEASURES))
+  if result.get("se3d"):
+    parts.append(_se3d(result["se3d"]))
+  if result.get("chexlocalize"):
+    parts.append(_chexlocalize(result["chexlocalize"]))
   parts.append("\n".join(f"note: {note}" for note in result["notes"]))
   return "\n\n".join(part for part in parts if part)
 
@@ -183,6 +217,129 @@ def _agreement(table: Table, other: Mapping[str, str]) -> str:
     for row in table
   ]
   return "\n".join(lines)
+
+
+def _counterfactual(found: Mapping[str, Any]) -> str:
+  effects, explained = found["effects"], found["explained"]
+  lines = [
+    "the same phantoms without a lesion: log odds of CAD fall by"
+    f" {effects['removed'].text(2)} a lesion; used (by"
+    f" {found['used_from']:g} or more): {effects['used'].text(2)}",
+    "scans called CAD that are not without one of their lesions:"
+    f" {explained['one'].text(2)}, without all: {explained['all'].text(2)}",
+    *found["answers"],
+    f"{'layer':<14}{'method':<18}{'rank correlation':<24}"
+    f"{'hit, used':<24}{'hit, unused':<24}{'gone with a used one':<24}"
+    f"{'of that at the lesion':<24}{'on a used one':<24}"
+    f"{'map elsewhere':<24}{'network elsewhere':<24}"
+    "worth of what is shown",
+  ]
+  lines += [
+    f"{row['layer']:<14}{row['method']:<18}"
+    f"{row['rank_correlation'].text(2):<24}{row['hit_used'].text(2):<24}"
+    f"{row['hit_unused'].text(2):<24}{row['gone_used'].text(2):<24}"
+    f"{row['gone_near'].text(2):<24}{row['on_used'].text(2):<24}"
+    f"{row['map_elsewhere'].text(2):<24}"
+    f"{row['network_elsewhere'].text(2):<24}{row['shown_gain'].text(2)}"
+    for row in found["agreement"]
+  ]
+  return "\n".join(lines)
+
+
+def _wide(table: Table, columns: Mapping[str, str]) -> str:
+  """Returns the columns that a table has, as text with intervals."""
+  known = {k: title for k, title in columns.items() if k in table[0]}
+  lines = [
+    f"{'layer':<14}{'method':<22}"
+    + "".join(f"{title:<26}" for title in known.values())
+  ]
+  lines += [
+    f"{row['layer']:<14}{row['method']:<22}"
+    + "".join(f"{row[name].text(3):<26}" for name in known)
+    for row in table
+  ]
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def _se3d(table: Table) -> str:
+  lines = [
+    "SE3D: masks and boxes at the share of the maximum that is best for all",
+    f"{'structure':<12}{'layer':<14}{'method':<22}{'best mask IoU':<26}"
+    f"{'at':<6}best box accuracy",
+  ]
+  lines += [
+    f"{row['structure']:<12}{row['layer']:<14}{row['method']:<22}"
+    f"{row['max_mask'].text(3):<26}{row['max_mask_share']:<6g}"
+    + (row["max_box"].text(3) if row["max_box"] else "-")
+    for row in table
+  ]
+  return "\n".join(lines)
+
+
+def _chexlocalize(found: Mapping[str, Any]) -> str:
+  lines = [
+    "CheXlocalize: the plaque of patients with CAD, at the share of the maximum"
+    " that is best on validation cases; human: readers with an error of"
+    f" {found['error_mm']:g} mm",
+    f"{'layer':<14}{'method':<22}{'share':<7}{'hit rate':<26}mIoU",
+  ]
+  lines += [
+    f"{row['layer']:<14}{row['method']:<22}"
+    f"{'-' if row['share'] is None else format(row['share'], 'g'):<7}"
+    f"{row['hit'].text(3):<26}{row['iou'].text(3)}"
+    for row in found["table"]
+  ]
+  return "\n".join(lines)
+
+
+def page_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns the tables that the page of an evaluation has of its maps.
+
+  Args:
+    result: metrics.json of the maps.
+
+  Returns:
+    of each "title", "notes" in sentences, "head" and "rows", as text; none of
+    what was not measured or by an older version.
+  """
+  found = []
+  twins = result.get("counterfactual")
+  if twins and "answers" in twins:
+    title = "The same phantoms without a lesion"
+    made = _page_table(title, twins["agreement"], COUNTERFACTUAL)
+    found.append(made | {"notes": twins["answers"]})
+  if result.get("measures"):
+    title = "Measures, and what a good map has"
+    found.append(_page_table(title, result["measures"], MEASURES))
+  if result.get("se3d"):
+    title = "Masks and boxes (SE3D)"
+    found.append(_page_table(title, result["se3d"], SE3D))
+  if one := result.get("chexlocalize"):
+    made = _page_table("CheXlocalize", one["table"], CHEXLOCALIZE)
+    note = f"Human: readers with an error of {one['error_mm']:g} mm."
+    found.append(made | {"notes": [note]})
+  return found
+
+
+def _page_table(
+  title: str, table: Table, columns: Mapping[str, str]
+) -> dict[str, Any]:
+  names = [x for x in ("structure", "layer", "method") if x in table[0]]
+  known = {k: heading for k, heading in columns.items() if k in table[0]}
+  rows = [
+    [row[name] for name in names]
+    + [
+      "" if row[k] is None else Interval.from_dict(row[k]).text(2)
+      for k in known
+    ]
+    for row in table
+  ]
+  return {
+    "title": title,
+    "notes": [],
+    "head": [*names, *known.values()],
+    "rows": rows,
+  }
 
 
 def _number(value: float, digits: int = 2) -> str:

@@ -78,11 +78,14 @@ class SegmentedScan:
     if self.skipped is None:
       return self._found
     if self.chest is None:
-      return self._not_looked_for
-    return f"{self._found} {self._not_looked_for}"
+      return self.not_looked_for
+    return f"{self._found} {self.not_looked_for}"
 
   @property
-  def _not_looked_for(self) -> str:
+  def not_looked_for(self) -> str | None:
+    """Says why the coronary arteries were not looked for; None if they were."""
+    if self.skipped is None:
+      return None
     if self.chest is None:
       return f"Nothing was segmented: {self.skipped}."
     return f"The coronary arteries were not looked for: {self.skipped}."
@@ -115,7 +118,7 @@ class SegmentedScan:
     """What must be read with the masks."""
     found = self.reading.warnings("segmenter", "segmentation")
     if self.skipped is not None:
-      found.append(self._not_looked_for)
+      found.append(self.not_looked_for)
     if self.coarse_mm is not None and self.skipped is None:
       found.append(
         f"Voxels of {self.coarse_mm:.1f} mm are too coarse to tell plaque"

@@ -97,6 +97,9 @@ def check_config(config: ml_collections.ConfigDict, kind: Kind) -> None:
   check_number(config, "ema_decay", float, low=0, below=1)
   if config.data.get("subset"):
     check_number(config, "data.subset.seed", int, low=0)
+  # Of configs that have it alone: a default would make others of all configs.
+  if config.data.get("permute_labels") is not None:
+    check_number(config, "data.permute_labels", int, low=0)
   check_window(config)
   make_model(config)
   # The number of steps depends on the data; one that is too small for the

@@ -20,6 +20,9 @@ _QUANTILE = 0.6
 _LONGEST_MM = 30.0
 # With less of the reference diameter than this there is no lumen at all.
 _NONE_LEFT = 0.05
+# Where plaque takes more than this share of the radius, the lumen says nothing
+# about the healthy vessel.
+_PLAQUE = 0.1
 
 
 # At a vessel's ends and beside gaps the mask thins out, or another branch
@@ -38,12 +41,14 @@ class Calibre:
     resolved: [N] bool, where the reference is at least `least_voxels`.
     filled: [N] bool, where plaque takes the place of all the lumen. Calcium
       blooms, so what is open there is unknown.
+    outer_mm: [N] radius of lumen and plaque together.
   """
 
   radius_mm: np.ndarray
   reference_mm: np.ndarray
   resolved: np.ndarray
   filled: np.ndarray
+  outer_mm: np.ndarray
 
   @property
   def stenosis(self) -> np.ndarray:
@@ -124,11 +129,24 @@ def calibres(
   outer = lumens if vessel is None else calibre(tree, vessel)
   found = []
   for radius, outside in zip(lumens, outer, strict=True):
-    reference = reference_radius(STEP_MM * np.arange(len(radius)), radius)
+    reference = reference_radius(
+      STEP_MM * np.arange(len(radius)), _healthy(radius, outside)
+    )
     resolved = reference >= least_voxels * voxel_mm
     filled = (radius < _NONE_LEFT * reference) & (outside > reference / 2)
-    found.append(Calibre(radius, reference, resolved, filled))
+    found.append(Calibre(radius, reference, resolved, filled, outside))
   return found
+
+
+def _healthy(radius_mm: np.ndarray, outer_mm: np.ndarray) -> np.ndarray:
+  """Returns the lumen's radius, NaN where there is plaque around it.
+
+  All of it where no more than 5 mm are free of plaque.
+  """
+  plaque = outer_mm - radius_mm > _PLAQUE * outer_mm
+  free = np.where(plaque, np.nan, radius_mm)
+  enough = np.isfinite(free).sum() * STEP_MM >= _SHORTEST_MM
+  return free if enough else radius_mm
 
 
 def find_narrowings(

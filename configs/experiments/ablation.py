@@ -9,6 +9,8 @@ from typing import Any
 
 from configs.experiments import common, external
 
+POOL = {"clinical": ("--cases=1100", "--fractions=0.3,0.1,0.6")}
+
 
 def get_plan(scale: str) -> dict[str, Any]:
   """Returns the plan at a scale, see `common`."""
@@ -64,8 +66,13 @@ def get_plan(scale: str) -> dict[str, Any]:
   return {
     "question": "What is each part of the classifier worth?",
     "claim": "The paper's first and third claims, part by part.",
-    "data": {"phantoms": common.phantoms(scale)},
+    "data": {
+      # At "clinical" the pool is what is trained on: pretraining sees it all.
+      "phantoms": common.phantoms(scale, 400, 704, *POOL.get(scale, ())),
+    },
     "folds": common.FEW_FOLDS[scale],
+    **common.trainings(scale, 2),
+    **common.aims(scale, common.TARGET_AUC),
     "arms": arms,
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier"),

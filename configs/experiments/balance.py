@@ -12,7 +12,7 @@ from typing import Any
 
 from configs.experiments import common
 
-PATIENTS = {"tiny": 8, "small": 160, "paper": 280}
+PATIENTS = {"tiny": 8, "small": 160, "clinical": 280, "paper": 280}
 SHARES = {"25": 0.25, "50": 0.5, "75": 0.75}
 
 
@@ -51,6 +51,8 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "data": {"phantoms": common.phantoms(scale)},
     "folds": common.FEW_FOLDS[scale],
+    **common.trainings(scale, 3),
+    **common.aims(scale, common.TARGET_AUC),
     "arms": arms,
     "metric": "roc_auc",
     "metrics": (

@@ -22,6 +22,8 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "data": {"phantoms": common.phantoms(scale)},
     "folds": (0, 1) if scale == "tiny" else common.FOLDS[scale],
+    **common.trainings(scale, 12),
+    **common.aims(scale, common.TARGET_AUC),
     "arms": {
       "3d": {
         "title": "3D, whole volume",
@@ -43,6 +45,10 @@ def get_plan(scale: str) -> dict[str, Any]:
       "small": (
         "At this scale a shallow network sees 2 mm voxels and dense plaques;"
         " how much 3D gains on patients it cannot tell."
+      ),
+      "clinical": (
+        "At this scale a shallow network sees 2 mm voxels, which hide most of"
+        " what a narrowing is; how much 3D gains on patients it cannot tell."
       ),
     }.get(scale, ""),
   }

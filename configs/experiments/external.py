@@ -54,10 +54,14 @@ def get_plan(scale: str) -> dict[str, Any]:
     "claim": ("arXiv 2308.00009 has no external validation."),
     "data": {"phantoms": common.phantoms(scale)}
     | {
-      name: common.phantoms(scale, 100, 200, "--seed=11", *OTHERS[name])
+      name: common.phantoms(
+        scale, 100, 200, "--seed=11", *OTHERS[name], clinical=300
+      )
       for name in others
     },
     "seeds": (0, 1),
+    **common.trainings(scale, 5),
+    **common.aims(scale, common.TARGET_AUC),
     "arms": {
       "plain": {
         "title": "plain",

@@ -14,6 +14,17 @@ from configs.experiments import common
 
 def get_plan(scale: str) -> dict[str, Any]:
   """Returns the plan at a scale, see `common`."""
+  reader = ()
+  if scale == "clinical":
+    # The reader study: the list of findings against the classifier alone, at
+    # so many false positives a scan; at 1 it is lesions_hit.
+    reader = tuple(
+      ("link/combined", "link/map", metric)
+      for metric in (
+        *("lesions_hit_at_0.5", "lesions_hit_at_2"),
+        *("vessels_hit_at_0.5", "vessels_hit_at_1", "vessels_hit_at_2"),
+      )
+    )
   return {
     "question": (
       "Does the link of classifier and segmentation locate and decide better"
@@ -48,7 +59,12 @@ def get_plan(scale: str) -> dict[str, Any]:
       },
     },
     "metric": "lesions_hit",
-    "metrics": ("false_positives", "roc_auc", "accuracy", "dice"),
+    "metrics": (
+      *("false_positives", "roc_auc", "accuracy", "dice"),
+      *(metric for *_, metric in reader),
+    ),
+    **common.trainings(scale, 4),
+    **common.aims(scale, common.TARGET_HIT),
     "comparisons": (
       ("link/combined", "link/map"),
       ("link/combined", "link/vessel_map"),
@@ -56,12 +72,18 @@ def get_plan(scale: str) -> dict[str, Any]:
       ("link/combined", "link/chance"),
       ("link/by_both", "link/by_classifier", "roc_auc"),
       ("link/by_both", "link/by_segmentation", "roc_auc"),
+      *reader,
     ),
     "limits": (
       "A lesion is hit by a finding of which half lies within 5 mm of its"
       " centreline, one to one, at the threshold that has one false positive a"
-      " scan on other scans. One training each: the intervals are over"
-      " patients. Where the classifier alone makes no error, no link can decide"
+      " scan on other scans"
+      + (
+        ", or the number that its name says."
+        if reader
+        else ". One training each: the intervals are over patients."
+      )
+      + " Where the classifier alone makes no error, no link can decide"
       " better."
     ),
   }

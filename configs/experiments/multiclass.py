@@ -50,6 +50,7 @@ def get_plan(scale: str) -> dict[str, Any]:
       "masks": common.masks(scale),
       "scans": common.scans(scale),
     },
+    **common.aims(scale, common.TARGET_HIT),
     "arms": arms,
     "metric": "lesions_hit",
     "metrics": ("false_positives", "roc_auc", "accuracy", "dice"),

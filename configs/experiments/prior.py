@@ -51,10 +51,12 @@ def get_plan(scale: str) -> dict[str, Any]:
     "data": {
       "phantoms": common.phantoms(scale),
       "others": common.phantoms(
-        scale, 80, 176, "--seed=7", "--fractions=0.7,0.1,0.2"
+        scale, 80, 176, "--seed=7", "--fractions=0.7,0.1,0.2", clinical=80
       ),
     },
     "folds": common.FEW_FOLDS[scale],
+    **common.trainings(scale, 3),
+    **common.aims(scale, common.TARGET_AUC),
     "arms": arms,
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier", "dice"),

@@ -18,6 +18,7 @@ FRACTIONS = "--fractions=0.704,0.064,0.232"
 
 def get_plan(scale: str) -> dict[str, Any]:
   """Returns the plan at a scale, see `common`."""
+  clinical = scale == "clinical"
   sizes = (6, 12) if scale == "tiny" else SIZES
   arms = {}
   for size in sizes:
@@ -35,6 +36,8 @@ def get_plan(scale: str) -> dict[str, Any]:
       "phantoms": common.phantoms(scale, 1000, 1000, FRACTIONS),
     },
     "seeds": (0, 1) if scale == "tiny" else (0, 1, 2),
+    **common.trainings(scale, 4),
+    **common.aims(scale, common.TARGET_AUC),
     "arms": arms,
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier"),
@@ -44,8 +47,9 @@ def get_plan(scale: str) -> dict[str, Any]:
     ),
     "limits": (
       "Validation and test sets are the same for all sizes, and larger than a"
-      " study of 22 subjects would have. Seeds draw the subjects"
-      " again, except the 704, which are all there are. Three trainings of a"
-      " size show only large steps from one size to the next."
+      " study of 22 subjects would have. Seeds draw the subjects again"
+      + ("" if clinical else ", except the 704, which are all there are")
+      + ". A few trainings of a size show only large steps from one size to"
+      " the next."
     ),
   }

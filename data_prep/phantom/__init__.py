@@ -1,7 +1,7 @@
 """Synthetic CT coronary angiograms with their ground truth."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,11 @@ class Phantom:
       plaque belongs to its segment.
     centerlines: segment name -> [N, 4], LPS mm (x, y, z) along the lumen's
       middle from the origin on, and the lumen's radius in mm.
-    lesions: one JSON-able dict per plaque: segment, position_mm, length_mm,
-      stenosis (0 to 1), plaque ("calcified", "noncalcified", "mixed"),
-      cad_rads, and how it was made.
+    scct: segment name -> [N] SCCT segment at each place of its centreline, a
+      key of `scct.SEGMENTS`, or "".
+    lesions: one JSON-able dict per plaque: segment, scct, position_mm,
+      length_mm, stenosis (0 to 1), plaque ("calcified", "noncalcified",
+      "mixed"), cad_rads, and how it was made.
     label: 0 normal, 1 coronary artery disease.
     cad_rads: 0 to 5, of the worst stenosis.
     params: all that was drawn: "patient", "scanner", "coronaries", "seed",
@@ -73,6 +75,7 @@ class Phantom:
   tissues: np.ndarray
   segments: np.ndarray
   centerlines: dict[str, np.ndarray]
+  scct: dict[str, np.ndarray]
   lesions: list[dict[str, Any]]
   label: int
   cad_rads: int
@@ -103,11 +106,14 @@ def make_phantom(
   grid: GridSpec | Grid | None = None,
   scanner: dict[str, Any] | None = None,
   population: dict[str, Any] | None = None,
+  keep: Collection[int] | None = None,
 ) -> Phantom:
   """Makes one synthetic CT coronary angiogram.
 
   The same seed is the same patient on every grid, and, but for the plaques,
-  with either label.
+  with either label. With `keep` it is the same patient with some of the
+  plaques alone, and everything else the same, down to the noise in each voxel:
+  what a lesion changes is the difference of two of them.
 
   Args:
     seed: 0 or more.
@@ -117,6 +123,8 @@ def make_phantom(
     scanner: replaces values of `population.draw_scanner`.
     population: replaces values of `population.draw_patient`; "dominance"
       ("right", "left", "co") may be among them.
+    keep: which of the lesions are there, numbers in the table of the patient
+      with all of them; all if None.
 
   Returns:
     The scan with its masks, centrelines and lesions.
@@ -143,13 +151,22 @@ def make_phantom(
   found = []
   if label:
     found = plaques.draw_lesions(streams["lesions"], tree, severity)
+  if keep is not None:
+    if unknown := sorted(set(keep) - set(range(len(found)))):
+      raise UserError(
+        f"keep: phantom {seed} has {len(found)} lesions, and no number"
+        f" {', '.join(map(str, unknown))}"
+      )
+    found = [lesion for k, lesion in enumerate(found) if k in keep]
+    label = int(bool(found))
   voxels = acquisition.place_grid(grid, body.center, scan)
   steps = artifacts.draw_steps(body.center, scan, streams["steps"])
   volume, tissues, segments, sizes = _render(
     voxels, body, patient, scan, tree, found, steps, streams
   )
+  scct = coronaries.scct_segments(tree)
   lesions = [
-    plaques.to_row(lesion, tree[lesion.segment], size)
+    plaques.to_row(lesion, tree[lesion.segment], size, scct[lesion.segment])
     for lesion, size in zip(found, sizes, strict=True)
   ]
   for row in lesions:
@@ -160,6 +177,7 @@ def make_phantom(
     tissues=tissues,
     segments=segments,
     centerlines=_centerlines(tree, found, steps),
+    scct=scct,
     lesions=lesions,
     label=label,
     cad_rads=max((row["cad_rads"] for row in lesions), default=0),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, spatial, special
 
+from data_prep import scct
 from data_prep.errors import UserError
 from data_prep.phantom import heart as heart_lib
 from data_prep.phantom import shapes, vessels
@@ -34,6 +35,16 @@ SEGMENTS = {
   "RV": 14,
   "AM": 14,
   "R-PLA2": 14,
+}
+# The segments of the SCCT that are one of the vessels as a whole; the LAD's
+# diagonals and the LCx's marginals are counted from the ostium on.
+_SCCT = {
+  "IM": "RI",
+  "R-PDA": "R-PDA",
+  "R-PLA": "R-PLB",
+  "R-PLA2": "R-PLB",
+  "L-PDA": "L-PDA",
+  "L-PLA": "L-PLB",
 }
 STEP_MM = 0.5
 # Lumen radius in mm at the beginning and the end: what CT shows and ImageCAS
@@ -193,6 +204,39 @@ def make_tree(
       break
   best = max(grown, key=lambda grow: grow.gap_mm)
   return best.tree, best.about
+
+
+def scct_segments(tree: dict[str, Vessel]) -> dict[str, np.ndarray]:
+  """Names the SCCT segment of every place on a tree.
+
+  Args:
+    tree: of `make_tree`.
+
+  Returns:
+    by vessel, [N] keys of `scct.SEGMENTS` as str, "" where there is none, as
+    long as its `points`.
+  """
+  forks: dict[str, list[tuple[int, str]]] = {"LAD": [], "LCx": []}
+  for name, vessel in tree.items():
+    # What springs from the LCx beyond its marginals is none of them.
+    if vessel.parent in forks and name not in _SCCT:
+      line = tree[vessel.parent].points
+      away = np.linalg.norm(line - vessel.points[0], axis=1)
+      forks[vessel.parent].append((int(away.argmin()), name))
+  whole = dict(_SCCT)
+  for parent, letter in (("LAD", "D"), ("LCx", "OM")):
+    sides = [name for _, name in sorted(forks[parent]) if name[0] == letter[0]]
+    whole |= {
+      name: f"{letter}{2 if place else 1}" for place, name in enumerate(sides)
+    }
+  return {
+    name: scct.along(
+      name, vessel.points, [place for place, _ in forks.get(name, [])]
+    )
+    if name in scct.ARTERIES
+    else np.full(len(vessel.points), whole.get(name, ""))
+    for name, vessel in tree.items()
+  }
 
 
 class _Grower:

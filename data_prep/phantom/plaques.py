@@ -374,11 +374,23 @@ def diseased(
   return center, lumen, outer
 
 
-def to_row(lesion: Lesion, vessel: Vessel, volume_mm3: float) -> dict[str, Any]:
-  """Returns a JSON-able row of the lesion table."""
-  point = vessel.points[int(round(lesion.middle_mm / STEP_MM))]
+def to_row(
+  lesion: Lesion, vessel: Vessel, volume_mm3: float, scct: np.ndarray
+) -> dict[str, Any]:
+  """Returns a JSON-able row of the lesion table.
+
+  Args:
+    lesion: the plaque.
+    vessel: on which it is.
+    volume_mm3: as it was drawn.
+    scct: [N] SCCT segment at each of the vessel's points.
+  """
+  place = int(round(lesion.middle_mm / STEP_MM))
+  point, healthy = vessel.points[place], float(vessel.radius[place])
+  lumen = healthy * (1 - lesion.stenosis)
   return {
     "segment": lesion.segment,
+    "scct": str(scct[place]),
     "position_mm": [round(float(v), 2) for v in point],
     "length_mm": round(lesion.length_mm, 2),
     "stenosis": round(lesion.stenosis, 3),
@@ -387,6 +399,8 @@ def to_row(lesion: Lesion, vessel: Vessel, volume_mm3: float) -> dict[str, Any]:
     "from_origin_mm": round(lesion.middle_mm, 2),
     "remodelling": round(lesion.remodelling, 3),
     "eccentricity": round(lesion.eccentricity, 3),
+    "reference_mm": round(2 * healthy, 2),
+    "lumen_mm2": round(float(np.pi * lumen**2), 2),
     "hu": round(lesion.hu, 1),
     "core_hu": round(lesion.core_hu, 1),
     "volume_mm3": round(float(volume_mm3), 2),

@@ -22,11 +22,12 @@ from cadjax.bench import (
   rows,
   summary,
   work_aot,
+  work_explanations,
   work_jax,
   worker,
 )
 from cadjax.core.lookup import ConfigError, UnknownName
-from cadjax.explanation import cam
+from cadjax.explanation import cam, explainer
 from cadjax.models import flops
 from cadjax.report import linked
 from cadjax.segmentation import task
@@ -160,7 +161,7 @@ def test_an_unknown_what_lists_all(settings, tmp_path):
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("what", ["explain", "data"])
+@pytest.mark.parametrize("what", ["explain", "explanations", "data"])
 def test_what_takes_a_classifier(segmenter, what, tmp_path):
   with pytest.raises(ConfigError, match=f"--what={what} .* a classifier, such"):
     rows.plan([what], segmenter, rows.Inputs(tmp_path, segmenter))
@@ -343,6 +344,70 @@ def test_all_layers_are_explained_beside_one_pass(config, tmp_path):
     assert work.volumes == 1
   assert every.info["note"] == f"5 layers by {', '.join(cam.METHODS)}"
   assert gradcam.info["note"] == "5 layers by gradcam"
+
+
+def test_the_cost_table_has_every_method_and_measure(settings, tmp_path):
+  groups = rows.plan(
+    ["explanations"], settings, rows.Inputs(tmp_path, settings)
+  )
+  named = [(row.spec["what"], row.name) for (row,) in groups]
+  assert named == [
+    *(("method", name) for name in explainer.METHODS),
+    *(("measure", name) for name in work_explanations.MEASURES),
+  ]
+
+
+def make_explanation(settings, tmp_path, name):
+  groups = rows.plan(
+    ["explanations"], settings, rows.Inputs(tmp_path, settings)
+  )
+  (row,) = (row for (row,) in groups if row.name == name)
+  return worker.make(row.spec)
+
+
+@pytest.mark.parametrize("name", ["layercam", "scorecam", "guided_backprop"])
+def test_a_method_is_measured_on_one_volume(settings, tmp_path, name):
+  work = make_explanation(settings, tmp_path, name)
+  assert work.run() is None
+  assert work.volumes == 1
+  assert (
+    work.info["note"]
+    == {
+      "layercam": "5 layers",
+      "guided_backprop": "at the input",
+      # Of a width of 4 without bottlenecks: 4, 4, 8, 16 and 32.
+      "scorecam": "stem: 4 channels, 2 at a time; all layers have 64",
+    }[name]
+  )
+
+
+def test_every_measure_of_explanations_runs_and_counts(settings, tmp_path):
+  (row,), *_ = rows.plan(
+    ["explanations"], settings, rows.Inputs(tmp_path, settings)
+  )
+  case = work_explanations.Case(row.spec)
+  assert case.heat.shape == SHAPE
+  for name, run in work_explanations.MEASURES.items():
+    before = sum(case.passes)
+    run(case)
+    alone = name.startswith(("SSIM", "energy", "SE3D", "CheXlocalize"))
+    assert (sum(case.passes) == before) == alone, name
+
+
+def test_costs_are_one_table_in_markdown():
+  made = result("ROAD", [1.0, 2.0, 3.0], note="18 passes", peak_bytes=2e9)
+  made = dataclasses.replace(
+    made, row=dataclasses.replace(made.row, group="measure")
+  )
+  failed = measure.Result(
+    dataclasses.replace(made.row, name="eMPRT"), error="killed by signal 9"
+  )
+  table = report.costs([[made], [failed], [result("cadjax", [1.0])]])
+  assert table.splitlines()[2:] == [
+    "| measure: ROAD | 2 | 2 | 18 passes |",
+    "| measure: eMPRT | failed | failed | killed by signal 9 |",
+  ]
+  assert report.costs([[result("cadjax", [1.0])]]) == ""
 
 
 def test_explaining_is_told_in_passes():

@@ -212,6 +212,46 @@ def test_a_subset_leaves_validation_and_test_alone(tiny_config):
     assert part.rows[split] == whole.rows[split]
 
 
+def test_permuted_labels_are_of_patients_and_as_many_as_before():
+  rows = [
+    {"case_id": f"{k}{scan}", "patient_id": str(k), "label": str(label)}
+    for k, label in enumerate([0] * 12 + [1] * 8)
+    for scan in "ab"
+  ]
+  some = input_pipeline.permute_labels(rows, 3)
+  assert ids(some) == ids(rows)
+  labels = [int(row["label"]) for row in some]
+  assert labels[::2] == labels[1::2]
+  assert sum(labels) == 16
+  # As chance has it, 8 * 8 / 20 of the 8 are of the patients they were of.
+  assert sum(labels[24:]) < 12
+  assert some == input_pipeline.permute_labels(rows, 3)
+  assert some != input_pipeline.permute_labels(rows, 4)
+
+
+@pytest.mark.parametrize("fold", [None, 2])
+def test_a_config_with_permuted_labels_learns_them_by_heart(tiny_config, fold):
+  data = tiny_config.data.copy_and_resolve_references()
+  data.fold = fold
+  whole = input_pipeline.open_dataset(data)
+  with data.unlocked():
+    data.permute_labels = 1
+  permuted = input_pipeline.open_dataset(data)
+  train = permuted.rows["train"]
+  assert ids(train) == ids(whole.rows["train"])
+  assert train != whole.rows["train"]
+  assert permuted.rows["validation"] == train
+  assert permuted.rows["test"] == whole.rows["test"]
+  (batch, rows), *_ = epoch(permuted, 0, 1)
+  assert batch["label"].tolist() == [int(row["label"]) for row in rows]
+  with pytest.raises(UserError, match="of a classifier's labels"):
+    input_pipeline.open_dataset(data, labelled=False)
+  # Without the field, nothing has changed.
+  with data.unlocked():
+    data.permute_labels = None
+  assert input_pipeline.open_dataset(data).rows == whole.rows
+
+
 def test_a_pipe_in_a_data_set_is_refused_before_it_is_opened(
   tiny_data, tmp_path
 ):

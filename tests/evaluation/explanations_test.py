@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import math
@@ -16,7 +17,7 @@ from tiny_runs import messages
 from cadjax import models, tasks
 from cadjax.data import input_pipeline
 from cadjax.evaluation import explanations
-from cadjax.explanation import cad_maps, cam, checks, location
+from cadjax.explanation import cad_maps, cam, checks, faithfulness, location
 from cadjax.metrics import intervals
 from cadjax.report import tables
 from cadjax.training import checkpoint, workdir
@@ -225,10 +226,10 @@ def test_faithfulness_uses_the_log_odds(trained, dataset, result):
   np.testing.assert_allclose(
     maker.log_odds(same), logits[:, 1] - logits[:, 0], atol=1e-5
   )
-  chance = checks.random_perturbation_auc(
+  chance = faithfulness.random_perturbation_auc(
     maker.log_odds,
     image,
-    baseline=checks.blurred(image, record["spacing"]),
+    baseline=faithfulness.blurred(image, record["spacing"]),
     block=1,
     batch_size=16,
   )
@@ -300,7 +301,8 @@ def test_models_of_other_layers_agree_on_the_image():
   maps = [
     types.SimpleNamespace(
       strides={"stem": strides},
-      heat=lambda x, layer, shape, strides=strides: np.asarray(
+      pairs=lambda: [("stem", method) for method in cam.METHODS],
+      heat=lambda x, layer, shape, _, strides=strides: np.asarray(
         cam.to_image(x[None], shape, strides)
       )[0],
     )
@@ -367,3 +369,52 @@ def test_a_segmenter_is_refused_before_it_is_evaluated(
   (line,) = messages(done)
   assert "is a segmenter; here a classifier is needed" in line
   assert not (path / "eval").exists()
+
+
+def test_lesions_are_taken_away_from_phantoms(trained, dataset, tmp_path):
+  result = explanations.measure(
+    tasks.load_model(trained),
+    dataset,
+    dataset.rows["test"],
+    tmp_path,
+    about={},
+    sanity=0,
+    twins=1,
+    bootstrap=100,
+    rolls=1,
+  )
+  found = result["counterfactual"]
+  path = tmp_path / "counterfactual_effects_cases.jsonl"
+  effects = [json.loads(line) for line in path.read_text().splitlines()]
+  assert {row["case_id"] for row in effects} <= {
+    row["case_id"] for row in dataset.rows["test"] if row["label"] == "1"
+  }
+  assert len({row["case_id"] for row in effects}) == 1
+  mean = np.mean([row["removed"] for row in effects])
+  assert found["effects"]["removed"].value == pytest.approx(mean)
+  keys = {(row["layer"], row["method"]) for row in found["agreement"]}
+  assert keys == {(row["layer"], row["method"]) for row in result["location"]}
+  assert "the same phantoms without a lesion" in tables.text(result)
+  stored = json.loads((tmp_path / "metrics.json").read_text())
+  (made,) = tables.page_tables(stored)
+  assert made["title"] == "The same phantoms without a lesion"
+  assert made["notes"] == found["answers"]
+  assert len(made["rows"]) == len(keys)
+
+
+def test_patients_cannot_be_drawn_again(trained, dataset, tmp_path):
+  other = dataclasses.replace(
+    dataset, metadata={**dataset.metadata, "source": "manifest"}
+  )
+  with pytest.raises(UserError, match="explain_counterfactuals"):
+    explanations.measure(
+      tasks.load_model(trained),
+      other,
+      dataset.rows["test"],
+      tmp_path,
+      about={},
+      sanity=0,
+      twins=1,
+      bootstrap=100,
+      rolls=1,
+    )

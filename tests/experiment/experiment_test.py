@@ -292,6 +292,10 @@ def test_an_experiment_ends_in_answers(whole):
   assert lines == {"3d", "2d", "2d/slices"}
   comparison = result["comparisons"][0]
   assert comparison["n_patients"] == 8
+  # One epoch on a few volumes teaches nothing, and is told to have.
+  assert result["trainings"]["known"] == 4
+  assert result["trainings"]["failed"]
+  assert comparison["planned"]["smallest"] > 0
   html = (whole / "index.html").read_text()
   for text in ("Phantom results", "too few patients", "--plan=configs/"):
     assert text in html
@@ -532,6 +536,52 @@ def test_the_readme_gets_its_table(whole, tmp_path):
   assert "less 2D, mean of the slices: ROC AUC" in text
 
 
+def test_the_readme_says_what_plans_can_show_and_which_were_not_run(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    page.configs, "names", lambda _: ["dimension", "protocol"]
+  )
+  text = page.asked(tmp_path, tmp_path)
+  assert text.count("**not run**") == 2
+  assert "| `dimension` | 12, 600 | ROC AUC 0.078 | for 0.05: 31, 1200;" in text
+  assert "on one H200 (estimated)" in text
+  assert "| `protocol` | 20 | nothing is compared |" in text
+  (tmp_path / "clinical_dimension").mkdir()
+  (tmp_path / "clinical_dimension" / "results.json").write_text("{}")
+  text = page.asked(tmp_path, tmp_path)
+  assert text.count("**not run**") == 1
+  assert "[run](clinical_dimension/index.html)" in text
+
+
+def test_the_scale_clinical_has_clinical_phantoms_and_a_robust_recipe():
+  seeds, tried = set(), None
+  for path in PLANS:
+    made = plan.load_plan(str(path), plan.CLINICAL)
+    for name, given in made.data.items():
+      assert "--severity=clinical" in given, name
+      assert "--severity=overt" not in given, name
+    if path.stem == "recipe":
+      tried = set(made.seeds)
+      plain = made.arms["plain"].config.optimizer
+      assert (plain.warmup_steps, plain.learning_rate) == (20, 2e-3)
+      assert made.arms["group"].config.model.norm == "group"
+    else:
+      seeds |= set(made.seeds)
+  assert len(tried) == 20
+  assert not tried & seeds
+  config = plan.load_plan("dimension", plan.CLINICAL).arms["3d"].config
+  assert config.optimizer.warmup_fraction == 0.1
+  assert config.optimizer.clip_norm == 1.0
+  assert config.ema_decay == 0.98
+  # At the other scales the recipe is as it was.
+  small = plan.load_plan("dimension", "small").arms["3d"].config
+  assert small.optimizer.warmup_steps == 20
+  assert "warmup_fraction" not in small.optimizer
+  assert plan.folder_name("dimension", "small") == "dimension"
+  assert plan.folder_name("dimension", "clinical") == "clinical_dimension"
+
+
 def old_results(folder):
   """Of a plan and its results as they were when the ECE was measured."""
   entry = {"value": 0.1, "low": 0.05, "high": 0.15, "n_patients": 63}
@@ -628,6 +678,62 @@ def test_thinning_leaves_the_share_and_all_normal_patients():
   assert sum(row["label"] for row in kept) == 10
   assert sum(1 - row["label"] for row in kept) == 30
   assert kept == measures.thinned(rows, 0.25)
+
+
+def test_the_link_is_measured_by_lesion_and_by_vessel(tmp_path, monkeypatch):
+  """Two lesions of one artery, of which a low threshold keeps both."""
+  links = measures.links
+  ids = {"case_id": "c", "patient_id": "p", "half": "test"}
+  scan = links.ScanRow(
+    **ids,
+    label=1,
+    lesions=3,
+    probability=0.5,
+    log_odds=0.0,
+    stenosis=0.2,
+    log_plaque=0.0,
+  )
+  finding = {"mode": "map", "layer": "a", "position_mm": [0.0] * 3}
+  found = [
+    links.FindingRow(
+      **ids, **finding, score=score, outcome="hit", lesions=[k], mm=[1.0]
+    )
+    for k, score in enumerate((0.9, 0.5))
+  ]
+  lesions = [
+    links.LesionRow(
+      **ids,
+      lesion=k,
+      segment=segment,
+      stenosis=0.5,
+      plaque="mixed",
+      volume_mm3=9.0,
+    )
+    for k, segment in enumerate(("LAD", "LAD", "RCA"))
+  ]
+
+  def evaluate_link(classifier, segmenter, scans, out):
+    folder = pathlib.Path(out)
+    folder.mkdir()
+    for name, rows in (
+      (links.SCANS, [scan]),
+      (links.FINDINGS, found),
+      (links.LESIONS, lesions),
+    ):
+      files.write_rows(folder, name, rows)
+    reader = {"rates": [0.5, 2.0], "thresholds": [None, 0.4]}
+    one = {"layer": "a", "threshold": 0.8, "reader": reader}
+    return {"localisation": {"map": one}, "decision": {}}
+
+  monkeypatch.setattr(links, "evaluate_link", evaluate_link)
+  needs = {"classifier": tmp_path, "segmenter": tmp_path}
+  trial = measures.Trial(tmp_path, {"scans": tmp_path}, needs, {}, "scans")
+  (row,) = measures.linked(trial)["map"]
+  assert row["lesions_hit"] == pytest.approx(1 / 3)
+  assert row["lesions_hit_at_0.5"] == row["vessels_hit_at_0.5"] == 0
+  assert row["lesions_hit_at_2"] == pytest.approx(2 / 3)
+  assert row["vessels_hit"] == row["vessels_hit_at_2"] == 0.5
+  assert row["false_positives_at_2"] == 0
 
 
 @pytest.mark.parametrize(

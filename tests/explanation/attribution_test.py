@@ -113,3 +113,20 @@ def test_without_noise_smoothgrad_is_the_gradient():
     linear(weights), image(), jax.random.key(0), n=3, sigma=0.0
   )
   np.testing.assert_allclose(found, np.abs(weights), rtol=1e-6)
+
+
+def test_gradient_x_input_of_a_linear_score_adds_up():
+  rng = np.random.default_rng(0)
+  weights = jnp.asarray(rng.normal(size=(4, 5, 6, 1)))
+  image = jnp.asarray(rng.random((4, 5, 6, 1)))
+
+  def score(images):
+    return (images * weights).sum((1, 2, 3, 4)) + 2
+
+  found = attribution.gradient_x_input(score, image)
+  np.testing.assert_allclose(found, (weights * image)[..., 0], rtol=1e-5)
+  gain = score(image[None]) - score(0 * image[None])
+  np.testing.assert_allclose(found.sum(), gain[0], rtol=1e-4)
+  np.testing.assert_allclose(
+    attribution.gradient(score, image), weights[..., 0], rtol=1e-5
+  )

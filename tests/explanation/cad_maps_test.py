@@ -9,6 +9,7 @@ import scipy.special
 
 from cadjax.classification import scan
 from cadjax.classification.classifier import load_classifier
+from cadjax.core import lookup
 from cadjax.explanation import cad_maps, cam, checks
 from cadjax.metrics import calibration
 from cadjax.training import steps
@@ -107,3 +108,29 @@ def test_log_odds_are_the_margin_of_the_logits(maker, image):
   assert maker.log_odds(image[None])[0] == pytest.approx(
     logits[1] - logits[0], abs=1e-5
   )
+
+
+def test_methods_of_many_passes_have_maps_too(tiny_workdir, image):
+  trained = load_classifier(tiny_workdir)
+  maker = cad_maps.CadMaps(trained, ("gradcam", "integrated_gradients"))
+  assert maker.pairs() == [
+    *((layer, "gradcam") for layer in maker.strides),
+    ("input", "integrated_gradients"),
+  ]
+  signed = maker.cells(image, signed=True)["integrated_gradients"]["input"]
+  plain = maker.cells(image)["integrated_gradients"]["input"]
+  np.testing.assert_array_equal(plain, np.maximum(signed, 0))
+  # Signed contributions add up to the log odds over those of a blank image.
+  low = np.full_like(image, trained.window_hu[0])
+  change = np.diff([maker.log_odds(x[None])[0] for x in (low, image)])[0]
+  assert signed.sum() == pytest.approx(change, rel=0.1, abs=0.02)
+  assert (signed < 0).any()
+  # Those of the other class are the opposite, and so of other variables.
+  other = maker.cells(image, target=0, signed=True)
+  np.testing.assert_allclose(
+    other["integrated_gradients"]["input"], -signed, atol=1e-5
+  )
+  fresh = maker.cells(image, maker.fresh(7), signed=True)
+  assert not np.allclose(fresh["integrated_gradients"]["input"], signed)
+  with pytest.raises(lookup.UnknownName, match="did you mean 'gradcam'"):
+    cad_maps.CadMaps(trained, ("gradcem",))

@@ -55,11 +55,17 @@ def by_hand(method, a, g, window=3):
           for c in cell
         )
         weight = g[..., k][block].mean()
+      elif method == "respondcam":
+        weight = (a[..., k] * g[..., k]).sum() / a[..., k].sum()
+      elif method == "saliency_tubes":
+        weight = g[..., k].sum()
       else:
         square, cube = g[..., k] ** 2, g[..., k] ** 3
         alpha = square / (2 * square + a[..., k].sum() * cube)
         weight = (alpha * np.maximum(g[..., k], 0)).sum()
       total[cell] += weight * a[(*cell, k)]
+  if method == "saliency_tubes":
+    return total - total.min()
   return np.maximum(total, 0)
 
 
@@ -75,6 +81,26 @@ def test_each_method_is_its_formula(method, space):
     expected = by_hand(method, a[i], g[i])
     assert expected.max() > 0
     np.testing.assert_allclose(ours[i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_respondcam_sums_to_gradient_times_activation():
+  """The authors' sum-to-score property, of what they have no ReLU for."""
+  a, g = random_pair((5, 6, 7), channels=3)
+  a = np.abs(a)
+  a[..., 1] = 0  # A dead channel has no weight, and no division by 0.
+  whole = cam.combine("respondcam", jnp.asarray(a), jnp.asarray(g), relu=False)
+  np.testing.assert_allclose(
+    whole.sum((1, 2, 3)), (a * g).sum((1, 2, 3, 4)), rtol=1e-4
+  )
+
+
+def test_saliency_tubes_keep_what_speaks_against():
+  a = jnp.asarray([[[1.0], [2.0], [4.0]]])[None]
+  g = -jnp.ones_like(a)
+  np.testing.assert_allclose(
+    cam.combine("saliency_tubes", a, g)[0, 0], [9.0, 6.0, 0.0]
+  )
+  np.testing.assert_array_equal(cam.combine("gradcam", a, g), 0)
 
 
 def test_the_two_ends_of_xrescam():

@@ -1,5 +1,4 @@
 import functools
-import itertools
 import math
 
 import jax
@@ -18,166 +17,6 @@ SHAPE = (6, 8, 10)
 def smooth(seed, shape=SHAPE):
   field = np.random.default_rng(seed).random(shape)
   return scipy.ndimage.gaussian_filter(field, 1.0)
-
-
-def linear_case(seed=0, dtype=np.float64):
-  rng = np.random.default_rng(seed)
-  image = (100 * rng.normal(size=SHAPE)).astype(dtype)
-  baseline = (100 * rng.normal(size=SHAPE)).astype(dtype)
-  weights = rng.normal(size=SHAPE)
-  return image, baseline, weights
-
-
-def test_blurring_is_in_mm_and_keeps_the_type():
-  point = np.zeros((41, 41, 41), np.int16)
-  point[20, 20, 20] = 20_000
-  out = checks.blurred(point, (1.0, 2.0, 4.0), 4.0)
-  assert out.dtype == np.int16
-  # One sigma from the middle, whatever the axis.
-  assert out[24, 20, 20] == out[20, 22, 20] == out[20, 20, 21]
-  assert out[24, 20, 20] == pytest.approx(
-    out[20, 20, 20] * math.exp(-0.5), abs=2
-  )
-  flat = np.full((9, 9, 9), -1000, np.int16)
-  assert (checks.blurred(flat, (1, 1, 1)) == -1000).all()
-
-
-def linear(weights):
-  return lambda x: (x * weights).sum((1, 2, 3))
-
-
-def test_perturbation_of_a_linear_score_is_a_closed_form():
-  # One voxel a block, all replaced one by one: the k-th drop in the score is
-  # the contribution of the k-th voxel.
-  image, baseline, weights = linear_case()
-  part = (weights * (image - baseline)).ravel()
-  heat = np.abs(linear_case(3)[2])
-  order = np.argsort(-heat.ravel())
-  removed = np.concatenate([[0], part[order].cumsum()])
-  top, bottom = (weights * image).sum(), (weights * baseline).sum()
-  n = image.size
-
-  def area(curve):
-    return (curve[:-1] + curve[1:]).sum() / 2 / n
-
-  ours = checks.perturbation_auc(
-    linear(weights),
-    image,
-    heat,
-    baseline=baseline,
-    block=1,
-    steps=n,
-    batch_size=7,
-  )
-  assert ours["deletion"] == pytest.approx(area(top - removed))
-  assert ours["insertion"] == pytest.approx(area(bottom + removed))
-
-
-def test_unequal_blocks_count_by_their_voxels():
-  # Blocks of 4, of which those at the edges are smaller; 5 steps. By hand.
-  image, baseline, weights = linear_case(1)
-  heat = smooth(1)
-  cut = [range(0, n, 4) for n in SHAPE]
-  parts = [
-    tuple(slice(i, i + 4) for i in corner) for corner in itertools.product(*cut)
-  ]
-  parts.sort(key=lambda part: -heat[part].mean())
-  changed, voxels, points = image.copy(), 0, []
-  for k in range(len(parts) + 1):
-    if k in np.linspace(0, len(parts), 6).round():
-      points.append((voxels / image.size, (weights * changed).sum()))
-    if k < len(parts):
-      changed[parts[k]] = baseline[parts[k]]
-      voxels += changed[parts[k]].size
-  x, y = np.array(points).T
-  ours = checks.perturbation_auc(
-    linear(weights), image, heat, baseline=baseline, block=4, steps=5
-  )
-  assert ours["deletion"] == pytest.approx(
-    ((y[1:] + y[:-1]) / 2 * np.diff(x)).sum()
-  )
-
-
-def test_the_true_contributions_beat_every_other_map():
-  image, baseline, weights = linear_case()
-  part = weights * (image - baseline)
-  options = {"baseline": baseline, "block": 2, "steps": 5}
-
-  def measure(heat):
-    return checks.perturbation_auc(linear(weights), image, heat, **options)
-
-  # Blocks of 2^3 voxels ranked by their whole contribution.
-  best, worst = measure(part - part.min()), measure(part.max() - part)
-  chance = checks.random_perturbation_auc(linear(weights), image, **options)
-  for other in (chance, *(measure(smooth(seed)) for seed in range(5))):
-    assert best["insertion"] > other["insertion"] > worst["insertion"]
-    assert best["deletion"] < other["deletion"] < worst["deletion"]
-
-
-def test_random_orders_replace_in_a_straight_line():
-  image, baseline, weights = linear_case()
-  top, bottom = (weights * image).sum(), (weights * baseline).sum()
-  options = {"baseline": baseline, "block": 2}
-  many = checks.random_perturbation_auc(
-    linear(weights), image, orders=300, **options
-  )
-  spread = np.abs(weights * (image - baseline)).sum() / 20
-  for name in ("insertion", "deletion"):
-    assert many[name] == pytest.approx((top + bottom) / 2, abs=spread)
-  first = checks.random_perturbation_auc(
-    linear(weights), image, orders=1, seed=3, **options
-  )
-  # A flat map of any height has no order but chance's.
-  flat = checks.perturbation_auc(
-    linear(weights), image, np.full(SHAPE, 0.1), seed=3, **options
-  )
-  assert flat == first
-  second = checks.random_perturbation_auc(
-    linear(weights), image, orders=1, seed=4, **options
-  )
-  mean = checks.random_perturbation_auc(
-    linear(weights), image, orders=2, seed=3, **options
-  )
-  for name, value in mean.items():
-    assert value == pytest.approx((first[name] + second[name]) / 2)
-  assert flat != checks.perturbation_auc(
-    linear(weights), image, np.full(SHAPE, 0.1), seed=4, **options
-  )
-
-
-def test_the_score_gets_full_batches_of_the_images_own_type():
-  image, baseline, _ = linear_case(dtype=np.int16)
-  seen = []
-
-  def score(x):
-    seen.append((x.shape, x.dtype))
-    return x.mean((1, 2, 3))
-
-  checks.perturbation_auc(
-    score, image, smooth(0), baseline=baseline, block=4, steps=3, batch_size=3
-  )
-  # 4 points, insertion and deletion: 8 images.
-  assert seen == [((3, *SHAPE), np.int16)] * 3
-
-
-def test_blocks_at_the_edge_are_smaller():
-  blocks = checks._blocks(SHAPE, 4)
-  sizes = np.bincount(blocks.ravel())
-  # (4 + 2) x (4 + 4) x (4 + 4 + 2)
-  expected = np.einsum("i,j,k", (4, 2), (4, 4), (4, 4, 2)).ravel()
-  assert sizes.tolist() == expected.tolist()
-  corner = np.argwhere(blocks == 0)
-  assert corner.max(0).tolist() == [3, 3, 3]
-
-
-def test_perturbation_of_a_zero_map_is_undefined_and_shapes_must_agree():
-  image, baseline, _ = linear_case()
-  ours = checks.perturbation_auc(
-    None, image, np.zeros(SHAPE), baseline=baseline
-  )
-  assert all(math.isnan(value) for value in ours.values())
-  with pytest.raises(ValueError, match="one shape"):
-    checks.perturbation_auc(None, image, np.ones(SHAPE), baseline=baseline[1:])
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +148,124 @@ def test_random_pairs_is_the_mean_over_pairs():
   some = checks.random_pairs([*maps[:2], np.zeros(SHAPE)])
   assert some["spearman"] == every[0]["spearman"]
   assert math.isnan(checks.random_pairs(maps[:1])["ssim"])
+
+
+def test_the_cascade_goes_the_way_that_it_is_told(resnet):
+  _, _, trained, fresh = resnet
+  upwards = ORDER[::-1]
+  states = dict(checks.cascade(trained, fresh, upwards))
+  assert tuple(states) == upwards
+  assert states["stem"]["params"]["head"] is trained["params"]["head"]
+  assert all(
+    part is fresh["params"][name]
+    for name, part in states["head"]["params"].items()
+  )
+
+
+def test_smooth_maps_are_the_mean_over_noisy_copies():
+  image = 50 * smooth(0)
+  seen = []
+
+  def explain(x):
+    seen.append(x)
+    return x**2
+
+  ours = checks.smooth_maps(
+    explain, image, samples=6, noise=0.2, batch_size=4, seed=3
+  )
+  assert [len(x) for x in seen] == [4, 4]
+  rng = np.random.default_rng(3)
+  sigma = 0.2 * np.ptp(image)
+  copies = [image + sigma * rng.standard_normal(SHAPE) for _ in range(5)]
+  expected = np.mean([x**2 for x in [*copies, image]], 0)
+  np.testing.assert_allclose(ours, expected)
+  alone = checks.smooth_maps(explain, image, samples=1)
+  np.testing.assert_allclose(alone, image**2)
+  whole = image.astype(np.int16)
+  checks.smooth_maps(explain, whole, samples=2)
+  assert seen[-1].dtype == np.int16
+
+
+def test_smooth_mprt_tells_maps_that_follow_the_model():
+  image = 100 * smooth(0)
+  weights = {seed: smooth(seed + 10) for seed in range(3)}
+  states = [("one", weights[1]), ("both", weights[2])]
+  options = {"samples": 4, "noise": 0.05}
+
+  def follows(variables, x):
+    return x * variables
+
+  found = checks.smooth_mprt(follows, image, weights[0], states, **options)
+  assert list(found) == ["one", "both"]
+  before, after = (
+    checks.smooth_maps(functools.partial(follows, variables), image, **options)
+    for variables in (weights[0], weights[2])
+  )
+  assert found["both"] == checks.changed(before, after)
+  ignores = checks.smooth_mprt(
+    lambda _, x: np.abs(x), image, weights[0], states, **options
+  )
+  for name in found:
+    assert ignores[name]["spearman"] == pytest.approx(1)
+    assert found[name]["spearman"] < 0.95
+
+
+def test_complexity_is_the_entropy_of_the_histogram():
+  # 4 and 4 and 8 of 16 voxels in three of the bins.
+  heat = np.repeat([0.0, 1.0, 2.0, 2.0], 4).reshape(4, 2, 2)
+  expected = -(2 * 0.25 * math.log(0.25) + 0.5 * math.log(0.5))
+  assert checks.complexity(heat) == pytest.approx(expected)
+  assert checks.complexity(30 * heat) == pytest.approx(expected)
+  assert checks.complexity(np.ones(SHAPE)) == 0
+  even = np.arange(100.0).reshape(4, 5, 5)
+  assert checks.complexity(even) == pytest.approx(math.log(100))
+
+
+def test_efficient_mprt_is_the_rise_of_complexity():
+  sparse, full = np.zeros(SHAPE), np.random.default_rng(0).random(SHAPE)
+  sparse[2, 3, 4:6] = 1, 2
+  found = checks.efficient_mprt(sparse, full)
+  a, b = checks.complexity(sparse), checks.complexity(full)
+  assert found["complexity_rise"] == pytest.approx((b - a) / a)
+  assert found["complexity_rise"] > 5
+  assert checks.efficient_mprt(full, 3 * full)["complexity_rise"] == 0
+  assert -1 <= checks.efficient_mprt(full, sparse)["complexity_rise"] < 0
+  flat = checks.efficient_mprt(np.ones(SHAPE), full)
+  assert math.isnan(flat["complexity_rise"])
+
+
+def test_random_logit_tells_maps_that_follow_the_class():
+  image = smooth(0)
+  parts = [smooth(seed) for seed in range(5)]
+
+  def follows(x, k):
+    return x * parts[k]
+
+  found = checks.random_logit(follows, image, target=2, num_classes=5, seed=1)
+  other = int(found.pop("other"))
+  assert other != 2
+  assert found == checks.changed(image * parts[2], image * parts[other])
+  drawn = {
+    checks.random_logit(follows, image, target=2, num_classes=5, seed=seed)[
+      "other"
+    ]
+    for seed in range(30)
+  }
+  assert drawn == {0, 1, 3, 4}
+  same = checks.random_logit(lambda x, _: x, image, target=1, num_classes=2)
+  assert same["other"] == 0
+  assert same["spearman"] == pytest.approx(1)
+  with pytest.raises(ValueError, match="no other class"):
+    checks.random_logit(follows, image, target=0, num_classes=1)
+
+
+def test_label_randomisation_needs_a_model_that_fits():
+  a, b = smooth(0), smooth(1)
+  found = checks.label_randomisation(a, b, fit=1.0)
+  assert found == checks.changed(a, b) | {"fit": 1.0}
+  same = checks.label_randomisation(a, a, fit=0.97)
+  assert same["spearman"] == pytest.approx(1)
+  failed = checks.label_randomisation(a, b, fit=0.6)
+  assert math.isnan(failed["spearman"])
+  assert math.isnan(failed["ssim"])
+  assert failed["fit"] == 0.6

@@ -8,6 +8,7 @@ from tiny_runs import segmenter_config, write_workdir
 from cadjax import tasks
 from cadjax.core import lookup
 from cadjax.explanation.explainer import INPUT, Explainer, ExplainOptions
+from cadjax.explanation.heat_maps import on_model_grid
 from data_prep.errors import UserError
 
 SHAPE = (8, 17, 24)  # No multiple of the strides.
@@ -62,6 +63,40 @@ def test_occlusion_has_a_map_on_its_steps(trained):
   assert (heat.layer, heat.strides) == (INPUT, (4, 8, 8))
   assert heat.cells.shape == (2, 3, 3)
   assert heat.cells.min() >= 0
+
+
+MANY = ("scorecam", "ablationcam")
+FINE = ("gradient_x_input", "guided_backprop", "guided_gradcam")
+
+
+@pytest.mark.parametrize("trained", ["classify 2", "segment"], indirect=True)
+def test_other_methods_explain_slices_and_segmenters(trained):
+  first = next(iter(Explainer(trained, ExplainOptions()).strides))
+  options = ExplainOptions(methods=(*MANY, *FINE), layers=(first,), batch=4)
+  explainer = Explainer(trained, options)
+  region = np.ones(SHAPE, bool) if explainer.is_segmenter else None
+  logits, maps = explainer.explain(noise(), 1, region)
+  assert logits is None
+  found = {heat.method: heat for heat in maps}
+  assert list(found) == [*MANY, *FINE]
+  for method, heat in found.items():
+    strides = explainer.strides[first] if method in MANY else (1, 1, 1)
+    assert heat.strides == tuple(strides)
+    assert heat.layer == (INPUT if method in FINE[:2] else first)
+    np.testing.assert_array_equal(
+      heat.cells.shape, -(-np.array(SHAPE) // heat.strides)
+    )
+    assert np.isfinite(heat.cells).all(), method
+    assert heat.cells.min() >= 0, method
+  # A point of light in guided backpropagation, where Grad-CAM lets it through.
+  coarse = ExplainOptions(layers=(first,))
+  _, (heat,) = Explainer(trained, coarse).explain(noise(), 1, region)
+  np.testing.assert_allclose(
+    found["guided_gradcam"].cells,
+    found["guided_backprop"].cells * on_model_grid(heat, SHAPE),
+    rtol=1e-3,
+    atol=1e-6,
+  )
 
 
 @pytest.mark.parametrize("trained", ["segment"], indirect=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tubes
 
-from cadjax.link import agreement
+from cadjax.link import agreement, cad_rads
 from cadjax.link.evidence import Share
 from cadjax.vessels.find import find_vessels
 
@@ -84,3 +84,35 @@ def test_a_mask_in_pieces_is_no_coronary_tree():
   line = agreement.unconnected(find_vessels(mask, root, affine))
   assert "in 2 fragments, hangs on no ostium" in line
   assert said(find_vessels(mask, root, affine))[0] == line
+
+
+def of_grade(probability, *readings, doubts=()):
+  grade = cad_rads.grade(readings, doubts=doubts)
+  return agreement.of_grade(grade, probability=probability, threshold=0.5)
+
+
+SEVERE = cad_rads.SegmentReading("mLAD", 0.8, plaque=True)
+MILD = cad_rads.SegmentReading("mLAD", 0.3, plaque=True)
+
+
+def test_a_call_of_normal_with_an_obstructive_stenosis():
+  (line,) = of_grade(0.2, SEVERE)
+  assert line.startswith("The classifier's probability of CAD, 0.20, is below")
+  assert "graded CAD-RADS 4A/P1: severe stenosis" in line
+  assert "the worst in mLAD" in line
+  assert "blooming" in line
+  assert of_grade(0.5, SEVERE) == []
+  assert of_grade(0.2, MILD) == []
+  # A doubt elsewhere takes nothing from what was seen.
+  assert "4A/P1/N" in of_grade(0.2, SEVERE, doubts=["No RCA."])[0]
+
+
+def test_a_call_of_cad_with_grade_0():
+  healthy = cad_rads.SegmentReading("mLAD")
+  (line,) = of_grade(0.9, healthy)
+  assert "at or above its threshold, 0.50, but" in line
+  assert "graded CAD-RADS 0: no plaque and no stenosis" in line
+  assert of_grade(0.2, healthy) == []
+  assert of_grade(0.9, MILD) == []
+  # What is not judged is no 0.
+  assert of_grade(0.9, healthy, doubts=["No RCA."]) == []

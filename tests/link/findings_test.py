@@ -6,7 +6,7 @@ import pytest
 from tiny_tree import FORK, LINES, VOXEL, ball, blobs, on, scene
 
 from cadjax.core import files, lookup
-from cadjax.link import findings
+from cadjax.link import cad_rads, findings
 from cadjax.link.findings import FindingOptions, find_abnormalities
 from cadjax.metrics import detection
 from cadjax.vessels.find import find_vessels
@@ -15,6 +15,8 @@ from data_prep.phantom import make_phantom
 
 PLACE, OTHER = on(LINES[1], 0.5), on(LINES[2], 0.6)
 OFF = np.array([15.0, -4, 8])
+
+EDGE = VOXEL ** (1 / 3)
 
 
 def stable():
@@ -102,7 +104,7 @@ def test_each_mode_has_its_sources_and_its_ranking():
     assert {one.ranked_by for one in found} == {findings.RANKED_BY[mode]}
     scores = [one.score for one in found]
     assert scores == sorted(scores, reverse=True)
-    assert scores == [findings.score(one, mode) for one in found]
+    assert scores == [findings.score(one, mode, EDGE) for one in found]
   first = FindingOptions(near_mm=3.0, most=1)
   (only,) = find("combined", first, **given)
   assert files.strict(only.to_dict()) == files.strict(both[0].to_dict())
@@ -141,6 +143,10 @@ def test_what_plaque_fills_is_not_measured(kind, said):
   assert one.stenosis is None
   assert one.stenosis_note == said
   assert one.sources == ("plaque",)
+  # Soft plaque leaves less than a voxel, which is severe; calcium blooms.
+  assert (one.score >= 4) == (kind == "unstable")
+  lost = findings.lost_share(one, EDGE)
+  assert lost is None if kind == "stable" else lost >= cad_rads.SEVERE
 
 
 def test_findings_are_ranked_as_a_reader_grades():
@@ -150,7 +156,7 @@ def test_findings_are_ranked_as_a_reader_grades():
     finding = dataclasses.replace(
       one, stenosis=stenosis, plaque_mm3=mm3, lift=lift
     )
-    return findings.score(finding, "combined")
+    return findings.score(finding, "combined", EDGE)
 
   order = [
     ranked(1.0),

@@ -10,12 +10,15 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import schema_check
+import tiny_linked
 from tiny_runs import link_file
 
+from cadjax.calcium import stored
 from cadjax.core import lookup
-from cadjax.link import decision
+from cadjax.link import decision, grading
 from cadjax.link import scan as link_scan
-from cadjax.report import linked, planes, viewer
+from cadjax.report import linked, linked_pictures, planes, viewer
 from cadjax.segmentation import sliding
 from cadjax.segmentation.segmenter import Segmenter
 from data_prep import export, sources, volume
@@ -44,6 +47,46 @@ def quick(monkeypatch):
   monkeypatch.setattr(viewer, "mask_viewer", lambda *_, **__: "<p>mask</p>")
 
 
+def test_the_grade_is_of_the_tree_and_the_findings():
+  result = tiny_linked.linked_scan()
+  found = grading.grade_scan(
+    result.linked.structures.tree, result.linked.findings
+  )
+  assert result.grade == found
+  assert result.segments
+  segmented = dataclasses.replace(result.segmented, skipped="no contrast")
+  skipped = dataclasses.replace(result, segmented=segmented)
+  assert skipped.grade.category == "N"
+  assert skipped.grade.doubts == ("Nothing was segmented: no contrast.",)
+  assert skipped.segments == []
+  score = stored.StoredScore(350.0, "native", "2026-01-01", masked=True)
+  graded = dataclasses.replace(skipped, calcium=score).grade
+  assert graded.text == "CAD-RADS N/P3"
+  assert graded.burden_by == "Agatston score 350"
+
+
+def test_a_segmenter_without_plaque_cannot_exclude_any(two, scan):
+  assert "Plaque was not segmented apart from the lumen." in (
+    link_file(two, scan).grade.doubts
+  )
+
+
+def test_a_grade_against_the_call_is_a_statement(drawn_finding):
+  result = tiny_linked.linked_scan()
+  severe = drawn_finding(segment="pLAD", stenosis=0.8)
+  linked_ = dataclasses.replace(result.linked, findings=[severe], statements=[])
+  prediction = dataclasses.replace(
+    result.classified.prediction, probability=0.1, threshold=0.5
+  )
+  for probability, expected in ((0.1, 1), (0.9, 0)):
+    prediction = dataclasses.replace(prediction, probability=probability)
+    classified_ = dataclasses.replace(result.classified, prediction=prediction)
+    changed = dataclasses.replace(
+      result, linked=linked_, classified=classified_
+    )
+    assert len(changed.statements) == expected
+
+
 def test_every_file_has_exactly_the_grid_of_the_scan(
   two, scan, tmp_path, quick
 ):
@@ -62,6 +105,7 @@ def test_every_file_has_exactly_the_grid_of_the_scan(
   assert 0 <= heat.min() < heat.max() <= 1
   text = (tmp_path / "out" / "result.json").read_text()
   assert json.loads(text) == document
+  schema_check.validate(document)
   assert set(document["link"]["shares"]) == {
     *("stem", "stage1", "stage2", "stage3", "stage4")
   }
@@ -96,7 +140,7 @@ def test_what_is_on_the_page_and_a_file_is_drawn_once(
   drawn = []
   for name in ("tree_png", "layers_png"):
     monkeypatch.setattr(
-      linked, name, lambda _, name=name: drawn.append(name) or b"one"
+      linked_pictures, name, lambda _, name=name: drawn.append(name) or b"one"
     )
   result = link_file(two, scan)
   linked.write_linked(result, tmp_path / "out")
@@ -297,12 +341,24 @@ def test_the_program_links(tiny_workdir, tiny_segmenter, scan, tmp_path):
     *(sys.executable, "-m", "cadjax.predict"),
     *(f"--classifier={tiny_workdir}", f"--segmenter={tiny_segmenter}"),
     *(f"--input={scan}", f"--out={tmp_path / 'out'}", "--layer=stage2"),
+    *("--pdf", f"--calcium={tmp_path / 'calcium.json'}"),
   ]
+  score = {"schema": stored.SCHEMA, "case": "native", "created": "2026-01-02"}
+  score |= {"total": {"agatston": 412.0}, "search": {"box": None}}
+  (tmp_path / "calcium.json").write_text(json.dumps(score))
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert str(tmp_path / "out" / "report.html") in done.stdout
   page = (tmp_path / "out" / "report.html").read_text()
   assert "brainsprite" in page
+  assert "CAD-RADS" in done.stdout
+  written = json.loads((tmp_path / "out" / "result.json").read_text())
+  schema_check.validate(written)
+  assert written["diagnosis"]["burden"] == "P3"
+  assert written["diagnosis"]["calcium"]["case"] == "native"
+  assert written["diagnosis"]["text"] in page
+  pdf = (tmp_path / "out" / written["files"]["pdf"]).read_bytes()
+  assert pdf.startswith(b"%PDF")
   swapped = [
     *command[:3],
     *(f"--classifier={tiny_segmenter}", f"--segmenter={tiny_workdir}"),

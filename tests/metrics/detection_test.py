@@ -186,6 +186,23 @@ def test_a_difference_is_paired():
   assert np.isnan(same.low)
 
 
+def test_the_differences_at_every_rate_are_those_of_the_curves():
+  rng = np.random.default_rng(3)
+  scans = drawn(rng, 15, 15)
+  fewer = [
+    ScanFindings(s.patient_id, s.lesions, s.scores[:1], s.outcomes[:1])
+    for s in scans
+  ]
+  found = detection.froc_differences(scans, fewer, draws=300)
+  a, b = (detection.froc(x).at for x in (scans, fewer))
+  assert list(found) == list(detection.RATES)
+  for rate, one in found.items():
+    assert one.difference == pytest.approx(a[rate].value - b[rate].value)
+  whole = detection.froc_difference(scans, fewer, draws=300)
+  mean = np.mean([one.difference for one in found.values()])
+  assert whole.difference == pytest.approx(mean)
+
+
 def test_without_a_lesion_there_is_no_curve():
   with pytest.raises(ValueError, match="no scan has a lesion"):
     detection.froc([scan("a", 0, (1.0, FALSE))])

@@ -8,6 +8,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+import schema_check
 from PIL import Image
 from tiny_runs import warning
 
@@ -124,6 +125,7 @@ def test_a_case_is_four_whole_files(tmp_path, monkeypatch):
   assert {p.name for p in folder.iterdir()} == set(classified.FILES.values())
   assert [p.name for p in folder.parent.iterdir()] == ["case"]
   assert json.loads((folder / "result.json").read_text()) == written
+  schema_check.validate(written)
   with Image.open(folder / "planes.png") as picture:
     assert picture.size[0] > 1000
   image = nib.load(folder / "preprocessed.nii.gz")

@@ -118,6 +118,20 @@ def test_a_training_that_cannot_be_is_refused(changes, message):
     task.check_config(config, kind)
 
 
+@pytest.mark.parametrize("value", [-1, "a", 0.5])
+def test_a_seed_of_permuted_labels_is_checked_where_a_config_has_one(value):
+  config = resnet3d.get_config()
+  assert "permute_labels" not in config.data
+  with config.unlocked():
+    config.data.permute_labels = 3
+  task.check_config(config, tasks.find(config))
+  with config.unlocked():
+    del config.data.permute_labels
+    config.data.permute_labels = value
+  with pytest.raises(lookup.ConfigError, match="config.data.permute_labels"):
+    task.check_config(config, tasks.find(config))
+
+
 def test_a_config_of_the_other_kind_is_refused():
   kind = tasks.find(resnet3d.get_config())
   with pytest.raises(lookup.ConfigError, match="this training is to classify"):

@@ -48,7 +48,9 @@ def test_short_vessels_have_a_constant_or_no_reference():
 def profile(radius, resolved=True):
   reference = stenosis.reference_radius(WAY, radius)
   nowhere = np.zeros(len(WAY), bool)
-  return stenosis.Calibre(radius, reference, nowhere | resolved, nowhere)
+  return stenosis.Calibre(
+    radius, reference, nowhere | resolved, nowhere, radius
+  )
 
 
 def test_narrowings_are_found_where_they_are():
@@ -81,7 +83,7 @@ def test_what_cannot_be_measured_hides_no_narrowing():
   radius = np.where(filled, 0.0, radius)
   reference = stenosis.reference_radius(WAY, radius)
   everywhere = np.ones(len(WAY), bool)
-  one = stenosis.Calibre(radius, reference, everywhere, filled)
+  one = stenosis.Calibre(radius, reference, everywhere, filled, radius)
   (found,) = stenosis.find_narrowings([one], 0.3, 10.0)
   assert found.place * STEP_MM == pytest.approx(30, abs=1)
   assert found.stenosis == pytest.approx(0.6, abs=0.05)
@@ -92,7 +94,7 @@ def test_what_cannot_be_measured_hides_no_narrowing():
   deep = narrowed(narrowed(TAPER, 30, 6, 0.5), 37, 6, 0.8)
   coarse = np.abs(WAY - 37) > 3.5
   one = stenosis.Calibre(
-    deep, stenosis.reference_radius(WAY, deep), coarse, ~everywhere
+    deep, stenosis.reference_radius(WAY, deep), coarse, ~everywhere, deep
   )
   (found,) = stenosis.find_narrowings([one], 0.3, 10.0)
   assert found.place * STEP_MM == pytest.approx(30, abs=1)
@@ -109,6 +111,7 @@ def test_the_flank_of_calcium_is_no_narrowing():
     stenosis.reference_radius(WAY, radius),
     np.ones(len(WAY), bool),
     filled,
+    radius,
   )
   assert one.stenosis[~filled].max() > 0.6
   assert stenosis.find_narrowings([one], 0.3, 10.0) == []
@@ -173,3 +176,21 @@ def test_the_stenoses_of_phantoms():
         errors.append(abs(np.nanmax(lost) - lesion["stenosis"]))
   assert len(errors) >= 10
   assert np.mean(errors) < 0.1, errors
+
+
+def test_plaque_along_most_of_a_vessel_does_not_lower_its_reference():
+  """Where it leaves 60 % of the diameter, 40 % are lost."""
+  shape, affine = tubes.grid("anisotropic", (-6, -6, -34), (8, 6, 14))
+  line = [(0, 0, 9), (4, 0, -32)]
+  root = tubes.ball((0, 0, 12), 3, shape, affine)
+  vessel = tubes.tube(line, 2.2, shape, affine) & ~root
+  width = lambda t: np.where((t > 0.15) & (t < 0.75), 1.32, 2.2)  # noqa: E731
+  lumen = tubes.tube(line, width, shape, affine) & ~root
+  tree = find_vessels(vessel, root, affine)
+  (one,) = stenosis.calibres(tree, lumen, vessel)
+  np.testing.assert_allclose(one.reference_mm[20:-20], 2.2, rtol=0.08)
+  middle = len(one.stenosis) // 2
+  assert one.stenosis[middle] == pytest.approx(0.4, abs=0.06)
+  # A mask of both as one has no plaque that could be left out.
+  (merged,) = stenosis.calibres(tree, lumen)
+  assert merged.reference_mm[middle] < 2.0
