@@ -279,7 +279,9 @@ def _label(ax, name, mark: Mark | None, text_size) -> None:
   x, y, side, level = _LABELS[name]
   text = name
   if mark is not None and mark.text:
-    text += f"\n{mark.text}"
+    # A word a line: "not judged" is too wide for some places.
+    words = mark.text if mark.category else mark.text.replace(" ", "\n")
+    text += f"\n{words}"
   if mark is not None and mark.worst:
     text += "\nworst"
   strong = mark is not None and mark.category not in (None, "0", "1")

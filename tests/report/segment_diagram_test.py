@@ -43,12 +43,17 @@ def test_all_18_are_drawn_and_named():
   assert set(scct.SEGMENTS) <= names
 
 
-@pytest.mark.parametrize("worst", [None, *scct.SEGMENTS])
-def test_names_neither_cover_each_other_nor_leave_the_picture(worst):
-  ax = drawn({
-    name: Mark("2", "100 %", (20,), worst=name == worst)
-    for name in scct.SEGMENTS
-  })  # fmt: skip
+@pytest.mark.parametrize(
+  ("one", "mark"),
+  [
+    (None, None),
+    *((name, Mark("2", "100 %", (20,), worst=True)) for name in scct.SEGMENTS),
+    *((x, Mark(None, segment_diagram.UNJUDGED, (20,))) for x in scct.SEGMENTS),
+  ],
+)
+def test_names_neither_cover_each_other_nor_leave_the_picture(one, mark):
+  marks = {name: Mark("2", "100 %", (20,)) for name in scct.SEGMENTS}
+  ax = drawn(marks | {one: mark})
   renderer = FigureCanvasAgg(ax.figure).get_renderer()
   boxes = {
     text.get_text(): text.get_window_extent(renderer)
