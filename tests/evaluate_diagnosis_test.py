@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cadjax.core import files
-from cadjax.evaluation import diagnoses
+from cadjax.evaluation import diagnoses, lesions
 from cadjax.evaluation.diagnoses import LesionRow, ScanRow
 from cadjax.evaluation.lesions import read_scans
 from cadjax.link import cad_rads
@@ -49,12 +49,12 @@ def lesion(number, *, hit=True, **found):
 TRUTH = 12 * list(cad_rads.CATEGORIES)
 
 
-def summarise(found, lesions=()):
+def summarise(found, rows=()):
   scans = [
     scan(number, truth, one)
     for number, (truth, one) in enumerate(zip(TRUTH, found, strict=True))
   ]
-  return diagnoses.summarise(scans, lesions or [lesion(0)])
+  return diagnoses.summarise(scans, rows or [lesion(0)])
 
 
 def test_a_perfect_reader():
@@ -142,8 +142,8 @@ def test_true_masks_are_graded(scans, tmp_path):
   assert len(normal) == 4
   assert {row.found for row in normal} <= {"0", "N"}
   assert {row.found_burden for row in normal} == {""}
-  lesions = files.read_rows_as(out / "lesions.jsonl", LesionRow)
-  assert np.mean([row.hit for row in lesions]) > 0.7
+  rows = files.read_rows_as(out / "lesions.jsonl", LesionRow)
+  assert np.mean([row.hit for row in rows]) > 0.7
   assert abs(result["stenosis_points"]["bias"]["value"]) < 15
   text = diagnoses.table(result)
   assert "8 scans, masks: the true ones" in text
@@ -162,3 +162,30 @@ def test_what_is_missing_is_said(scans, tmp_path):
   with pytest.raises(UserError, match="names no mask"):
     diagnoses.evaluate_diagnoses(str(scans), str(tmp_path), true_masks=True)
   manifest.write_text(table)
+
+
+def test_the_truth_of_a_vessel_below_1_5_mm_is_not_graded(scans, monkeypatch):
+  case = next(case for case in read_scans(str(scans)) if case.label)
+  (known, *_) = lesions.read_lesions(case)
+
+  def graded(reference_mm):
+    one = known | {
+      "scct": "mLAD", "stenosis": 0.9, "reference_mm": reference_mm
+    }  # fmt: skip
+    monkeypatch.setattr(lesions, "read_lesions", lambda case: [one])
+    return diagnoses.grade_case(case, None)[0].truth
+
+  assert (graded(1.6), graded(1.4)) == ("4A", "1")
+
+
+@pytest.mark.parametrize("column", ["scct", "reference_mm"])
+def test_lesions_of_an_older_version_are_refused(scans, column):
+  case = next(case for case in read_scans(str(scans)) if case.label)
+  file = lesions.lesion_file(case)
+  text = file.read_text()
+  document = json.loads(text)
+  del document["lesions"][0][column]
+  file.write_text(json.dumps(document))
+  with pytest.raises(UserError, match=f"without all of .*{column}"):
+    read_scans(str(scans))
+  file.write_text(text)

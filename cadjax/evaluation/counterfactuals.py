@@ -246,7 +246,7 @@ def verdict(
     removed: [lesions], of `effects`.
     together: how far the log odds fall without all of them.
     hits: [lesions], 1 where the map hits the lesion; NaN, of a map of zeros,
-      is no hit.
+      counts as 0.
 
   Returns:
     1 for one of `VERDICTS` and 0 for the others: "on_used", the map hits a

@@ -222,7 +222,7 @@ def measure(
   Raises:
     UserError: no case has a mask, the region is unknown, or there is no
       validation case where a measure needs one.
-    lookup.UnknownName: there is no such method or measure.
+    lookup.UnknownName: a method or a measure is unknown.
   """
   measures = map_measures.chosen(measures)
   if map_measures.CHEXLOCALIZE in measures and not tuned_on:

@@ -12,7 +12,7 @@ from data_prep.errors import UserError
 
 COLUMNS = (
   *("position_mm", "line_mm", "segment", "stenosis", "plaque", "volume_mm3"),
-  *("scct", "lumen_mm2"),
+  *("scct", "lumen_mm2", "reference_mm"),
 )
 LEAST_SCANS = 8
 

@@ -30,7 +30,7 @@ READER_MM = 2.0
 # What boxes and masks are held against.
 TARGET = "plaque"
 COVERED = ("coronaries", TARGET)
-# By the thirds of these CheXlocalize's scores are told apart.
+# CheXlocalize's scores are also given for each third of the lesions by these.
 APART = ("volume_mm3", "elongation", "confidence")
 
 

@@ -43,7 +43,7 @@ from cadjax.experiment.plan import Plan, folder_name
 ALPHA, POWER = 0.05, 0.8
 # Points of the distribution of S^2: enough for four digits of the power.
 _POINTS = 2000
-# Of the search for more: no plan is told to train more than this.
+# Where the search for enough trainings and patients ends.
 MOST_TRAININGS, MOST_PATIENTS = 100, 20_000
 
 # Expected of a metric where nothing was measured.
@@ -457,7 +457,7 @@ def training_cost(plan: Plan, trainings: int) -> dict[str, float]:
 def table(plan: Plan) -> str:
   """Returns what each comparison can show, as text; for --dry_run."""
   if not plan.pairs():
-    return "nothing is compared, so there is no difference to show"
+    return "nothing is compared"
   lines = [
     f"smallest difference that can be shown (two-sided {ALPHA:.0%}, power"
     f" {POWER:g}; in brackets for the first of {len(plan.pairs())} by Holm):"

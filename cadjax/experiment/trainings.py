@@ -1,8 +1,8 @@
 """Which trainings failed: their networks learned nothing that validation sees.
 
-Such a network is no worse by a little than its fellows, it is of another kind,
-and one of five moves their mean more than most questions are about. So it is
-counted and shown, and the figures are given with it and without it.
+Such a network is not slightly worse than the others: it is at chance, and one
+of five shifts their mean by more than the differences that most plans look for.
+So failed trainings are counted, and figures are given with and without them.
 """
 
 import math

@@ -471,9 +471,8 @@ def score(finding: Finding, mode: str, voxel: float) -> float:
   """Returns what a mode ranks a finding by; see `RANKED_BY`.
 
   "combined" ranks as a reader grades a patient, by the worst narrowing: the
-  grade of the stenosis first, 2 to 5 from 25, 50, 70 and 100 % on
-  (`cad_rads.GRADES`);
-  1 for plaque with less, or where the loss is not measurable; 0 for neither.
+  grade of the stenosis first, 2 to 5 from `cad_rads.GRADES` on; 1 for plaque
+  with less, or where the loss is not measurable; 0 for neither.
   Within a grade, findings with plaque come first, the largest volume before
   the others; then those without, by the lift of the heat map. The score is
   the grade plus a share below 1 for the order within it.

@@ -10,7 +10,7 @@ segments.json holds the keys of `pages.envelope` and
   summary         what was found, in words
   classes         see `segmentation.scan.FoundClass`
   segmentation    classes (the class set), window, overlap, mirror,
-                  min_component_mm3
+                  min_component_mm3, min_soft_voxels
   skipped         why the coronary arteries were not looked for, or null
   segmenter       which model it was, see `workdir.ModelCard`
   wide            which model found the chest in a first stage, or null

@@ -117,6 +117,9 @@ def calibres(
 ) -> list[Calibre]:
   """Measures every branch of a tree; arguments as `tree.calibre`.
 
+  The reference is fitted to the lumen where there is no plaque around it, if
+  that is 5 mm or more.
+
   Args:
     tree: the vessels.
     lumen: [D, H, W], above 0 inside.
