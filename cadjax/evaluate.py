@@ -16,6 +16,7 @@ from absl import flags
 
 from cadjax.core import lookup
 from cadjax.evaluation import (
+  case_maps,
   classifiers,
   common,
   explanations,
@@ -81,7 +82,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "explain_region",
     "volume",
-    list(explanations.REGIONS),
+    list(case_maps.REGIONS),
     "The volume, or the body: air and lung are left out.",
   )
 
@@ -122,13 +123,15 @@ def main(_: Sequence[str]) -> None:
       data=args.data,
       against=args.against,
       cases=args.explain_cases,
-      bootstrap=args.bootstrap,
-      batch_size=args.batch_size,
-      sanity=args.explain_sanity,
-      twins=args.explain_counterfactuals,
-      region=args.explain_region,
-      methods=args.explain_methods or cad_maps.METHODS,
-      measures=args.explain_measures,
+      settings=case_maps.Settings(
+        bootstrap=args.bootstrap,
+        batch_size=args.batch_size,
+        sanity=args.explain_sanity,
+        twins=args.explain_counterfactuals,
+        region=args.explain_region,
+        methods=args.explain_methods or cad_maps.METHODS,
+        measures=args.explain_measures,
+      ),
     )
     print(f"\nexplanations of CAD, {maps['n_patients']} patients")
     print(tables.text(maps))

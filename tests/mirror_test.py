@@ -30,6 +30,10 @@ COVERED = {
     "cadjax/report/tables.py",
     "evaluation/explanations_test.py",
   ): "the tables of a whole evaluation",
+  (
+    "cadjax/evaluation/case_maps.py",
+    "evaluation/explanations_test.py",
+  ): "by a whole evaluation",
   ("cadjax/evaluation/classifiers.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/common.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/links.py", "evaluate_link_test.py"): "by the program",

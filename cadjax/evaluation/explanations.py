@@ -7,7 +7,6 @@ or of those named. Written to W/eval/explain: rows of cases first, then
 metrics.json, table.txt and lift.png.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -23,63 +22,16 @@ from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.evaluation import common, counterfactuals, map_measures
-from cadjax.explanation import checks, faithfulness, guided, location
-from cadjax.explanation.cad_maps import METHODS, CadMaps, Cells
+from cadjax.evaluation.case_maps import (
+  TABLES,
+  CaseMaps,
+  Settings,
+  read_structures,
+)
+from cadjax.explanation import guided, location
+from cadjax.explanation.cad_maps import CadMaps
 from cadjax.report import curves, tables
-from cadjax.segmentation import metrics
 from data_prep.errors import UserError
-from data_prep.tissues import CLASS_NAMES
-
-# The classes of a structure; it is known where a case annotates the first.
-STRUCTURES = {
-  "coronaries": ("lumen", "stable_plaque", "unstable_plaque"),
-  "plaque": ("stable_plaque", "unstable_plaque"),
-  "aorta": ("aorta",),
-}
-REGIONS = ("volume", "body")
-# Air and lung are below; fat and all that is denser is above.
-BODY_HU = -500
-# Of the maps of a case that are measured together.
-MAPS_BYTES = 2**31
-# Patients whose maps make the pairs of unrelated ones.
-BASELINE_PATIENTS = 12
-# What is measured, and the columns that identify a row.
-TABLES = {
-  "location": ("layer", "method", "structure"),
-  "faithfulness": ("layer", "method"),
-  "randomisation": ("layer", "method", "upto"),
-  "agreement": ("layer", "method"),
-}
-
-
-def read_structures(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns the distance field in mm of every structure a record annotates.
-
-  To the plaque belong the centres of the lesion table, so that the map can
-  point at a lesion too small for a voxel of the grid.
-
-  Args:
-    record: of the data set.
-
-  Returns:
-    {name: float32 [D, H, W]}, infinite where the structure is known to be
-    absent; see `location.distance_mm`.
-  """
-  if "mask" not in record:
-    return {}
-  lesions = json.loads(record["lesions"])
-  centers, _ = metrics.lesion_centers(lesions, record["grid_affine"])
-  known = np.asarray(record["mask_classes"], bool)
-  found = {}
-  for name, classes in STRUCTURES.items():
-    numbers = [CLASS_NAMES.index(each) for each in classes]
-    if known[numbers[0]]:
-      found[name] = location.distance_mm(
-        np.isin(record["mask"], numbers),
-        record["spacing"],
-        centers if name == "plaque" else None,
-      )
-  return found
 
 
 def evaluate_maps(
@@ -89,10 +41,8 @@ def evaluate_maps(
   data: str | None = None,
   against: str | None = None,
   cases: int | None = None,
-  bootstrap: int = 2000,
-  batch_size: int | None = None,
   folder: pathlib.Path | None = None,
-  **options: Any,
+  settings: Settings | None = None,
 ) -> dict[str, Any]:
   """Measures the explanation maps of a workdir's best checkpoint.
 
@@ -105,11 +55,8 @@ def evaluate_maps(
     data: as in `evaluate_workdir`.
     against: another workdir of the same data, whose maps are compared.
     cases: measure this many, evenly spread over the split; all if left out.
-    bootstrap: number of draws, at least 100.
-    batch_size: `config.data.eval_batch_size` if left out.
     folder: where to write in place of that.
-    **options: methods, measures, effort, sanity, twins, region, rolls and seed
-      of `measure`.
+    settings: how the maps are measured.
 
   Returns:
     what metrics.json holds, as `measure` returns it.
@@ -117,7 +64,8 @@ def evaluate_maps(
   Raises:
     UserError: for settings, a workdir or data that cannot be used.
   """
-  common.check_settings(split, bootstrap, batch_size)
+  settings = settings or Settings()
+  common.check_settings(split, settings.bootstrap, settings.batch_size)
   trained, other = load_to_explain(path, cases=cases, against=against)
   evaluation = common.open_evaluation(trained, split, data)
   about = evaluation.describe()
@@ -133,12 +81,10 @@ def evaluate_maps(
     evaluation.dataset,
     spread(evaluation.cases, cases),
     folder or evaluation.paths.explain,
+    settings=settings,
     tuned_on=spread(others, cases),
     about=about,
     other=other,
-    bootstrap=bootstrap,
-    batch_size=batch_size or trained.config.data.eval_batch_size,
-    **options,
   )
 
 
@@ -179,18 +125,9 @@ def measure(
   folder: pathlib.Path,
   *,
   about: Mapping[str, Any],
-  methods: Sequence[str] = METHODS,
-  measures: Sequence[str] = (),
+  settings: Settings | None = None,
   tuned_on: Sequence[input_pipeline.CaseRow] = (),
-  effort: map_measures.Effort | None = None,
-  sanity: int = 4,
-  twins: int = 0,
-  region: str = "volume",
   other: Classifier | None = None,
-  bootstrap: int = 2000,
-  rolls: int = location.ROLLS,
-  batch_size: int = 4,
-  seed: int = 0,
 ) -> dict[str, Any]:
   """Measures every map of the cases and writes what it finds to a folder.
 
@@ -200,113 +137,56 @@ def measure(
     cases: rows of the data set.
     folder: where to write.
     about: what describes the run, for metrics.json.
-    methods: of `explainer.METHODS`.
-    measures: of `map_measures.NAMES`, beside those that are always taken.
+    settings: how the maps are measured.
     tuned_on: validation cases, on which CheXlocalize's threshold is chosen.
-    effort: how many passes the measures take.
-    sanity: on how many of the cases weight randomisation, insertion, deletion
-      and the measures run, which take many passes.
-    region: "volume", or "body" to leave air and lung out of what is measured
-      against structures.
-    twins: of how many of the cases with CAD the phantom is drawn again without
-      its lesions, see `counterfactuals`.
     other: another classifier of the same data, whose maps may agree.
-    bootstrap: number of draws.
-    rolls: of the null, see `location.rolled_null`.
-    batch_size: volumes at a time for insertion and deletion.
-    seed: of rolls, random orders, fresh weights and the bootstrap.
 
   Returns:
     what metrics.json holds, with `MeanInterval`s, and NaN where undefined.
 
   Raises:
-    UserError: no case has a mask, the region is unknown, or there is no
-      validation case where a measure needs one.
-    lookup.UnknownName: a method or a measure is unknown.
+    UserError: no case has a mask, or there is no validation case where a
+      measure needs one.
+    lookup.UnknownName: a method is unknown.
   """
-  measures = map_measures.chosen(measures)
-  if map_measures.CHEXLOCALIZE in measures and not tuned_on:
+  settings = settings or Settings()
+  tunes = map_measures.CHEXLOCALIZE in settings.measures
+  if tunes and not tuned_on:
     raise UserError(
       f"--explain_measures={map_measures.CHEXLOCALIZE}: its threshold is chosen"
       f" on validation cases, and {dataset.path} has none beside those that"
       " are tested; leave it out"
     )
-  if region not in REGIONS:
-    raise UserError(
-      f"--explain_region={region} is none of {', '.join(REGIONS)}"
-    )
-  maps = CadMaps(trained, methods)  # Compiled once for all.
-  rows, unrelated, covers = _measure_cases(
-    maps,
-    dataset,
-    cases,
-    measures=measures,
-    effort=effort,
-    sanity={case["case_id"] for case in spread(cases, sanity)},
-    region=region,
-    other=other,
-    rolls=rolls,
-    batch_size=batch_size,
-    seed=seed,
-  )
-  pairs = _measure_twins(maps, dataset, cases, twins)
-  options = {"draws": bootstrap, "seed": seed}
-  se3d, rows["se3d"] = map_measures.summarise_se3d(covers, **options)
-  chexlocalize = None
-  if map_measures.CHEXLOCALIZE in measures:
-    others = _cover_cases(maps, dataset, tuned_on)
-    chexlocalize, rows["chexlocalize"] = map_measures.summarise_chexlocalize(
-      covers, others, **options
-    )
-  folder.mkdir(parents=True, exist_ok=True)
-  twin_rows = {f"counterfactual_{k}": some for k, some in pairs.items()}
-  for name, some in [*rows.items(), *twin_rows.items()]:
-    if some:
-      files.write_rows(
-        folder, f"{name}_cases", [location.numbers_of(row) for row in some]
-      )
-  result = dict(about) | {
-    "explained_class": "CAD",
-    "n_cases": len(cases),
-    "n_patients": len({case["patient_id"] for case in cases}),
-    "region": region,
-    "rolls": rolls,
-    "radii_mm": list(location.RADII_MM),
-    "peak_mm": location.PEAK_MM,
-    "bootstrap": options | {"confidence": 0.95},
-  }
-  for name, by in TABLES.items():
-    result[name] = location.summarise(rows[name], by, **options)
-  result["measured"] = list(measures)
-  result["measures"] = location.summarise(
-    rows["measures"], TABLES["faithfulness"], **options
-  )
-  result |= {"se3d": se3d, "chexlocalize": chexlocalize}
+  maps = CadMaps(trained, settings.methods)  # Compiled once for all.
+  found = _measure_cases(maps, dataset, cases, settings, other)
+  twins = _measure_twins(maps, dataset, cases, settings.twins)
+  others = _cover_cases(maps, dataset, tuned_on) if tunes else None
+  result, rows = _summarise(found, others, settings)
   result["counterfactual"] = None
-  if pairs:
+  if twins:
     result["counterfactual"] = counterfactuals.summarise(
-      pairs,
+      twins,
       scan.read_calibration(trained).log_odds_threshold,
-      **options,
+      **_bootstrap(settings),
     )
-  result["best"] = best(result["location"])
-  result["unrelated"] = unrelated
+  result["unrelated"] = found.unrelated()
   if other:
     result["other"] = {
       "workdir": str(other.path),
       "kind": kind_of_agreement(trained, other),
     }
-  result["notes"] = _notes(cases, rows)
-  if set(methods) & set(guided.METHODS):
-    result["notes"].append(guided.WARNING)
-  files.write_text(folder / "table.txt", tables.text(result))
-  figure = tables.heat_table(
-    result["location"],
-    title=f"Mean lift of the maps for CAD, {result['n_patients']} patients",
-    footer=result.get("disclaimer", ""),
+  result = (
+    dict(about)
+    | {
+      "explained_class": "CAD",
+      "n_cases": len(cases),
+      "n_patients": len({case["patient_id"] for case in cases}),
+    }
+    | result
+    | {"notes": _notes(cases, rows, settings.methods)}
   )
-  curves.save(figure, folder / "lift.png")
-  files.write_json(folder / "metrics.json", files.strict(result))
+  rows |= {f"counterfactual_{name}": some for name, some in twins.items()}
+  _write(folder, result, rows)
   return result
 
 
@@ -339,103 +219,48 @@ def kind_of_agreement(trained: Classifier, other: Classifier) -> str:
   return "repeatability" if a == b else "reproducibility"
 
 
+def _bootstrap(settings: Settings) -> dict[str, int]:
+  return {"draws": settings.bootstrap, "seed": settings.seed}
+
+
 def _measure_cases(
   maps: CadMaps,
   dataset: input_pipeline.Dataset,
   cases: Sequence[input_pipeline.CaseRow],
-  *,
-  measures: Sequence[str],
-  effort: map_measures.Effort | None,
-  sanity: set[str],
-  region: str,
+  settings: Settings,
   other: Classifier | None,
-  rolls: int,
-  batch_size: int,
-  seed: int,
-) -> tuple[dict[str, list[Row]], list[Row], list[map_measures.Covers]]:
+) -> CaseMaps:
   """Measures every case.
-
-  Returns:
-    the rows of each of `TABLES` and of "measures", the likeness of unrelated
-    maps, and how the maps cover structures, if a measure is of that.
 
   Raises:
     UserError: no case has a mask.
   """
-  trained = maps.trained
-  second = CadMaps(other, maps.methods) if other else None
-  fresh = maps.fresh(seed + 1) if sanity else None
-  rows: dict[str, list[Row]] = {name: [] for name in (*TABLES, "measures")}
-  covers = []
-  kept: dict[str, Cells] = {}  # Of different patients on one grid.
-  before: tuple[str, tuple[int, ...], Cells] | None = None
-  shape = None
+  found = CaseMaps(
+    maps, settings, CadMaps(other, settings.methods) if other else None
+  )
+  sanity = {case["case_id"] for case in spread(cases, settings.sanity)}
   for case in tqdm(cases, "explain", leave=False, disable=None):
-    record = dataset.read(case)
-    record = {**record, "image": trained.seen(record)}
-    image, patient = record["image"], case["patient_id"]
-    cells = maps.cells(image)
-    shape = shape or image.shape
-    if image.shape == shape and len(kept) < BASELINE_PATIENTS:
-      kept.setdefault(patient, cells)
-    structures = read_structures(record)
-    found = {
-      "location": _locate(maps, record, structures, cells, region, rolls, seed)
-    }
-    ids = {"case_id": case["case_id"], "patient_id": patient}
-    if structures and {
-      map_measures.SE3D,
-      map_measures.CHEXLOCALIZE,
-    }.intersection(measures):
-      covers.append(
-        map_measures.cover(
-          maps, cells, record, structures, ids=ids, names=measures, seed=seed
-        )
-      )
-    if case["case_id"] in sanity and map_measures.MEASURES.keys() & set(
-      measures
-    ):
-      found["measures"] = map_measures.measure(
-        map_measures.Case(
-          maps,
-          image,
-          record["spacing"],
-          fresh,
-          effort=effort,
-          batch_size=batch_size,
-          seed=seed,
-        ),
-        measures,
-      )
-    if case["case_id"] in sanity:
-      found["faithfulness"] = _faithful(
-        maps, record, cells, batch_size=batch_size, seed=seed
-      )
-      found["randomisation"] = _randomised(maps, image, cells, fresh)
-    if second:
-      theirs, unrelated = second.cells(image), None
-      if before and before[0] != patient and before[1] == image.shape:
-        unrelated = before[2]
-      found["agreement"] = _agree(
-        maps, second, image.shape, cells, theirs, unrelated
-      )
-      before = patient, image.shape, theirs
-    known = ids | {"label": int(case["label"])}
-    for name, some in found.items():
-      rows[name] += [known | row for row in some]
-  if not rows["location"]:
+    found.add(
+      case,
+      _read_seen(maps, dataset, case),
+      many_passes=case["case_id"] in sanity,
+    )
+  if not found.rows["location"]:
     raise UserError(
       f"{dataset.path}: none of the {len(cases)} cases has a mask to measure"
       " explanations against; build data with masks, such as phantoms"
     )
-  pairs = [
-    {"layer": layer, "method": method}
-    | checks.random_pairs(
-      [each[method][layer] for each in kept.values()], seed=seed
-    )
-    for layer, method in maps.pairs()
-  ]
-  return rows, pairs, covers
+  return found
+
+
+def _read_seen(
+  maps: CadMaps,
+  dataset: input_pipeline.Dataset,
+  case: input_pipeline.CaseRow,
+) -> dict[str, Any]:
+  """Returns a case's record, its image as the classifier sees it."""
+  record = dataset.read(case)
+  return {**record, "image": maps.trained.seen(record)}
 
 
 def _cover_cases(
@@ -448,8 +273,7 @@ def _cover_cases(
   for case in tqdm(cases, "validation", leave=False, disable=None):
     if case["label"] != "1":
       continue
-    record = dataset.read(case)
-    record = {**record, "image": maps.trained.seen(record)}
+    record = _read_seen(maps, dataset, case)
     found.append(
       map_measures.cover(
         maps,
@@ -491,126 +315,76 @@ def _measure_twins(
   return rows
 
 
-def _locate(
-  maps: CadMaps,
-  record: Mapping[str, Any],
-  structures: Mapping[str, np.ndarray],
-  cells: Cells,
-  region: str,
-  rolls: int,
-  seed: int,
-) -> list[Row]:
-  image = record["image"]
-  if not structures:
-    return []
-  where = image > BODY_HU if region == "body" else None
-  keys, rows = maps.pairs(), []
-  # A map is float32, and float64 once more among the columns of its null.
-  together = max(1, MAPS_BYTES // (12 * image.size))
-  for start in range(0, len(keys), together):
-    some = keys[start : start + together]
-    found = location.location_metrics(
-      np.stack(
-        [
-          maps.heat(cells[method][layer], layer, image.shape, method)
-          for layer, method in some
-        ]
-      ),
-      structures,
-      region=where,
-      rolls=rolls,
-      seed=seed,
-    )
-    rows += [
-      {"layer": layer, "method": method, "structure": name} | row
-      for (layer, method), by_structure in zip(some, found, strict=True)
-      for name, row in by_structure.items()
-    ]
-  return rows
+def _summarise(
+  found: CaseMaps,
+  others: Sequence[map_measures.Covers] | None,
+  settings: Settings,
+) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+  """Averages over patients.
 
+  Args:
+    found: of the cases.
+    others: how maps of validation cases cover lesions, if a threshold is
+      chosen on them.
+    settings: by which both were measured.
 
-def _faithful(
-  maps: CadMaps,
-  record: Mapping[str, Any],
-  cells: Cells,
-  **options: Any,
-) -> list[Row]:
-  image, score = record["image"], maps.log_odds
-  options |= {
-    "baseline": faithfulness.blurred(image, record["spacing"]),
-    "block": max(1, min(image.shape) // 16),
-  }
-  chance = faithfulness.random_perturbation_auc(score, image, **options)
-  rows = []
-  for layer, method in maps.pairs():
-    heat = maps.heat(cells[method][layer], layer, image.shape, method)
-    found = faithfulness.perturbation_auc(score, image, heat, **options)
-    rows.append(
-      {"layer": layer, "method": method}
-      | found
-      | {f"{name}_random": value for name, value in chance.items()}
-      | {
-        "insertion_gain": found["insertion"] - chance["insertion"],
-        "deletion_gain": chance["deletion"] - found["deletion"],
-      }
-    )
-  return rows
-
-
-def _randomised(
-  maps: CadMaps,
-  image: np.ndarray,
-  cells: Cells,
-  fresh: Mapping[str, Any],
-) -> list[Row]:
-  # Compared on the layers' own cells: upsampling adds nothing but likeness.
-  order = ("head", *reversed(maps.strides))
-  rows = []
-  for upto in order:
-    other = maps.cells(
-      image,
-      checks.randomise(maps.variables, fresh, order, upto),
-    )
-    rows += [
-      {"layer": layer, "method": method, "upto": upto}
-      | checks.changed(cells[method][layer], other[method][layer])
-      for layer, method in maps.pairs()
-    ]
-  return rows
-
-
-def _agree(
-  maps: CadMaps,
-  second: CadMaps,
-  shape: tuple[int, ...],
-  cells: Cells,
-  theirs: Cells,
-  unrelated: Cells | None,
-) -> list[Row]:
-  """Compares with another model's maps of this patient and of an earlier one.
-
-  On cells where both models have the same ones, else on the image's grid.
+  Returns:
+    what metrics.json holds of the numbers, and all rows.
   """
-  rows = []
-  for layer, method in maps.pairs():
-    if layer not in theirs.get(method, {}):
-      continue
-    a, b = cells[method][layer], theirs[method][layer]
-    c = unrelated[method][layer] if unrelated else np.zeros_like(b)
-    if a.shape != b.shape:
-      a = maps.heat(a, layer, shape, method)
-      b, c = (second.heat(x, layer, shape, method) for x in (b, c))
-    chance = checks.compare(a, c)
-    rows.append(
-      {"layer": layer, "method": method}
-      | checks.compare(a, b)
-      | {f"{name}_unrelated": value for name, value in chance.items()}
+  options, rows = _bootstrap(settings), dict(found.rows)
+  se3d, rows["se3d"] = map_measures.summarise_se3d(found.covers, **options)
+  chexlocalize = None
+  if others is not None:
+    chexlocalize, rows["chexlocalize"] = map_measures.summarise_chexlocalize(
+      found.covers, others, **options
     )
-  return rows
+  tables_of = {
+    name: location.summarise(rows[name], by, **options)
+    for name, by in TABLES.items()
+  }
+  return {
+    "region": settings.region,
+    "rolls": settings.rolls,
+    "radii_mm": list(location.RADII_MM),
+    "peak_mm": location.PEAK_MM,
+    "bootstrap": options | {"confidence": 0.95},
+    **tables_of,
+    "measured": list(settings.measures),
+    "measures": location.summarise(
+      rows["measures"], TABLES["faithfulness"], **options
+    ),
+    "se3d": se3d,
+    "chexlocalize": chexlocalize,
+    "best": best(tables_of["location"]),
+  }, rows
+
+
+def _write(
+  folder: pathlib.Path,
+  result: Mapping[str, Any],
+  rows: Mapping[str, Sequence[Row]],
+) -> None:
+  """Writes rows of cases first, then tables, picture and metrics.json."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, some in rows.items():
+    if some:
+      files.write_rows(
+        folder, f"{name}_cases", [location.numbers_of(row) for row in some]
+      )
+  files.write_text(folder / "table.txt", tables.text(result))
+  figure = tables.heat_table(
+    result["location"],
+    title=f"Mean lift of the maps for CAD, {result['n_patients']} patients",
+    footer=result.get("disclaimer", ""),
+  )
+  curves.save(figure, folder / "lift.png")
+  files.write_json(folder / "metrics.json", files.strict(result))
 
 
 def _notes(
-  cases: Sequence[input_pipeline.CaseRow], rows: Mapping[str, Sequence[Row]]
+  cases: Sequence[input_pipeline.CaseRow],
+  rows: Mapping[str, Sequence[Row]],
+  methods: Sequence[str],
 ) -> list[str]:
   notes = [
     "the best of many layers and methods is chosen on these same cases:"
@@ -625,4 +399,6 @@ def _notes(
       "weight randomisation, insertion, deletion and the measures of many"
       f" passes: {len(checked)} cases"
     )
+  if set(methods) & set(guided.METHODS):
+    notes.append(guided.WARNING)
   return notes

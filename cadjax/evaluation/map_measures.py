@@ -283,8 +283,8 @@ MEASURES: Mapping[str, Callable[[Case, Key], dict[str, float]]] = {
   "random_logit": _random_logit,
 }
 # Those that need masks and no pass; of all cases that are explained.
-SE3D, CHEXLOCALIZE = "se3d", "chexlocalize"
-NAMES = (*MEASURES, SE3D, CHEXLOCALIZE)
+COVERING = SE3D, CHEXLOCALIZE = "se3d", "chexlocalize"
+NAMES = (*MEASURES, *COVERING)
 # Measures whose maps of noisy images the next one takes, too.
 _SHARED = ("max_sensitivity", "smooth_mprt", "efficient_mprt")
 
@@ -363,10 +363,10 @@ def cover(
     maps: of the classifier.
     cells: its maps of the case.
     record: with image and spacing.
-    structures: distance fields, of `explanations.read_structures`; one that
+    structures: distance fields, of `case_maps.read_structures`; one that
       is absent, as the plaque of a normal patient, has nothing to cover.
     ids: case_id and patient_id.
-    names: of the measures; `SE3D`, `CHEXLOCALIZE` or both.
+    names: of the measures; those of `COVERING` are taken.
     seed: of the readers.
   """
   shape, spacing = record["image"].shape, record["spacing"]

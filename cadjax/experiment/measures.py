@@ -18,6 +18,7 @@ from cadjax.core import files
 from cadjax.core.files import Row
 from cadjax.data import input_pipeline
 from cadjax.evaluation import (
+  case_maps,
   classifiers,
   common,
   counterfactuals,
@@ -192,23 +193,23 @@ def explanation(trial: Trial) -> Entries:
   """Where the maps for CAD lie, an entry for LAYER.METHOD.STRUCTURE.
 
   Options:
-    structures: of `explanations.STRUCTURES`; all if left out.
+    structures: of `case_maps.STRUCTURES`; all if left out.
     cases: on so many test cases; all if left out.
     rolls: of the null.
   """
   explanations.evaluate_maps(
     trial.path,
     cases=trial.options.get("cases"),
-    bootstrap=DRAWS,
-    sanity=0,
-    rolls=trial.options.get("rolls", 8),
+    settings=case_maps.Settings(
+      bootstrap=DRAWS, sanity=0, rolls=trial.options.get("rolls", 8)
+    ),
   )
   rows = files.read_rows(
     common.paths_of(trial.path).explain / "location_cases.jsonl",
     ("patient_id", "layer", "method", "structure"),
   )
   entries: Entries = {}
-  wanted = trial.options.get("structures", explanations.STRUCTURES)
+  wanted = trial.options.get("structures", case_maps.STRUCTURES)
   for row in rows:
     if row["structure"] not in wanted:
       continue
@@ -254,13 +255,15 @@ def explained(trial: Trial) -> Entries:
     path,
     folder=folder,
     cases=options.get("cases"),
-    bootstrap=DRAWS,
-    methods=options.get("methods", cad_maps.METHODS),
-    measures=options.get("measures", ()),
-    effort=map_measures.Effort(**options.get("effort", {})),
-    sanity=options.get("sanity", 0),
-    twins=options.get("twins", 0),
-    rolls=options.get("rolls", 1),
+    settings=case_maps.Settings(
+      bootstrap=DRAWS,
+      methods=options.get("methods", cad_maps.METHODS),
+      measures=options.get("measures", ()),
+      effort=map_measures.Effort(**options.get("effort", {})),
+      sanity=options.get("sanity", 0),
+      twins=options.get("twins", 0),
+      rolls=options.get("rolls", 1),
+    ),
   )
   entries: Entries = dict(calls)
   rows = _rows_of(folder, f"counterfactual_{counterfactuals.EFFECTS}")

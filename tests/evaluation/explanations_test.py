@@ -16,7 +16,8 @@ from tiny_runs import messages
 
 from cadjax import models, tasks
 from cadjax.data import input_pipeline
-from cadjax.evaluation import explanations
+from cadjax.evaluation import case_maps, explanations
+from cadjax.evaluation.case_maps import Settings
 from cadjax.explanation import cad_maps, cam, checks, faithfulness, location
 from cadjax.metrics import intervals
 from cadjax.report import tables
@@ -69,15 +70,12 @@ def result(trained, other, dataset):
   with pytest.MonkeyPatch.context() as patch:
     # 7 of the 25 maps at a time.
     size = 7 * 12 * np.prod(dataset.shape)
-    patch.setattr(explanations, "MAPS_BYTES", size)
+    patch.setattr(case_maps, "MAPS_BYTES", size)
     return explanations.evaluate_maps(
       trained,
       against=str(other),
       cases=4,
-      sanity=SANITY,
-      rolls=5,
-      bootstrap=100,
-      batch_size=16,
+      settings=Settings(sanity=SANITY, rolls=5, bootstrap=100, batch_size=16),
     )
 
 
@@ -92,8 +90,8 @@ def test_everything_is_written(trained, result):
     "metrics.json",
     "table.txt",
     "lift.png",
-    *(f"{x}_cases.jsonl" for x in explanations.TABLES),
-    *(f"{x}_cases.csv" for x in explanations.TABLES),
+    *(f"{x}_cases.jsonl" for x in case_maps.TABLES),
+    *(f"{x}_cases.csv" for x in case_maps.TABLES),
   }
   text = (folder / "metrics.json").read_text()
   stored = json.loads(text, parse_constant=pytest.fail)
@@ -132,7 +130,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
       (maker.strides[layer]),
     )[0]
     (expected,) = location.location_metrics(
-      np.asarray(heat)[None], explanations.read_structures(record), rolls=5
+      np.asarray(heat)[None], case_maps.read_structures(record), rolls=5
     )
     for name, values in expected.items():
       (row,) = (
@@ -149,7 +147,7 @@ def test_location_rows_are_the_measures_of_each_map(trained, dataset, result):
 def test_structures_come_from_mask_and_lesions(dataset):
   cad = [row for row in dataset.rows["test"] if row["label"] == "1"]
   record = dataset.read(cad[0])
-  found = explanations.read_structures(record)
+  found = case_maps.read_structures(record)
   assert list(found) == ["coronaries", "plaque", "aorta"]
   names = np.array(CLASS_NAMES)[record["mask"]]
   np.testing.assert_array_equal(found["aorta"] == 0, names == "aorta")
@@ -172,11 +170,11 @@ def test_structures_come_from_mask_and_lesions(dataset):
 
   known = record["mask_classes"].copy()
   known[CLASS_NAMES.index("aorta")] = 0
-  assert "aorta" not in explanations.read_structures(
+  assert "aorta" not in case_maps.read_structures(
     {**record, "mask_classes": known}
   )
   without = {key: x for key, x in record.items() if key != "mask"}
-  assert explanations.read_structures(without) == {}
+  assert case_maps.read_structures(without) == {}
 
 
 def test_a_normal_case_has_no_plaque_to_find(trained, result):
@@ -254,11 +252,8 @@ def test_a_model_agrees_with_itself(trained, dataset, tmp_path):
     dataset.rows["test"][:2],
     tmp_path,
     about={},
-    sanity=0,
-    region="body",
+    settings=Settings(sanity=0, region="body", bootstrap=100, rolls=1),
     other=loaded,
-    bootstrap=100,
-    rolls=1,
   )
   for row in result["agreement"]:
     value = row["spearman"].value
@@ -308,7 +303,7 @@ def test_models_of_other_layers_agree_on_the_image():
     )
     for strides in ((2, 2, 2), (1, 2, 2))
   ]
-  rows = explanations._agree(*maps, (8, 8, 8), cells, fine, None)
+  rows = case_maps.agreement(*maps, (8, 8, 8), cells, fine)
   assert len(rows) == len(cam.METHODS)
   assert 0.5 < rows[0]["spearman"] < 1
   assert math.isnan(rows[0]["spearman_unrelated"])
@@ -323,14 +318,14 @@ def test_spread_takes_the_first_and_the_last():
 
 def test_what_cannot_be_measured_says_so(trained, dataset, monkeypatch):
   with pytest.raises(UserError, match="--explain_region=heart"):
-    explanations.evaluate_maps(trained, region="heart")
+    Settings(region="heart")
   with pytest.raises(UserError, match="--explain_cases=0"):
     explanations.evaluate_maps(trained, cases=0)
   with pytest.raises(UserError, match="bootstrap"):
-    explanations.evaluate_maps(trained, bootstrap=3)
-  monkeypatch.setattr(explanations, "read_structures", lambda record: {})
+    explanations.evaluate_maps(trained, settings=Settings(bootstrap=3))
+  monkeypatch.setattr(case_maps, "read_structures", lambda record: {})
   with pytest.raises(UserError, match="none of the 1 cases has a mask"):
-    explanations.evaluate_maps(trained, cases=1, sanity=0)
+    explanations.evaluate_maps(trained, cases=1, settings=Settings(sanity=0))
 
 
 def test_the_picture_of_undefined_and_zero_lifts():
@@ -378,10 +373,7 @@ def test_lesions_are_taken_away_from_phantoms(trained, dataset, tmp_path):
     dataset.rows["test"],
     tmp_path,
     about={},
-    sanity=0,
-    twins=1,
-    bootstrap=100,
-    rolls=1,
+    settings=Settings(sanity=0, twins=1, bootstrap=100, rolls=1),
   )
   found = result["counterfactual"]
   path = tmp_path / "counterfactual_effects_cases.jsonl"
@@ -413,8 +405,5 @@ def test_patients_cannot_be_drawn_again(trained, dataset, tmp_path):
       dataset.rows["test"],
       tmp_path,
       about={},
-      sanity=0,
-      twins=1,
-      bootstrap=100,
-      rolls=1,
+      settings=Settings(sanity=0, twins=1, bootstrap=100, rolls=1),
     )

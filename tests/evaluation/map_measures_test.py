@@ -14,6 +14,7 @@ from cadjax.classification.classifier import load_classifier
 from cadjax.core import lookup
 from cadjax.data import input_pipeline
 from cadjax.evaluation import explanations, map_measures
+from cadjax.evaluation.case_maps import Settings
 from cadjax.explanation import faithfulness, overlap
 from cadjax.report import tables
 from data_prep.errors import UserError
@@ -213,13 +214,15 @@ def result(tiny_workdir, tiny_config, tmp_path_factory):
     explanations.spread(dataset.rows["test"], 2),
     folder,
     about={},
-    methods=METHODS,
-    measures=["all"],
+    settings=Settings(
+      methods=METHODS,
+      measures=["all"],
+      effort=SMALL,
+      sanity=1,
+      bootstrap=100,
+      rolls=1,
+    ),
     tuned_on=explanations.spread(dataset.rows["validation"], 2),
-    effort=SMALL,
-    sanity=1,
-    bootstrap=100,
-    rolls=1,
   )
   return folder, found
 
@@ -276,7 +279,7 @@ def test_a_threshold_needs_validation_cases(tiny_workdir, tiny_config):
       dataset.rows["test"],
       None,
       about={},
-      measures=["chexlocalize"],
+      settings=Settings(measures=["chexlocalize"]),
     )
 
 
