@@ -119,6 +119,22 @@ def test_lesions_are_compared_in_points_and_by_patient():
   assert result["lesions_hit"].value == pytest.approx(40 / 41)
 
 
+def test_a_bias_of_the_left_main_is_shown_beside_the_others():
+  rows = [
+    lesion(k, segment=name, volume_mm3=size, found_stenosis=0.4 + offset)
+    for k, (name, size, offset) in enumerate(
+      5 * [("LM", 90.0, -0.2), ("mRCA", 90.0, 0.0), ("mRCA", 30.0, -0.1)]
+    )
+  ]
+  by = summarise(TRUTH, rows)["stenosis_points_by"]
+  assert by.pop("proximal LAD").n == 0
+  assert {name: (one.n, round(one.bias.value)) for name, one in by.items()} == {
+    "left main": (5, -20),
+    "plaque below 60 mm3": (5, -10),
+    "all others": (5, 0),
+  }
+
+
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
   """Scans of 1.2 mm with true masks and lesions."""

@@ -7,6 +7,7 @@ segmenter's.
 
 import collections
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,13 @@ from data_prep.volume import read_mask
 TOLERANCE_MM = 3.0
 # From here on a patient is called one with obstructive disease.
 OBSTRUCTIVE = "3"
+# Where a stenosis is harder to measure: no healthy stretch beside it, a fork, a
+# plaque that is not much longer than what the lumen is smoothed by.
+HARDER = {
+  "left main": lambda row: row.segment == "LM",
+  "proximal LAD": lambda row: row.segment == "pLAD",
+  "plaque below 60 mm3": lambda row: row.volume_mm3 < 60,
+}
 # Findings of a scan, of which none is left out.
 _MOST = 1000
 
@@ -332,6 +340,7 @@ def summarise(
     "stenosis_points": _limits(
       lesions, "found_stenosis", "stenosis", seed, scale=100
     ),
+    "stenosis_points_by": _stenosis_by(lesions, seed),
     "volume_mm3": _limits(lesions, "found_volume_mm3", "volume_mm3", seed),
     "lumen_mm2": _limits(lesions, "found_lumen_mm2", "lumen_mm2", seed),
   }
@@ -365,6 +374,25 @@ def _limits(lesions, found, truth, seed, scale=1.0) -> agreement.Limits:
   return agreement.limits(*_pairs(lesions, found, truth, scale), seed=seed)
 
 
+def _stenosis_by(
+  lesions: Sequence[LesionRow], seed: int
+) -> dict[str, agreement.Limits]:
+  """Returns the same for each of `HARDER`, and for lesions of none of them."""
+  groups = {
+    name: [row for row in lesions if belongs(row)]
+    for name, belongs in HARDER.items()
+  }
+  groups["all others"] = [
+    row
+    for row in lesions
+    if not any(belongs(row) for belongs in HARDER.values())
+  ]
+  return {
+    name: _limits(rows, "found_stenosis", "stenosis", seed, scale=100)
+    for name, rows in groups.items()
+  }
+
+
 def table(result: Mapping[str, Any]) -> str:
   """Returns the result as text.
 
@@ -395,19 +423,23 @@ def table(result: Mapping[str, Any]) -> str:
   ):
     cell = intervals.Interval.from_dict(result[name]).text(2)
     lines.append(f"{text:<38}{cell}")
-  for name, text in (
-    ("stenosis_points", "stenosis, points of per cent"),
-    ("volume_mm3", "plaque volume, mm3"),
-    ("lumen_mm2", "least area of the lumen, mm2"),
-  ):
-    one = result[name]
-    bias = intervals.Interval.from_dict(one["bias"]).text(1)
-    lines.append(
-      f"{text:<38}bias {bias}, limits of agreement"
-      f" {one['low'] or float('nan'):.1f} to {one['high'] or float('nan'):.1f}"
-      f" (n = {one['n']})"
-    )
+  measured = {"stenosis, points of per cent": result["stenosis_points"]}
+  measured |= {f"  {k}": v for k, v in result["stenosis_points_by"].items()}
+  measured["plaque volume, mm3"] = result["volume_mm3"]
+  measured["least area of the lumen, mm2"] = result["lumen_mm2"]
+  lines += [f"{text:<38}{_cell(one)}" for text, one in measured.items()]
   if result["reasons"]:
     lines += ["", "not diagnostic:"]
     lines += [f"  {count}: {why}" for why, count in result["reasons"].items()]
   return "\n".join([*lines, result["disclaimer"]])
+
+
+def _cell(limits: Mapping[str, Any]) -> str:
+  bias = intervals.Interval.from_dict(limits["bias"]).text(1)
+  low, high = (
+    math.nan if limits[k] is None else limits[k] for k in ("low", "high")
+  )
+  return (
+    f"bias {bias}, limits of agreement {low:.1f} to {high:.1f}"
+    f" (n = {limits['n']})"
+  )
