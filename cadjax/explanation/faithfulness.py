@@ -19,18 +19,13 @@ from typing import Any
 import numpy as np
 import scipy.integrate
 import scipy.ndimage
-import scipy.sparse
-import scipy.sparse.linalg
 
+from cadjax.explanation import imputation
 from data_prep.errors import UserError
 
 Score = Callable[[np.ndarray], np.ndarray]
 # Shares of the voxels that `road` replaces.
 ROAD_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# A hundredth of a window of 1000 HU; the authors add 0.01 to images in [0, 1].
-ROAD_NOISE = 10.0
-# Of 26 neighbours, how far the farthest of each kind is, squared.
-NEIGHBOURS = {6: 1, 18: 2, 26: 3}
 
 
 def blurred(
@@ -48,7 +43,7 @@ def blurred(
   """
   sigma = sigma_mm / np.asarray(spacing_mm, np.float64)
   smooth = scipy.ndimage.gaussian_filter(image.astype(np.float32), sigma)
-  return _like(image, smooth)
+  return imputation.like(image, smooth)
 
 
 def perturbation_auc(
@@ -143,116 +138,6 @@ def random_perturbation_auc(
   }
 
 
-def impute(
-  image: np.ndarray,
-  missing: np.ndarray,
-  *,
-  neighbours: int = 26,
-  noise: float = ROAD_NOISE,
-  seed: int = 0,
-) -> np.ndarray:
-  """Fills voxels in from their surroundings, by noisy linear imputation.
-
-  Every missing voxel becomes the weighted mean of its neighbours, missing ones
-  included: one sparse linear system for all (Rong et al., ICML 2022, arXiv
-  2202.00449). What is filled in tells little of where it was
-  missing, which a constant would tell a network. The paper's weights in 2D are
-  1/6 for direct and 1/12 for diagonal neighbours, that is, inverse to the
-  squared distance and of sum 1. The same in 3D: 3/44 for the six faces, 3/88
-  for the twelve edges and 1/44 for the eight corners. Neighbours outside the
-  volume are left out and the others weigh more, so a volume of depth 1 gets
-  the paper's weights exactly. Distances are in voxels, as in the paper.
-
-  Args:
-    image: [D, H, W].
-    missing: bool [D, H, W], not of all voxels.
-    neighbours: 6, 18 or 26 per voxel; fewer take less memory, which is about
-      25 bytes for each missing voxel and neighbour.
-    noise: standard deviation of what is added to the voxels filled in, in the
-      image's unit.
-    seed: of the noise.
-
-  Returns:
-    [D, H, W] in the image's dtype.
-
-  Raises:
-    UserError: no such neighbourhood, or nothing is left to fill in from.
-    ValueError: shapes differ.
-  """
-  if neighbours not in NEIGHBOURS:
-    raise UserError(
-      f"a voxel has {', '.join(map(str, NEIGHBOURS))} neighbours, not"
-      f" {neighbours}"
-    )
-  missing = np.asarray(missing, bool)
-  if missing.shape != image.shape:
-    raise ValueError(f"image {image.shape} and missing {missing.shape} differ")
-  if missing.all():
-    raise UserError("all voxels are missing: there is nothing to fill in from")
-  filled = image.astype(np.float64)
-  if not missing.any():
-    return _like(image, filled)
-  # Around the mean, which any constant solves, so that the residual of the
-  # solver is relative to the image's contrast and not to the air's -1000 HU.
-  middle = filled[~missing].mean()
-  system, known = _neighbour_system(filled - middle, missing, neighbours)
-  found, failed = scipy.sparse.linalg.cg(
-    system, known, rtol=1e-6, maxiter=10 * sum(image.shape)
-  )
-  if failed:
-    raise ValueError("the voxels to fill in were not found: no convergence")
-  drawn = np.random.default_rng(seed).standard_normal(found.size)
-  filled[missing] = middle + found + noise * drawn
-  return _like(image, filled)
-
-
-def _neighbour_system(
-  image: np.ndarray, missing: np.ndarray, neighbours: int
-) -> tuple[scipy.sparse.csr_array, np.ndarray]:
-  """Returns the symmetric positive definite system of `impute`.
-
-  Args:
-    image: float64 [D, H, W].
-    missing: bool [D, H, W], of n voxels.
-    neighbours: a key of `NEIGHBOURS`.
-
-  Returns:
-    the matrix [n, n] and the right side [n].
-  """
-  offsets = [
-    offset
-    for offset in itertools.product((-1, 0, 1), repeat=3)
-    if 0 < np.dot(offset, offset) <= NEIGHBOURS[neighbours]
-  ]
-  weights = np.array([1 / np.dot(offset, offset) for offset in offsets])
-  weights /= weights.sum()
-  # One voxel around, so that no neighbour is beyond the array.
-  values = np.pad(image, 1).ravel()
-  inside = np.pad(np.ones(image.shape, bool), 1).ravel()
-  number = np.full(values.size, -1, np.int32)
-  at = np.flatnonzero(np.pad(missing, 1))
-  number[at] = np.arange(at.size)
-  shape = np.array(image.shape) + 2
-  step = np.array([shape[1] * shape[2], shape[2], 1])
-  columns = np.empty((at.size, len(offsets) + 1), np.int32)
-  entries = np.empty(columns.shape)
-  columns[:, -1], entries[:, -1] = np.arange(at.size), 0
-  known = np.zeros(at.size)
-  for k, (offset, weight) in enumerate(zip(offsets, weights, strict=True)):
-    there = at + int(np.dot(offset, step))
-    columns[:, k] = number[there]
-    entries[:, k] = -weight
-    entries[:, -1] += weight * inside[there]
-    seen = inside[there] & (number[there] < 0)
-    known[seen] += weight * values[there[seen]]
-  kept = columns >= 0
-  ends = np.concatenate([[0], kept.sum(1).cumsum()])
-  system = scipy.sparse.csr_array(
-    (entries[kept], columns[kept], ends), shape=(at.size, at.size)
-  )
-  return system, known
-
-
 def road(
   score: Score,
   image: np.ndarray,
@@ -260,16 +145,17 @@ def road(
   *,
   shares: Sequence[float] = ROAD_SHARES,
   neighbours: int = 26,
-  noise: float = ROAD_NOISE,
+  noise: float = imputation.NOISE,
   batch_size: int = 4,
   seed: int = 0,
 ) -> dict[str, Any]:
   """Returns ROAD, removal with imputation (Rong et al., arXiv 2202.00449).
 
-  The voxels that the map ranks first, or last, are filled in by `impute`, and
-  the score is taken. The paper's figure is the accuracy over a data set at
-  each share; of one image it is the score, whose sign is the decision where it
-  is log odds, so the accuracy is the mean of `curve_most > 0` over cases.
+  The voxels that the map ranks first, or last, are filled in by
+  `imputation.impute`, and the score is taken. The paper's figure is the
+  accuracy over a data set at each share; of one image it is the score, whose
+  sign is the decision where it is log odds, so the accuracy is the mean of
+  `curve_most > 0` over cases.
 
   Args:
     score: images [n, D, H, W] to [n] numbers; it always gets `batch_size` of
@@ -277,8 +163,8 @@ def road(
     image: [D, H, W].
     heat: map [D, H, W]; voxels of equal heat come in random order.
     shares: of the voxels, each in (0, 1).
-    neighbours: see `impute`.
-    noise: see `impute`.
+    neighbours: see `imputation.impute`.
+    noise: see `imputation.impute`.
     batch_size: images at a time.
     seed: of the order of equal voxels and of the noise.
 
@@ -309,7 +195,9 @@ def road(
     (rank >= heat.size - count for count in counts),
   )
   images = (
-    impute(image, some, neighbours=neighbours, noise=noise, seed=seed + i)
+    imputation.impute(
+      image, some, neighbours=neighbours, noise=noise, seed=seed + i
+    )
     for i, some in enumerate(missing)
   )
   most, least = score_all(score, images, batch_size).reshape(2, len(shares))
@@ -428,7 +316,7 @@ def infidelity(
     yield image
     for change in changes:
       said.append(float(np.vdot(change, heat)))
-      yield _like(image, image - change)
+      yield imputation.like(image, image - change)
 
   first, *others = score_all(score, images(), batch_size)
   if not others:
@@ -634,13 +522,6 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
   if a.size < 2 or any(flat):
     return math.nan
   return float(np.corrcoef(a, b)[0, 1])
-
-
-def _like(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """Returns values in the dtype of an image, rounded to whole HU."""
-  if np.issubdtype(image.dtype, np.integer):
-    values = np.rint(values)
-  return values.astype(image.dtype)
 
 
 def _blocks(shape: tuple[int, ...], block: int) -> np.ndarray:

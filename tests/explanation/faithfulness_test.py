@@ -6,7 +6,7 @@ import pytest
 import scipy.ndimage
 import scipy.sparse.linalg
 
-from cadjax.explanation import faithfulness
+from cadjax.explanation import faithfulness, imputation
 from data_prep.errors import UserError
 
 SHAPE = (6, 8, 10)
@@ -186,72 +186,6 @@ def test_perturbation_of_a_zero_map_is_undefined_and_shapes_must_agree():
 # --- ROAD -------------------------------------------------------------------
 
 
-def weights_by_hand(neighbours):
-  near = {
-    offset: 1 / np.dot(offset, offset)
-    for offset in itertools.product((-1, 0, 1), repeat=3)
-    if 0 < np.dot(offset, offset) <= {6: 1, 18: 2, 26: 3}[neighbours]
-  }
-  total = sum(near.values())
-  return {offset: weight / total for offset, weight in near.items()}
-
-
-@pytest.mark.parametrize("neighbours", [6, 18, 26])
-def test_each_voxel_filled_in_is_the_weighted_mean_around_it(neighbours):
-  image = 100 * smooth(0)
-  missing = np.random.default_rng(1).random(SHAPE) < 0.6
-  missing[:2, :3, :3] = True  # A corner, where neighbours are outside.
-  filled = faithfulness.impute(image, missing, neighbours=neighbours, noise=0)
-  np.testing.assert_array_equal(filled[~missing], image[~missing])
-  for voxel in np.argwhere(missing):
-    total = weight_sum = 0.0
-    for offset, weight in weights_by_hand(neighbours).items():
-      there = voxel + offset
-      if (there >= 0).all() and (there < SHAPE).all():
-        total += weight * filled[tuple(there)]
-        weight_sum += weight
-    expected = total / weight_sum
-    assert filled[tuple(voxel)] == pytest.approx(expected, abs=1e-3), voxel
-
-
-def test_a_linear_ramp_is_filled_in_as_it_was_in_the_middle():
-  d, h, w = np.meshgrid(*map(np.arange, (9, 9, 9)), indexing="ij")
-  ramp = 30.0 * d - 20 * h + 7 * w - 900
-  missing = np.zeros(ramp.shape, bool)
-  missing[3:6, 2:7, 3:7] = True
-  filled = faithfulness.impute(ramp, missing, noise=0)
-  np.testing.assert_allclose(filled, ramp, atol=1e-3)
-
-
-def test_what_is_filled_in_has_noise_and_the_images_own_type():
-  image = np.full((12, 12, 12), -700, np.int16)
-  missing = np.zeros(image.shape, bool)
-  missing[1:11, 1:11, 1:11] = True
-  filled = faithfulness.impute(image, missing, noise=10.0)
-  assert filled.dtype == np.int16
-  assert (filled[~missing] == -700).all()
-  # The mean and the spread of 1000 voxels.
-  assert filled[missing].mean() == pytest.approx(-700, abs=1.5)
-  assert filled[missing].std() == pytest.approx(10, rel=0.1)
-  again = faithfulness.impute(image, missing, noise=10.0)
-  np.testing.assert_array_equal(filled, again)
-  other = faithfulness.impute(image, missing, noise=10.0, seed=1)
-  assert (filled != other).any()
-  np.testing.assert_array_equal(
-    faithfulness.impute(image, np.zeros_like(missing)), image
-  )
-
-
-def test_nothing_can_be_filled_in_from_nothing():
-  image = np.zeros(SHAPE)
-  with pytest.raises(UserError, match="nothing to fill in from"):
-    faithfulness.impute(image, np.ones(SHAPE, bool))
-  with pytest.raises(UserError, match="6, 18, 26 neighbours, not 8"):
-    faithfulness.impute(image, np.ones(SHAPE, bool), neighbours=8)
-  with pytest.raises(UserError, match=r"\(0.5, 1\) must be in \(0, 1\)"):
-    faithfulness.road(None, image, smooth(0), shares=(0.5, 1))
-
-
 def spots(seed=0):
   """An image of a few bright voxels, and a score that is their sum."""
   rng = np.random.default_rng(seed)
@@ -296,11 +230,15 @@ def test_the_curves_of_road_are_of_the_ranked_voxels():
   ):
     missing = np.zeros(image.size, bool)
     missing[some] = True
-    filled = faithfulness.impute(
-      image, missing.reshape(image.shape), seed=7 + k
-    )
+    filled = imputation.impute(image, missing.reshape(image.shape), seed=7 + k)
     assert found[name] == pytest.approx(score(filled[None])[0])
   assert found["road"] == pytest.approx((found["least"] - found["most"]) / 2)
+
+
+def test_shares_of_road_are_checked():
+  image = np.zeros(SHAPE)
+  with pytest.raises(UserError, match=r"\(0.5, 1\) must be in \(0, 1\)"):
+    faithfulness.road(None, image, smooth(0), shares=(0.5, 1))
 
 
 def test_road_of_a_zero_map_is_undefined():

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cadjax.explanation import checks, faithfulness, stability
+from cadjax.explanation import checks, faithfulness, imputation, stability
 
 torch = pytest.importorskip("torch")
 # Of its dependencies, with numpy's newer versions among them.
@@ -92,7 +92,7 @@ def test_noisy_linear_imputation(images):
       image, np.flatnonzero(missing), noise=0.0
     )
     # Those of depth 1 are the paper's eight neighbours, of its weights.
-    ours = faithfulness.impute(image, missing[None], neighbours=26, noise=0)
+    ours = imputation.impute(image, missing[None], neighbours=26, noise=0)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
