@@ -32,8 +32,9 @@ from data_prep.volume import read_mask
 TOLERANCE_MM = 3.0
 # From here on a patient is called one with obstructive disease.
 OBSTRUCTIVE = "3"
-# Where a stenosis is harder to measure: no healthy stretch beside it, a fork, a
-# plaque that is not much longer than what the lumen is smoothed by.
+# Groups of lesions whose stenosis is hard to measure: there is no healthy part
+# of the vessel nearby, a fork is near, or the plaque is hardly longer than the
+# smoothing of the lumen.
 HARDER = {
   "left main": lambda row: row.segment == "LM",
   "proximal LAD": lambda row: row.segment == "pLAD",
@@ -377,7 +378,10 @@ def _limits(lesions, found, truth, seed, scale=1.0) -> agreement.Limits:
 def _stenosis_by(
   lesions: Sequence[LesionRow], seed: int
 ) -> dict[str, agreement.Limits]:
-  """Returns the same for each of `HARDER`, and for lesions of none of them."""
+  """Returns the stenosis error of each group of `HARDER` and of all others.
+
+  A lesion may belong to several of the groups.
+  """
   groups = {
     name: [row for row in lesions if belongs(row)]
     for name, belongs in HARDER.items()

@@ -145,8 +145,8 @@ def measure(
     what metrics.json holds, with `MeanInterval`s, and NaN where undefined.
 
   Raises:
-    UserError: no case has a mask, or there is no validation case where a
-      measure needs one.
+    UserError: no case has a mask, or a measure needs validation cases and
+      there are none.
     lookup.UnknownName: a method is unknown.
   """
   settings = settings or Settings()

@@ -117,8 +117,8 @@ def calibres(
 ) -> list[Calibre]:
   """Measures every branch of a tree; arguments as `tree.calibre`.
 
-  The reference is fitted to the lumen where there is no plaque around it, if
-  that is 5 mm or more.
+  The reference diameter is fitted to the parts of a branch without plaque, if
+  these are more than 5 mm long in total.
 
   Args:
     tree: the vessels.

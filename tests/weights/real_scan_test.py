@@ -122,10 +122,13 @@ def ascending(aorta: np.ndarray) -> np.ndarray:
   [
     ("aorta", 0.80),
     ("aorta_opacified", 0.90),
+    ("ascending", 0.90),
+    # The goal. What it falls to is watched by the line above.
     pytest.param(
       *("ascending", 0.92),
       marks=pytest.mark.xfail(
-        reason="0.915: above the box the wide aorta is a voxel too thick"
+        reason="0.915: above the box the wide aorta is a voxel too thick",
+        strict=True,
       ),
     ),
     ("heart", 0.90),
@@ -139,11 +142,13 @@ def test_what_was_found(figures, name, least):
 
 def test_the_heart_is_where_it_is(figures):
   assert figures["middle_mm"] <= 5.0
+  assert figures["box_middle_mm"] <= 17.0
 
 
 @pytest.mark.xfail(
   reason="15.7: the mask beside the scan reaches 28 mm higher, to the top of"
-  " the pulmonary arteries"
+  " the pulmonary arteries",
+  strict=True,
 )
 def test_the_box_is_where_the_heart_is(figures):
   assert figures["box_middle_mm"] <= 15.0
