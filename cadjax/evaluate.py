@@ -61,6 +61,7 @@ def define_flags() -> None:
     "explain_sanity",
     4,
     "Weight randomisation, insertion and deletion on so many cases.",
+    0,
   )
   flags.DEFINE_integer(
     "explain_counterfactuals",

@@ -293,3 +293,15 @@ def test_an_unknown_measure_is_one_line(tiny_workdir):
   assert done.returncode == 2
   (line,) = messages(done)
   assert "did you mean 'road'" in line
+
+
+def test_fewer_than_no_cases_are_one_line(tiny_workdir):
+  flags = ("--explain", "--explain_sanity=-1", f"--workdir={tiny_workdir}")
+  done = subprocess.run(
+    [sys.executable, "-m", "cadjax.evaluate", *flags],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  (line,) = messages(done)
+  assert "--explain_sanity=-1" in line
