@@ -381,22 +381,47 @@ def measure_lines(lines: Sequence[np.ndarray]) -> dict[str, float]:
   return out | {"turning, degrees/mm": measures.mean_turning(lines)}
 
 
+# Which shares are told of which patients.
+_TRAITS = {
+  "patients": ("right dominance", "ramus"),
+  "with CAD": ("calcium",),
+  "with calcium": tuple(_ARTERIES),
+}
+
+
 def measure_patients(
   seeds: Sequence[int], num_workers: int = 1, **options: Any
 ) -> dict[str, float]:
-  """Returns how many phantoms of 100 have what only many can show.
+  """Returns how many patients of 100 have what only many can show.
+
+  Dominance and ramus are of all patients, calcium in any artery of those with
+  CAD, and calcium in one artery of those with calcium. A data set has as many
+  normal phantoms as diseased ones, by design, so what is true of all of them
+  together would say nothing about how disease is drawn.
 
   Args:
     seeds: of the phantoms.
     num_workers: processes.
-    **options: of `make_phantom`.
+    **options: of `make_phantom`. The label is ignored: every patient has CAD,
+      which anatomy does not depend on.
+
+  Returns:
+    Percent by the figure's name; without those of an artery if no patient has
+    calcium.
   """
+  options = {**options, "label": 1}
   work = functools.partial(_traits, options=options)
   found = list(workers.ordered_map(work, list(seeds), workers=num_workers))
-  names = found[0] if found else {}
+  if not found:
+    return {}
+  calcified = [row for row in found if row["calcium"]]
+  groups = {"patients": found, "with CAD": found}
+  if calcified:
+    groups["with calcium"] = calcified
   return {
-    f"patients: {name}, %": 100 * float(np.mean([one[name] for one in found]))
-    for name in names
+    f"{group}: {name}, %": 100 * float(np.mean([row[name] for row in rows]))
+    for group, rows in groups.items()
+    for name in _TRAITS[group]
   }
 
 
@@ -410,10 +435,10 @@ def _traits(seed, options) -> dict[str, bool]:
   traits = {
     "right dominance": about["dominance"] == "right",
     "ramus": "IM" in drawn.centerlines,
-    "calcium in any artery": bool(calcified),
+    "calcium": bool(calcified),
   }
   for name, segments in _ARTERIES.items():
-    traits[f"calcium in {name}"] = bool(calcified.intersection(segments))
+    traits[name] = bool(calcified.intersection(segments))
   return traits
 
 

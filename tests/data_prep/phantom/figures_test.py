@@ -167,14 +167,29 @@ def test_lines_are_weighted_by_length():
   assert found["line radius, 90 %, mm"] == 2.0
 
 
-def test_shares_of_patients():
-  found = figures.measure_patients(
-    range(4), label=0, population={"dominance": "left"}
-  )
+def test_shares_of_patients(monkeypatch):
+  found = figures.measure_patients(range(4), population={"dominance": "left"})
   assert found["patients: right dominance, %"] == 0
-  assert found["patients: calcium in any artery, %"] == 0
-  sick = figures.measure_patients(range(4), label=1, severity="overt")
-  assert sick["patients: calcium in any artery, %"] == 100
-  arteries = [sick[f"patients: calcium in {x}, %"] for x in ("LAD", "RCA")]
-  assert max(arteries) > 0
+  # The label is of no account: these are shares of patients with CAD.
+  sick = figures.measure_patients(range(4), label=0, severity="overt")
+  assert sick["with CAD: calcium, %"] == 100
+  of_arteries = [sick[f"with calcium: {x}, %"] for x in ("LAD", "RCA")]
+  assert max(of_arteries) > 0
+
+  arteries = ("LM", "LAD", "LCx", "RCA")
+
+  def traits(seed, options):
+    del options
+    # Two of five have no calcium, and of the three others one in the RCA.
+    row = dict.fromkeys(arteries, False)
+    row |= {"right dominance": seed > 0, "ramus": False}
+    return row | {"calcium": seed < 3, "LAD": seed < 3, "RCA": seed == 1}
+
+  monkeypatch.setattr(figures, "_traits", traits)
+  found = figures.measure_patients(range(5))
+  assert found["patients: right dominance, %"] == 80
+  assert found["with CAD: calcium, %"] == 60
+  assert found["with calcium: LAD, %"] == 100
+  assert found["with calcium: RCA, %"] == pytest.approx(100 / 3)
+  assert "with calcium: LAD, %" not in figures.measure_patients([3, 4])
   assert figures.measure_patients([]) == {}
