@@ -166,6 +166,37 @@ def test_true_masks_are_graded(scans, tmp_path):
   assert "weighted kappa (linear), without N" in text
 
 
+def test_an_interrupted_run_goes_on(scans, tmp_path, monkeypatch):
+  out = tmp_path / "out"
+  whole = diagnoses.evaluate_diagnoses(
+    str(scans), str(tmp_path / "whole"), true_masks=True
+  )
+  grade = diagnoses.grade_case
+  graded = []
+
+  def interrupted(case, models):
+    if len(graded) == 5:
+      raise KeyboardInterrupt
+    graded.append(case.case_id)
+    return grade(case, models)
+
+  monkeypatch.setattr(diagnoses, "grade_case", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    diagnoses.evaluate_diagnoses(str(scans), str(out), true_masks=True)
+  assert {path.name for path in out.iterdir()} == {"unfinished.jsonl"}
+  done = list(graded)
+  graded.clear()
+  again = diagnoses.evaluate_diagnoses(str(scans), str(out), true_masks=True)
+  assert again == whole
+  assert len(done) == 5
+  assert len(graded) == 3
+  assert not set(done) & set(graded)
+  assert not (out / "unfinished.jsonl").exists()
+  for name in ("scans.jsonl", "lesions.jsonl"):
+    text = (tmp_path / "whole" / name).read_text()
+    assert (out / name).read_text() == text
+
+
 def test_what_is_missing_is_said(scans, tmp_path):
   manifest = scans / "manifest.csv"
   table = manifest.read_text()

@@ -1,4 +1,7 @@
-"""Files that a run writes and reads: JSON, rows, tables, result folders."""
+"""Files that a run writes and reads: JSON, rows, tables, result folders.
+
+`Journal` keeps what a long run has done, so that the same command goes on.
+"""
 
 import contextlib
 import csv
@@ -121,6 +124,59 @@ def write_rows(folder: pathlib.Path, name: str, rows: Sequence[Any]) -> None:
   writer.writeheader()
   writer.writerows(flat)
   write_text(folder / f"{name}.csv", text.getvalue())
+
+
+class Journal:
+  """What a long run has done so far, in a file that grows line by line.
+
+  The first line says what is computed; a run that computes something else is
+  refused, since its rows would be mixed with those that are there. A line that
+  was cut off, as by a power failure, counts as not done.
+
+  Attributes:
+    done: key -> what was added under it.
+  """
+
+  def __init__(self, path: pathlib.Path, about: Mapping[str, Any]):
+    """Opens a journal or begins one.
+
+    Args:
+      path: of the file; its folder exists.
+      about: whatever decides the results, as JSON: inputs, models, versions.
+
+    Raises:
+      UserError: the file cannot be read or is of another run.
+    """
+    self._path = path
+    self.done: dict[str, Any] = {}
+    head = json.dumps(strict(about), sort_keys=True)
+    if not path.exists():
+      write_text(path, f"{head}\n")
+      return
+    try:
+      first, *lines = path.read_text().split("\n")
+      # What follows the last line feed is a line that was cut off.
+      whole = [json.loads(line) for line in lines[:-1]]
+      self.done = {one["key"]: one["value"] for one in whole}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{path}: cannot be read ({error}); delete it") from error
+    if first != head:
+      raise UserError(
+        f"{path}: is of an unfinished run with other inputs, models or"
+        " versions; delete it or choose another --out"
+      )
+    write_text(path, "\n".join([first, *lines[:-1], ""]))
+
+  def add(self, key: str, value: Any) -> None:
+    """Adds what was done, as JSON."""
+    line = json.dumps(strict({"key": key, "value": value}), allow_nan=False)
+    with self._path.open("a", newline="") as f:
+      f.write(f"{line}\n")
+    self.done[key] = strict(value)
+
+  def remove(self) -> None:
+    """Deletes the file: the run is complete."""
+    self._path.unlink()
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -123,7 +123,8 @@ def evaluate_diagnoses(
 
   Args:
     scans: folder of `data_prep.export`: manifest.csv, scans, masks, lesions.
-    out: gets scans.jsonl, lesions.jsonl, diagnosis.json and stenosis.png.
+    out: gets scans.jsonl, lesions.jsonl, diagnosis.json and stenosis.png; until
+      these are complete unfinished.jsonl, with which the same call goes on.
     segmenter: see `load_segmenter`.
     wide: see `load_wide`.
     true_masks: whether to read the masks of the scans and no model.
@@ -142,11 +143,19 @@ def evaluate_diagnoses(
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"--out={out}: cannot be made ({error})") from error
+  about = {
+    "scans": str(pathlib.Path(scans).resolve()),
+    "models": [model and model.digest() for model in models or ()],
+    "versions": workdir.software(),
+  }
+  journal = files.Journal(folder / "unfinished.jsonl", about)
   rows, lesions = [], []
   for case in tqdm(cases, unit="scan", disable=None):
-    row, some = grade_case(case, models)
-    rows.append(row)
-    lesions += some
+    if case.case_id not in journal.done:
+      journal.add(case.case_id, grade_case(case, models))
+    row, some = journal.done[case.case_id]
+    rows.append(ScanRow(**row))
+    lesions += [LesionRow(**one) for one in some]
   files.write_rows(folder, "scans", rows)
   files.write_rows(folder, "lesions", lesions)
   result = summarise(rows, lesions, seed=seed) | {
@@ -164,6 +173,7 @@ def evaluate_diagnoses(
   curves.save(figure, folder / "stenosis.png")
   result = files.strict(result)
   files.write_json(folder / "diagnosis.json", result)
+  journal.remove()
   return result
 
 
