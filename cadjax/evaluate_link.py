@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from cadjax.core import lookup
-from cadjax.evaluation.links import MOST, evaluate_link, table
+from cadjax.evaluation.link_rows import MOST
+from cadjax.evaluation.link_table import table
+from cadjax.evaluation.links import evaluate_link
 from cadjax.segmentation.segmenter import WIDE
 from data_prep import errors
 

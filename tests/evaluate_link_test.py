@@ -11,7 +11,7 @@ import pytest
 from cadjax.core import files
 from cadjax.data import classes
 from cadjax.evaluation import lesions as lesions_lib
-from cadjax.evaluation import links
+from cadjax.evaluation import link_rows, link_scores, link_table, links
 from cadjax.link import join
 from cadjax.metrics import detection
 from cadjax.report import curves
@@ -30,16 +30,16 @@ SCORED = [
 ]
 
 
-def row(name: str, half: str, label: int, **values) -> links.ScanRow:
+def row(name: str, half: str, label: int, **values) -> link_rows.ScanRow:
   known = {"lesions": label, "probability": 0.5, "stenosis": 0.2}
   known |= {"log_odds": 0.0, "log_plaque": 0.0}
-  return links.ScanRow(
+  return link_rows.ScanRow(
     case_id=name, patient_id=name, half=half, label=label, **known | values
   )
 
 
 def finding(scan, mode, layer, score, outcome, lesions=()):
-  return links.FindingRow(
+  return link_rows.FindingRow(
     case_id=scan.case_id,
     patient_id=scan.patient_id,
     half=scan.half,
@@ -53,8 +53,8 @@ def finding(scan, mode, layer, score, outcome, lesions=()):
   )
 
 
-def lesion(scan: links.ScanRow) -> links.LesionRow:
-  return links.LesionRow(
+def lesion(scan: link_rows.ScanRow) -> link_rows.LesionRow:
+  return link_rows.LesionRow(
     case_id=scan.case_id,
     patient_id=scan.patient_id,
     half=scan.half,
@@ -104,7 +104,7 @@ def many(rng, count: int):
 
 def written(*rows):
   """What link.json holds of the rows, and what `evaluate_link` adds."""
-  result = links.summarise(*rows)
+  result = link_scores.summarise(*rows)
   return files.strict(result | {"disclaimer": "Research only."})
 
 
@@ -117,25 +117,25 @@ def test_the_layer_is_chosen_on_the_other_half():
     else one
     for one in found["map", "coarse"]
   ]
-  result = links.summarise(scans, found, lesions)
+  result = link_scores.summarise(scans, found, lesions)
   assert result["localisation"]["map"]["layer"] == "fine"
   assert result["localisation"]["plaque"]["layer"] is None
 
 
 def test_of_equally_good_layers_the_first_is_chosen():
   scans, found, _ = many(np.random.default_rng(0), 60)
-  best = links.best_layers(scans, {key: [] for key in found})
+  best = link_scores.best_layers(scans, {key: [] for key in found})
   assert best == dict.fromkeys(("map", "vessel_map", "combined"), "coarse") | {
     "chance": None,
     "plaque": None,
   }
   # In the order of the table.
-  assert list(best) == list(links.MODES)
+  assert list(best) == list(link_rows.MODES)
 
 
 def test_the_table_counts_the_test_half_alone():
   scans, found, lesions = many(np.random.default_rng(0), 60)
-  result = links.summarise(scans, found, lesions)
+  result = link_scores.summarise(scans, found, lesions)
   table = result["localisation"]
   assert result["n_lesions"] == 15
   assert result["n_scans"] == {"fit": 30, "test": 30}
@@ -160,11 +160,11 @@ def test_what_a_cap_costs_is_printed():
     dataclasses.replace(one, lesion=k) for one in lesions for k in range(3)
   ]
   result = files.strict(
-    links.summarise(scans, found, lesions, most=2)
+    link_scores.summarise(scans, found, lesions, most=2)
     | {"disclaimer": "Research only."}
   )
   assert result["best_sensitivity"] == pytest.approx(2 / 3)
-  assert "a sensitivity of 0.667 at best" in links.table(result)
+  assert "a sensitivity of 0.667 at best" in link_table.table(result)
 
 
 def test_a_false_positive_above_the_threshold_is_counted():
@@ -175,20 +175,20 @@ def test_a_false_positive_above_the_threshold_is_counted():
     for scan in scans
     for score in (3.0, 2.0, 1.0)
   ]
-  table = links.summarise(scans, found, lesions)["localisation"]["plaque"]
+  table = link_scores.summarise(scans, found, lesions)["localisation"]["plaque"]
   assert table["threshold"] == 3.0
   assert table["false_positives"].value == 1
 
 
 def test_the_decision_uses_what_predicts():
   rows = many(np.random.default_rng(1), 200)
-  found = links.summarise(*rows)["decision"]
+  found = link_scores.summarise(*rows)["decision"]
   assert found["segmentation"]["roc_auc"].value > 0.9
   assert found["classifier"]["roc_auc"].value < 0.7
   assert found["both"]["over_classifier"]["roc_auc"].low > 0
   weights = found["both"]["coefficients"]
   assert weights["log_plaque"] > 5 * abs(weights["log_odds"])
-  text = links.table(written(*rows))
+  text = link_table.table(written(*rows))
   assert "(d) all together" in text
   assert f"{'(d) all together, coarse':54s}   1.00" in text
   assert text.endswith("Research only.")
@@ -207,7 +207,7 @@ def test_a_segmenter_without_plaque_is_measured_without_that_mode():
     "log_odds",
     "stenosis",
   }
-  assert "(c) the plaque segmentation is left out" in links.table(result)
+  assert "(c) the plaque segmentation is left out" in link_table.table(result)
 
 
 def test_an_artery_is_hit_once_by_findings_on_any_of_its_lesions():
@@ -217,7 +217,9 @@ def test_an_artery_is_hit_once_by_findings_on_any_of_its_lesions():
     dataclasses.replace(lesion(scan), lesion=k, segment=segment)
     for k, segment in enumerate(("LAD", "D1", "RCA"))
   ]
-  assert links.vessels_of(lesions) == {"p": {0: "LAD", 1: "LAD", 2: "RCA"}}
+  assert link_scores.vessels_of(lesions) == {
+    "p": {0: "LAD", 1: "LAD", 2: "RCA"}
+  }
   found = [
     finding(scan, "map", "a", 0.9, detection.HIT, [1]),
     finding(scan, "map", "a", 0.8, detection.HIT, [0]),
@@ -225,7 +227,7 @@ def test_an_artery_is_hit_once_by_findings_on_any_of_its_lesions():
     finding(scan, "map", "a", 0.6, detection.HIT, [2]),
     finding(normal, "map", "a", 0.5, detection.FALSE),
   ]
-  one, other = links.by_vessel([scan, normal], found, lesions)
+  one, other = link_scores.by_vessel([scan, normal], found, lesions)
   assert (one.lesions, other.lesions) == (2, 0)
   assert list(one.outcomes) == [
     detection.HIT,
@@ -241,7 +243,7 @@ def test_the_reader_study_has_both_units_at_its_rates():
   rows = many(np.random.default_rng(0), 60)
   result = written(*rows)
   assert result["n_vessels"] == result["n_lesions"] == 15
-  for unit in links.UNITS:
+  for unit in link_scores.UNITS:
     table = {m: one["reader"] for m, one in result["localisation"].items()}
     assert table["map"]["rates"] == [0.5, 1.0, 2.0]
     values = [x["value"] for x in table["combined"][unit]["sensitivity"]]
@@ -258,7 +260,7 @@ def test_the_reader_study_has_both_units_at_its_rates():
       assert more["low"] > 0
     same = table["combined"][unit]["combined_minus_this"]
     assert all(one["difference"] == 0 for one in same)
-  text = links.table(result)
+  text = link_table.table(result)
   assert "the findings against the classifier alone, vessels" in text
   assert text.count("(d) less (a)") == 3  # Of the mean, and of each unit.
 
@@ -290,15 +292,15 @@ def test_rows_are_read_as_they_were_written(tmp_path, plaque):
     with path.with_suffix(".csv").open(newline="") as f:
       assert len(list(csv.DictReader(f))) == len(rows)
   with pytest.raises(UserError, match="run it again"):
-    files.read_rows_as(tmp_path / "scans.jsonl", links.LesionRow)
+    files.read_rows_as(tmp_path / "scans.jsonl", link_rows.LesionRow)
 
 
 def test_the_curves_are_a_picture(tmp_path):
   rows = many(np.random.default_rng(0), 60)
-  figure = links.froc_figure(*rows[:2], written(*rows))
+  figure = link_table.froc_figure(*rows[:2], written(*rows))
   curves.save(figure, tmp_path / "froc.png")
   texts = [text.get_text() for text in figure.legends[0].get_texts()]
-  assert len(texts) == len(links.MODES)
+  assert len(texts) == len(link_rows.MODES)
   assert texts[-1].startswith("(d) all together, coarse\nmean 1.00")
   assert (tmp_path / "froc.png").stat().st_size > 10_000
 
@@ -357,7 +359,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   monkeypatch.setattr(links, "link_scan", lambda pair, scan: result)
   rng = np.random.default_rng(0)
   scored, found, lesions = links.score_case(None, case, half="fit", rng=rng)
-  assert {mode for mode, _ in found} == set(links.MODES)
+  assert {mode for mode, _ in found} == set(link_rows.MODES)
   rows = [one for some in found.values() for one in some]
   assert {one.half for one in (scored, *rows, *lesions)} == {"fit"}
   assert len(lesions) == scored.lesions == len(drawn.lesions)
@@ -376,7 +378,7 @@ def test_a_scan_is_scored_against_its_lesions(scans, monkeypatch):
   for some in found.values():
     scores = [one.score for one in some]
     assert scores == sorted(scores, reverse=True)
-  assert 1 < len(found["chance", None]) <= links.MOST
+  assert 1 < len(found["chance", None]) <= link_rows.MOST
   assert scored.log_odds == pytest.approx(np.log(0.7 / 0.3))
   # Plaque everywhere hits only short vessels that one lesion fills.
   everything = np.where(drawn.mask > 1, 3, drawn.mask).astype(np.uint8)
@@ -449,3 +451,46 @@ def test_the_first_stage_reads_the_scans_too(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="enough"):
     links.evaluate_link("c", "s", "scans", str(tmp_path), wide="w")
   assert asked == [(("c", "s"), {"wide": "w"})]
+
+
+def test_an_interrupted_run_goes_on(scans, tmp_path, monkeypatch):
+  pair = types.SimpleNamespace(classifier="c", segmenter="s", wide=None)
+  monkeypatch.setattr(links, "load_pair", lambda *_, **__: pair)
+  monkeypatch.setattr(links.decision, "identify", lambda model: {"is": model})
+  scored = []
+
+  def score_case(pair, case, *, half, most, rng):
+    del pair, most
+    if len(scored) == stop:
+      raise KeyboardInterrupt
+    scored.append(case.case_id)
+    scan = row(case.case_id, half, case.label, log_odds=rng.normal())
+    found = {key: [] for key in SCORED}
+    if not case.label:
+      wrong = finding(scan, "map", "fine", rng.random(), detection.FALSE)
+      return scan, found | {("map", "fine"): [wrong]}, []
+    hits = {
+      key: [finding(scan, *key, rng.random(), detection.HIT, [0])]
+      for key in SCORED
+    }
+    return scan, hits, [lesion(scan)]
+
+  monkeypatch.setattr(links, "score_case", score_case)
+  stop = None
+  whole = links.evaluate_link("c", "s", str(scans), str(tmp_path / "whole"))
+  cases = list(scored)
+  scored.clear()
+  out, stop = tmp_path / "out", 3
+  with pytest.raises(KeyboardInterrupt):
+    links.evaluate_link("c", "s", str(scans), str(out))
+  assert {path.name for path in out.iterdir()} == {"unfinished.jsonl"}
+  stop = None
+  with pytest.raises(UserError, match="other inputs, models or versions"):
+    links.evaluate_link("c", "s", str(scans), str(out), seed=1)
+  assert links.evaluate_link("c", "s", str(scans), str(out)) == whole
+  assert scored == cases
+  names = {path.name for path in out.iterdir()}
+  assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+  for name in ("scans.jsonl", "findings.jsonl", "lesions.jsonl"):
+    text = (tmp_path / "whole" / name).read_text()
+    assert (out / name).read_text() == text

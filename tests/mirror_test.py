@@ -36,7 +36,10 @@ COVERED = {
   ): "by a whole evaluation",
   ("cadjax/evaluation/classifiers.py", "evaluate_test.py"): "by the program",
   ("cadjax/evaluation/common.py", "evaluate_test.py"): "by the program",
-  ("cadjax/evaluation/links.py", "evaluate_link_test.py"): "by the program",
+  **{
+    (f"cadjax/evaluation/{name}.py", "evaluate_link_test.py"): "by the program"
+    for name in ("links", "link_rows", "link_scores", "link_table")
+  },
   ("cadjax/evaluation/lesions.py", "evaluate_link_test.py"): "scans it reads",
   (
     "cadjax/evaluation/diagnoses.py",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cadjax.core import files
 from cadjax.data import scans as scans_lib
 from cadjax.evaluation import lesions as lesions_lib
-from cadjax.link import cad_rads, findings, grading, join
+from cadjax.link import cad_rads, decision, findings, grading, join
 from cadjax.metrics import agreement, detection, intervals
 from cadjax.report import curves, pages
 from cadjax.segmentation.scan import segment_scan
@@ -145,7 +145,7 @@ def evaluate_diagnoses(
     raise UserError(f"--out={out}: cannot be made ({error})") from error
   about = {
     "scans": str(pathlib.Path(scans).resolve()),
-    "models": [model and model.digest() for model in models or ()],
+    "models": [one and decision.identify(one) for one in models or ()],
     "versions": workdir.software(),
   }
   journal = files.Journal(folder / "unfinished.jsonl", about)

@@ -94,16 +94,6 @@ class Trained:
       return self.description["versions"]
     return files.read_json(self.path / "versions.json")
 
-  def digest(self) -> str:
-    """Returns what tells this model from others: a SHA-256, hexadecimal.
-
-    Of its config, its data set and its parameters; a copy of a workdir has the
-    same one.
-    """
-    about = {"config": self.config.to_dict(), "dataset": self.dataset}
-    arrays = jax.tree.map(np.asarray, packed.flatten(self.variables))
-    return packed.digest(files.strict(about), arrays)
-
 
 def load_trained(path: str | pathlib.Path, task: str | None = None) -> Trained:
   """Loads the best checkpoint of a workdir, or a file of weights.
