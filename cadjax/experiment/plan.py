@@ -79,6 +79,8 @@ class Plan:
     verdict: a key of `verdicts.VERDICTS`, whose sentences come first in the
       answer.
     ranked: whether the lines are ordered by the primary metric, largest first.
+    ensembles: line of calls -> how many of its seeds answer together, in a
+      further line, see `ensembles`.
     name: of the file.
     scale: one of `SCALES`.
     overrides: FIELD=VALUE, what `override` changed.
@@ -101,6 +103,7 @@ class Plan:
   )
   verdict: str = ""
   ranked: bool = False
+  ensembles: Mapping[str, int] = dataclasses.field(default_factory=dict)
   name: str = ""
   scale: str = "small"
   overrides: Sequence[str] = ()
@@ -288,6 +291,11 @@ def make_plan(
   for a, b, _ in plan.pairs():
     lines = [line.partition("/")[0] for line in (a, b)]
     lookup.check_known(lines, plan.arms, "arm in a comparison")
+  for line, size in plan.ensembles.items():
+    arm = line.partition("/")[0]
+    lookup.check_known([arm], plan.arms, "arm in an ensemble")
+    if size < 2:
+      raise lookup.ConfigError(f"an ensemble of {line!r} has {size} members")
   try:
     plan.cells()
   except graphlib.CycleError as error:

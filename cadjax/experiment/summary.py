@@ -8,6 +8,7 @@ from typing import Any
 from cadjax.core import files
 from cadjax.experiment import compare, power, trainings, verdicts
 from cadjax.experiment.compare import Key, Line
+from cadjax.experiment.ensembles import ensemble
 from cadjax.experiment.plan import Cell, Plan
 from cadjax.experiment.store import Store
 from cadjax.metrics import intervals
@@ -36,7 +37,10 @@ OUTDATED = "scored by the old rule"
 
 
 def collect(plan: Plan, cells: Store) -> dict[str, Line]:
-  """Reads the cells that are done; returns the lines by name."""
+  """Reads the cells that are done; returns the lines by name.
+
+  Those of `Plan.ensembles` come last, and only where there are seeds enough.
+  """
   rows: dict[str, dict[Key, list]] = {}
   trained: dict[str, dict[Key, int]] = {}
   failed: dict[str, set[Key]] = {}
@@ -51,10 +55,21 @@ def collect(plan: Plan, cells: Store) -> dict[str, Line]:
       failed.setdefault(name, set())
       if failed_trainings(plan, cells, cell):
         failed[name].add(key)
-  return {
+  lines = {
     name: Line(some, trained[name], frozenset(failed[name]))
     for name, some in rows.items()
   }
+  for name, size in plan.ensembles.items():
+    if name in lines and (made := ensemble(lines[name], size)).rows:
+      lines[ensemble_name(name, size)] = made
+  return lines
+
+
+def ensemble_name(line: str, size: int) -> str:
+  """Returns the name of the line of ensembles of another line."""
+  arm, _, entry = line.partition("/")
+  about = f"ensembles of {size}"
+  return f"{arm}/{entry}, {about}" if entry else f"{arm}/{about}"
 
 
 def failed_trainings(

@@ -1,6 +1,7 @@
 """Which recipe trains without failures?
 
-Twenty trainings of each recipe of `common`, on seeds that no other plan has.
+Twenty trainings of each recipe of `common`, on seeds that no other plan has,
+alone and in four ensembles of five.
 
 Command (about an hour of two cores for each arm):
 
@@ -38,5 +39,8 @@ def get_plan(scale: str) -> dict[str, Any]:
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier"),
     "comparisons": (("robust", "plain"), ("group", "robust")),
-    "limits": "At the scale small all seeds train on the same subjects.",
+    "ensembles": dict.fromkeys(titles, 5),
+    "limits": "At the scale small all seeds train on the same subjects; at the"
+    " scale clinical the members of an ensemble do not, so that it has seen"
+    " more subjects than a training alone.",
   }
