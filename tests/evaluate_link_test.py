@@ -282,9 +282,9 @@ def test_rows_are_read_as_they_were_written(tmp_path, plaque):
   scans, found, lesions = many(np.random.default_rng(1), 8)
   scans = [dataclasses.replace(one, log_plaque=plaque) for one in scans]
   for name, rows in (
-    (links.SCANS, scans),
-    (links.FINDINGS, found["map", "fine"]),
-    (links.LESIONS, lesions),
+    (link_rows.SCANS, scans),
+    (link_rows.FINDINGS, found["map", "fine"]),
+    (link_rows.LESIONS, lesions),
   ):
     files.write_rows(tmp_path, name, rows)
     path = tmp_path / f"{name}.jsonl"

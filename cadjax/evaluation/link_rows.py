@@ -18,6 +18,8 @@ MODES = {
 }
 MOST = findings.FindingOptions.most
 HALVES = ("fit", "test")
+# Names of the files of rows, without suffix.
+SCANS, FINDINGS, LESIONS = "scans", "findings", "lesions"
 
 
 @dataclasses.dataclass(frozen=True)

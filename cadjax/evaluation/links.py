@@ -15,9 +15,12 @@ from cadjax.core import files
 from cadjax.data import scans as scans_lib
 from cadjax.evaluation import lesions as lesions_lib
 from cadjax.evaluation.link_rows import (
+  FINDINGS,
   HALVES,
+  LESIONS,
   MODES,
   MOST,
+  SCANS,
   FindingRow,
   Found,
   LesionRow,
@@ -40,8 +43,6 @@ _WITHOUT_MAP = ("chance", "plaque")
 _BY_MAP = ("map", "vessel_map")
 # Of a lesion, what goes into its row.
 LESION_COLUMNS = ("segment", "stenosis", "plaque", "volume_mm3")
-# Names of the rows that are written.
-SCANS, FINDINGS, LESIONS = "scans", "findings", "lesions"
 
 
 def evaluate_link(

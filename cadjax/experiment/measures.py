@@ -23,6 +23,8 @@ from cadjax.evaluation import (
   common,
   counterfactuals,
   explanations,
+  link_rows,
+  link_scores,
   links,
   map_measures,
 )
@@ -395,15 +397,17 @@ def linked(trial: Trial) -> Entries:
   scans = [
     row
     for row in files.read_rows_as(
-      folder / f"{links.SCANS}.jsonl", links.ScanRow
+      folder / f"{link_rows.SCANS}.jsonl", link_rows.ScanRow
     )
     if row.half == "test"
   ]
   found = files.read_rows_as(
-    folder / f"{links.FINDINGS}.jsonl", links.FindingRow
+    folder / f"{link_rows.FINDINGS}.jsonl", link_rows.FindingRow
   )
-  arteries = links.vessels_of(
-    files.read_rows_as(folder / f"{links.LESIONS}.jsonl", links.LesionRow)
+  arteries = link_scores.vessels_of(
+    files.read_rows_as(
+      folder / f"{link_rows.LESIONS}.jsonl", link_rows.LesionRow
+    )
   )
   entries: Entries = {}
   for mode, one in result["localisation"].items():
@@ -421,7 +425,7 @@ def linked(trial: Trial) -> Entries:
       ),
     ):
       threshold = np.inf if threshold is None else threshold
-      matches = links.at_threshold(scans, some, threshold)
+      matches = link_scores.at_threshold(scans, some, threshold)
       for row, scan, match in zip(entries[mode], scans, matches, strict=True):
         of = arteries.get(scan.case_id, {})
         hit = {of[lesion] for _, lesion in match.hits}

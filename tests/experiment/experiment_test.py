@@ -16,6 +16,7 @@ import pytest
 from tiny_runs import reseal
 
 from cadjax.core import files, lookup
+from cadjax.evaluation import link_rows
 from cadjax.experiment import estimate, measures, page, plan, summary
 from cadjax.experiment import run as runner
 from cadjax.experiment.store import Store, machine
@@ -682,9 +683,8 @@ def test_thinning_leaves_the_share_and_all_normal_patients():
 
 def test_the_link_is_measured_by_lesion_and_by_vessel(tmp_path, monkeypatch):
   """Two lesions of one artery, of which a low threshold keeps both."""
-  links = measures.links
   ids = {"case_id": "c", "patient_id": "p", "half": "test"}
-  scan = links.ScanRow(
+  scan = link_rows.ScanRow(
     **ids,
     label=1,
     lesions=3,
@@ -695,13 +695,13 @@ def test_the_link_is_measured_by_lesion_and_by_vessel(tmp_path, monkeypatch):
   )
   finding = {"mode": "map", "layer": "a", "position_mm": [0.0] * 3}
   found = [
-    links.FindingRow(
+    link_rows.FindingRow(
       **ids, **finding, score=score, outcome="hit", lesions=[k], mm=[1.0]
     )
     for k, score in enumerate((0.9, 0.5))
   ]
   lesions = [
-    links.LesionRow(
+    link_rows.LesionRow(
       **ids,
       lesion=k,
       segment=segment,
@@ -716,16 +716,16 @@ def test_the_link_is_measured_by_lesion_and_by_vessel(tmp_path, monkeypatch):
     folder = pathlib.Path(out)
     folder.mkdir()
     for name, rows in (
-      (links.SCANS, [scan]),
-      (links.FINDINGS, found),
-      (links.LESIONS, lesions),
+      (link_rows.SCANS, [scan]),
+      (link_rows.FINDINGS, found),
+      (link_rows.LESIONS, lesions),
     ):
       files.write_rows(folder, name, rows)
     reader = {"rates": [0.5, 2.0], "thresholds": [None, 0.4]}
     one = {"layer": "a", "threshold": 0.8, "reader": reader}
     return {"localisation": {"map": one}, "decision": {}}
 
-  monkeypatch.setattr(links, "evaluate_link", evaluate_link)
+  monkeypatch.setattr(measures.links, "evaluate_link", evaluate_link)
   needs = {"classifier": tmp_path, "segmenter": tmp_path}
   trial = measures.Trial(tmp_path, {"scans": tmp_path}, needs, {}, "scans")
   (row,) = measures.linked(trial)["map"]
