@@ -137,17 +137,19 @@ class Journal:
     done: key -> what was added under it.
   """
 
-  def __init__(self, path: pathlib.Path, about: Mapping[str, Any]):
+  NAME = "unfinished.jsonl"
+
+  def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
     """Opens a journal or begins one.
 
     Args:
-      path: of the file; its folder exists.
+      folder: of the results; it exists.
       about: whatever decides the results, as JSON: inputs, models, versions.
 
     Raises:
       UserError: the file cannot be read or is of another run.
     """
-    self._path = path
+    self._path = path = folder / self.NAME
     self.done: dict[str, Any] = {}
     head = json.dumps(strict(about), sort_keys=True)
     if not path.exists():

@@ -148,7 +148,7 @@ def evaluate_diagnoses(
     "models": [one and decision.identify(one) for one in models or ()],
     "versions": workdir.software(),
   }
-  journal = files.Journal(folder / "unfinished.jsonl", about)
+  journal = files.Journal(folder, about)
   rows, lesions = [], []
   for case in tqdm(cases, unit="scan", disable=None):
     if case.case_id not in journal.done:

@@ -102,7 +102,7 @@ def evaluate_link(
     "seed": seed,
     "versions": workdir.software(),
   }
-  journal = files.Journal(folder / "unfinished.jsonl", about)
+  journal = files.Journal(folder, about)
   rows, lesions = [], []
   found: dict[tuple[str, str | None], list[FindingRow]] = {}
   for number, case in enumerate(tqdm(cases, unit="scan", disable=None)):

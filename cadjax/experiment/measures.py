@@ -388,6 +388,8 @@ def linked(trial: Trial) -> Entries:
   and the calls of each of its decisions in by_NAME.
   """
   folder = trial.path / "link"
+  # A cell that was cut off is measured again as a whole, perhaps by other code.
+  (folder / files.Journal.NAME).unlink(missing_ok=True)
   result = links.evaluate_link(
     str(trial.needs["classifier"]),
     str(trial.needs["segmenter"]),

@@ -132,30 +132,30 @@ def test_only_a_result_of_the_same_kind_is_replaced(tmp_path):
 
 
 def test_a_journal_goes_on_after_the_last_whole_line(tmp_path):
-  path = tmp_path / "unfinished.jsonl"
+  path = tmp_path / files.Journal.NAME
   about = {"scans": "here", "model": "a"}
-  journal = files.Journal(path, about)
+  journal = files.Journal(tmp_path, about)
   journal.add("first", [{"value": np.float32(0.5), "none": math.nan}, []])
   journal.add("second", 2)
   with path.open("a") as f:
     f.write('{"key": "third", "val')
-  again = files.Journal(path, about)
+  again = files.Journal(tmp_path, about)
   expected = {"first": [{"value": 0.5, "none": None}, []], "second": 2}
   assert again.done == journal.done == expected
   again.add("third", 3)
-  assert files.Journal(path, about).done == expected | {"third": 3}
+  assert files.Journal(tmp_path, about).done == expected | {"third": 3}
   with pytest.raises(UserError, match="other inputs, models or versions"):
-    files.Journal(path, about | {"model": "b"})
-  assert files.Journal(path, about).done == expected | {"third": 3}
+    files.Journal(tmp_path, about | {"model": "b"})
+  assert files.Journal(tmp_path, about).done == expected | {"third": 3}
   again.remove()
-  assert files.Journal(path, about | {"model": "b"}).done == {}
+  assert files.Journal(tmp_path, about | {"model": "b"}).done == {}
 
 
 def test_a_journal_that_is_none_is_refused(tmp_path):
-  path = tmp_path / "unfinished.jsonl"
+  path = tmp_path / files.Journal.NAME
   path.write_text("mine\nand mine\n")
   with pytest.raises(UserError, match="cannot be read"):
-    files.Journal(path, {})
+    files.Journal(tmp_path, {})
   assert path.read_text() == "mine\nand mine\n"
 
 
