@@ -8,7 +8,8 @@ diagnosis.json has the table of categories, the weighted kappa, sensitivity and
 specificity for CAD-RADS 3 or more, the share of lesions that were found and
 that were given the right segment, and of stenosis, plaque volume and least
 lumen area the bias with its limits of agreement; stenosis.png shows those of
-the stenosis.
+the stenosis. After an interruption the same command goes on, by
+unfinished.jsonl in --out.
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ classifier's map alone, its map on the segmented vessels, the plaque
 segmentation, and all together, beside places drawn at random on the vessels;
 and the decision of each beside that of both. froc.png shows the curves;
 link.json, which is written to --out, goes into `cadjax predict --decision`.
+After an interruption the same command goes on, by unfinished.jsonl in --out.
 """
 
 from collections.abc import Sequence

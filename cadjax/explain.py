@@ -1,15 +1,19 @@
 """Shows where a trained model looked: one heat map for each layer.
 
   cadjax explain --workdir=WORKDIR --input=SCAN --out=DIR
-    [--method=gradcam,layercam] [--layers=all] [--target=cad]
+    [--method=hirescam,layercam] [--layers=all] [--target=cad]
 
 --input and --out as in `cadjax predict`. Of each scan it writes a NIfTI file
 for each method and layer, float32 in [0, 1] with exactly the scan's shape and
 affine, for each method a sheet of pictures of all layers, and explain.json (see
-`report.explained`). All layers and all of gradcam, hirescam, xrescam, layercam,
-gradcam++, respondcam and saliency_tubes cost one pass forward and one back, and
-so does gradient_x_input; the references occlusion, integrated_gradients and
-smoothgrad cost many, scorecam and ablationcam one for every channel.
+`report.explained`). By default the methods are hirescam, whose maps agree best
+with what the lesions of phantoms do to the log odds (the experiment
+`explanations`), and gradcam, which the paper has.
+
+All layers and all of gradcam, hirescam, xrescam, layercam, gradcam++,
+respondcam and saliency_tubes cost one pass forward and one back, and so does
+gradient_x_input; the references occlusion, integrated_gradients and smoothgrad
+cost many, scorecam and ablationcam one for every channel.
 
 guided_backprop and guided_gradcam are for comparison: they fail the sanity
 check of Adebayo et al. 2018, since their maps hardly change when the network's
@@ -99,7 +103,7 @@ def define_flags() -> None:
   scan_jobs.define_flags(required=False)
   flags.DEFINE_list(
     "method",
-    ["gradcam"],
+    list(explainer.DEFAULT),
     f"Of {', '.join(explainer.METHODS)}; or all:"
     f" {', '.join(explainer.USUAL)}. {guided.WARNING}",
   )

@@ -186,6 +186,12 @@ def test_an_interrupted_run_goes_on(scans, tmp_path, monkeypatch):
   assert {path.name for path in out.iterdir()} == {"unfinished.jsonl"}
   done = list(graded)
   graded.clear()
+  manifest = scans / "manifest.csv"
+  table = manifest.read_text()
+  manifest.write_text(table.replace("normal", "cad", 1))
+  with pytest.raises(UserError, match="with other scans "):
+    diagnoses.evaluate_diagnoses(str(scans), str(out), true_masks=True)
+  manifest.write_text(table)
   again = diagnoses.evaluate_diagnoses(str(scans), str(out), true_masks=True)
   assert again == whole
   assert len(done) == 5

@@ -455,6 +455,8 @@ def test_the_first_stage_reads_the_scans_too(tmp_path, monkeypatch):
 
 def test_an_interrupted_run_goes_on(scans, tmp_path, monkeypatch):
   pair = types.SimpleNamespace(classifier="c", segmenter="s", wide=None)
+  calibration = {"temperature": 1.0}
+  monkeypatch.setattr(links, "read_calibration", lambda _: calibration)
   monkeypatch.setattr(links, "load_pair", lambda *_, **__: pair)
   monkeypatch.setattr(links.decision, "identify", lambda model: {"is": model})
   scored = []
@@ -485,8 +487,18 @@ def test_an_interrupted_run_goes_on(scans, tmp_path, monkeypatch):
     links.evaluate_link("c", "s", str(scans), str(out))
   assert {path.name for path in out.iterdir()} == {"unfinished.jsonl"}
   stop = None
-  with pytest.raises(UserError, match="other inputs, models or versions"):
-    links.evaluate_link("c", "s", str(scans), str(out), seed=1)
+  for changed in ({"seed": 1}, {"most": 2}):
+    (name,) = changed
+    with pytest.raises(UserError, match=f"with other {name} "):
+      links.evaluate_link("c", "s", str(scans), str(out), **changed)
+  calibration["temperature"] = 2.0
+  with pytest.raises(UserError, match="with other calibration "):
+    links.evaluate_link("c", "s", str(scans), str(out))
+  calibration["temperature"] = 1.0
+  pair.wide = "w"
+  with pytest.raises(UserError, match="with other models "):
+    links.evaluate_link("c", "s", str(scans), str(out))
+  pair.wide = None
   assert links.evaluate_link("c", "s", str(scans), str(out)) == whole
   assert scored == cases
   names = {path.name for path in out.iterdir()}

@@ -725,8 +725,10 @@ def test_the_program_writes_whole_results(classifier, tmp_path):
   assert (folder / "explain.json").stat().st_mtime_ns == before
   assert explain_all(explainer, jobs, overwrite=True) == 0
   assert {p.name for p in folder.iterdir()} == {
-    "explain.json", "sheet_gradcam.png", "gradcam_stem.nii.gz",
-  }  # fmt: skip
+    "explain.json",
+    *("sheet_gradcam.png", "gradcam_stem.nii.gz"),
+    *("sheet_hirescam.png", "hirescam_stem.nii.gz"),
+  }
 
 
 def explain_all(explainer, jobs, **options):

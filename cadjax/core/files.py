@@ -6,6 +6,7 @@
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import io
 import json
 import math
@@ -131,10 +132,11 @@ class Journal:
 
   The first line says what is computed; a run that computes something else is
   refused, since its rows would be mixed with those that are there. A line that
-  was cut off, as by a power failure, counts as not done.
+  was cut off, as by a power failure, counts as not done. The file is locked:
+  one process writes it.
 
   Attributes:
-    done: key -> what was added under it.
+    done: key -> what was added under it, as it is read from JSON.
   """
 
   NAME = "unfinished.jsonl"
@@ -147,38 +149,100 @@ class Journal:
       about: whatever decides the results, as JSON: inputs, models, versions.
 
     Raises:
-      UserError: the file cannot be read or is of another run.
+      UserError: the file cannot be read, is of another run, or another process
+        writes it.
     """
     self._path = path = folder / self.NAME
     self.done: dict[str, Any] = {}
-    head = json.dumps(strict(about), sort_keys=True)
-    if not path.exists():
-      write_text(path, f"{head}\n")
-      return
+    about = strict(about)
     try:
-      first, *lines = path.read_text().split("\n")
-      # What follows the last line feed is a line that was cut off.
-      whole = [json.loads(line) for line in lines[:-1]]
-      self.done = {one["key"]: one["value"] for one in whole}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+      self._file = path.open("a+", newline="")
+    except OSError as error:
+      raise UserError(f"{path}: cannot be written ({error})") from error
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      self._file.close()
+      raise UserError(f"{path}: another process writes it") from None
+    self._file.seek(0)
+    # What follows the last line feed is a line that was cut off.
+    *lines, rest = self._file.read().split("\n")
+    try:
+      known = [json.loads(line) for line in lines]
+      if not known and rest[:1] not in ("", "{"):
+        raise ValueError("no journal")
+      if known:
+        self._check(known[0], about)
+      self.done = {one["key"]: one["value"] for one in known[1:]}
+    except (ValueError, KeyError, TypeError) as error:
+      self.close()
       raise UserError(f"{path}: cannot be read ({error}); delete it") from error
-    if first != head:
-      raise UserError(
-        f"{path}: is of an unfinished run with other inputs, models or"
-        " versions; delete it or choose another --out"
-      )
-    write_text(path, "\n".join([first, *lines[:-1], ""]))
+    except UserError:
+      self.close()
+      raise
+    if rest:
+      self._file.truncate(sum(len(f"{line}\n".encode()) for line in lines))
+    if not known:
+      self._write(about)
 
   def add(self, key: str, value: Any) -> None:
-    """Adds what was done, as JSON."""
-    line = json.dumps(strict({"key": key, "value": value}), allow_nan=False)
-    with self._path.open("a", newline="") as f:
-      f.write(f"{line}\n")
-    self.done[key] = strict(value)
+    """Adds what was done: anything of numbers, texts, lists and dataclasses."""
+    line = self._write({"key": key, "value": value})
+    self.done[key] = json.loads(line)["value"]
+
+  def __enter__(self) -> "Journal":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Lets other processes have the file."""
+    self._file.close()
 
   def remove(self) -> None:
     """Deletes the file: the run is complete."""
-    self._path.unlink()
+    self._path.unlink(missing_ok=True)
+    self.close()
+
+  def _write(self, value: Any) -> str:
+    # NaN stays what it is, so that a run that goes on sees what it had.
+    line = json.dumps(value, default=_plain)
+    self._file.write(f"{line}\n")
+    self._file.flush()
+    return line
+
+  def _check(self, there: Any, about: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless the file is of the same run."""
+    if not isinstance(there, dict):
+      raise TypeError("no journal")
+    changed = [
+      f"{name} (then {_short(there.get(name))}, now {_short(about.get(name))})"
+      for name in sorted({*there, *about})
+      if there.get(name) != about.get(name)
+    ]
+    if changed:
+      raise UserError(
+        f"{self._path}: is of an unfinished run with other"
+        f" {', '.join(changed)}; repeat that command, choose another --out, or"
+        " delete the file"
+      )
+
+
+def _plain(value: Any) -> Any:
+  """Returns a dataclass or a number of NumPy as `json` knows them."""
+  if isinstance(value, np.generic):
+    return value.item()
+  found = _mapping(value)
+  if found is value:
+    raise TypeError(f"{type(value).__name__} is no JSON")
+  return found
+
+
+def _short(value: Any) -> str:
+  """Returns a value as text of a readable length."""
+  text = json.dumps(value, sort_keys=True)
+  return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -144,36 +144,37 @@ def evaluate_diagnoses(
   except OSError as error:
     raise UserError(f"--out={out}: cannot be made ({error})") from error
   about = {
-    "scans": str(pathlib.Path(scans).resolve()),
+    "scans": lesions_lib.identify(cases),
     "models": [one and decision.identify(one) for one in models or ()],
     "versions": workdir.software(),
+    "code": workdir.code_digest(),
   }
-  journal = files.Journal(folder, about)
-  rows, lesions = [], []
-  for case in tqdm(cases, unit="scan", disable=None):
-    if case.case_id not in journal.done:
-      journal.add(case.case_id, grade_case(case, models))
-    row, some = journal.done[case.case_id]
-    rows.append(ScanRow(**row))
-    lesions += [LesionRow(**one) for one in some]
-  files.write_rows(folder, "scans", rows)
-  files.write_rows(folder, "lesions", lesions)
-  result = summarise(rows, lesions, seed=seed) | {
-    "disclaimer": pages.DISCLAIMER,
-    "masks": "the true ones" if true_masks else models[0].name,
-    "scans": str(scans),
-    "versions": workdir.software().to_dict(),
-  }
-  figure = curves.agreement_figure(
-    *_pairs(lesions, "found_stenosis", "stenosis", scale=100)[:2],
-    unit="stenosis, % of the diameter",
-    title=f"{len(lesions)} lesions, masks: {result['masks']}",
-    footer=pages.DISCLAIMER,
-  )
-  curves.save(figure, folder / "stenosis.png")
-  result = files.strict(result)
-  files.write_json(folder / "diagnosis.json", result)
-  journal.remove()
+  with files.Journal(folder, about) as journal:
+    rows, lesions = [], []
+    for case in tqdm(cases, unit="scan", disable=None):
+      if case.case_id not in journal.done:
+        journal.add(case.case_id, grade_case(case, models))
+      row, some = journal.done[case.case_id]
+      rows.append(ScanRow(**row))
+      lesions += [LesionRow(**one) for one in some]
+    files.write_rows(folder, "scans", rows)
+    files.write_rows(folder, "lesions", lesions)
+    result = summarise(rows, lesions, seed=seed) | {
+      "disclaimer": pages.DISCLAIMER,
+      "masks": "the true ones" if true_masks else models[0].name,
+      "scans": str(scans),
+      "versions": workdir.software().to_dict(),
+    }
+    figure = curves.agreement_figure(
+      *_pairs(lesions, "found_stenosis", "stenosis", scale=100)[:2],
+      unit="stenosis, % of the diameter",
+      title=f"{len(lesions)} lesions, masks: {result['masks']}",
+      footer=pages.DISCLAIMER,
+    )
+    curves.save(figure, folder / "stenosis.png")
+    result = files.strict(result)
+    files.write_json(folder / "diagnosis.json", result)
+    journal.remove()
   return result
 
 

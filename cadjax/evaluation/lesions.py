@@ -2,12 +2,13 @@
 
 import collections
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cadjax.core import files
-from data_prep import scct, sources
+from data_prep import checksums, scct, sources
 from data_prep.errors import UserError
 
 COLUMNS = (
@@ -75,6 +76,29 @@ def read_lesions(case: sources.Case) -> list[dict[str, Any]]:
       " if the file is of an older cadjax, which wrote no line_mm or no scct"
     ) from error
   return lesions
+
+
+def identify(cases: Sequence[sources.Case]) -> str:
+  """Returns a SHA-256 of scans and their labels; other scans have another.
+
+  Of what the manifest and the files of lesions say, and of the size and the
+  time of each image and mask, which are too large to be read for this.
+  """
+
+  def about(path: pathlib.Path | None) -> list[Any] | None:
+    found = path and path.stat()
+    return found and [str(path), found.st_size, found.st_mtime_ns]
+
+  return checksums.of_json(
+    [
+      [
+        *(case.case_id, case.patient_id, case.label),
+        *(about(case.image), about(case.mask)),
+        checksums.of_file(lesion_file(case)),
+      ]
+      for case in cases
+    ]
+  )
 
 
 def lesion_file(case: sources.Case) -> pathlib.Path:

@@ -34,8 +34,7 @@ OPERATING_RATE = 1.0
 READER_RATES = (0.5, 1.0, 2.0)
 # What a finding may be on: a lesion, or an artery of a scan that has lesions.
 UNITS = ("lesions", "vessels")
-
-
+# What each decision is made of.
 DECISIONS = {
   "classifier": ("log_odds",),
   "segmentation": ("log_plaque", "stenosis"),
@@ -100,7 +99,7 @@ def summarise(
   """Chooses on one half and measures everything on the other.
 
   Args:
-    scans: of both halves, as `score_case` gives them.
+    scans: of both halves, as `links.score_case` gives them.
     found: likewise.
     lesions: likewise.
     most: findings kept of a scan.

@@ -22,7 +22,7 @@ def froc_figure(
   Args:
     scans: of both halves.
     found: likewise.
-    result: of `summarise` and the disclaimer.
+    result: of `link_scores.summarise` and the disclaimer.
   """
   test = [row for row in scans if row.half == "test"]
   lines = {}

@@ -1,7 +1,7 @@
 """Measures the link on scans whose lesions are known.
 
-What one scan's rows are says `link_rows`, and what is made of them
-`link_scores`. A lesion is its centreline.
+`link_rows` defines the rows of a scan, and `link_scores` evaluates them. A
+lesion is its centreline.
 """
 
 import pathlib
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from cadjax.classification.scan import read_calibration
 from cadjax.core import files
 from cadjax.data import scans as scans_lib
 from cadjax.evaluation import lesions as lesions_lib
@@ -96,50 +97,52 @@ def evaluate_link(
     "segmenter": decision.identify(pair.segmenter),
   }
   about = {
-    "scans": str(pathlib.Path(scans).resolve()),
+    "scans": lesions_lib.identify(cases),
     "models": models | {"wide": pair.wide and decision.identify(pair.wide)},
+    "calibration": read_calibration(pair.classifier),
     "most": most,
     "seed": seed,
     "versions": workdir.software(),
+    "code": workdir.code_digest(),
   }
-  journal = files.Journal(folder, about)
-  rows, lesions = [], []
-  found: dict[tuple[str, str | None], list[FindingRow]] = {}
-  for number, case in enumerate(tqdm(cases, unit="scan", disable=None)):
-    if case.case_id not in journal.done:
-      row, some, there = score_case(
-        pair,
-        case,
-        half=halves[case.case_id],
-        most=most,
-        rng=np.random.default_rng((seed, number)),
-      )
-      # JSON has no keys of two parts.
-      journal.add(case.case_id, [row, [*some.items()], there])
-    row, some, there = journal.done[case.case_id]
-    rows.append(ScanRow(**row))
-    for (mode, layer), each in some:
-      here = found.setdefault((mode, layer), [])
-      here.extend(FindingRow(**one) for one in each)
-    lesions += [LesionRow(**one) for one in there]
-  # What was computed is on disk before anything is averaged.
-  files.write_rows(folder, SCANS, rows)
-  files.write_rows(
-    folder, FINDINGS, [x for some in found.values() for x in some]
-  )
-  files.write_rows(folder, LESIONS, lesions)
-  result = summarise(rows, found, lesions, most=most, seed=seed) | {
-    "disclaimer": pages.DISCLAIMER,
-    "classifier": str(classifier),
-    "segmenter": str(segmenter),
-    "models": models,
-    "scans": str(scans),
-    "versions": workdir.software().to_dict(),
-  }
-  curves.save(froc_figure(rows, found, result), folder / "froc.png")
-  result = files.strict(result)
-  files.write_json(folder / "link.json", result)
-  journal.remove()
+  with files.Journal(folder, about) as journal:
+    rows, lesions = [], []
+    found: dict[tuple[str, str | None], list[FindingRow]] = {}
+    for number, case in enumerate(tqdm(cases, unit="scan", disable=None)):
+      if case.case_id not in journal.done:
+        row, some, there = score_case(
+          pair,
+          case,
+          half=halves[case.case_id],
+          most=most,
+          rng=np.random.default_rng((seed, number)),
+        )
+        # JSON has no keys of two parts.
+        journal.add(case.case_id, [row, [*some.items()], there])
+      row, some, there = journal.done[case.case_id]
+      rows.append(ScanRow(**row))
+      for (mode, layer), each in some:
+        here = found.setdefault((mode, layer), [])
+        here.extend(FindingRow(**one) for one in each)
+      lesions += [LesionRow(**one) for one in there]
+    # What was computed is on disk before anything is averaged.
+    files.write_rows(folder, SCANS, rows)
+    files.write_rows(
+      folder, FINDINGS, [x for some in found.values() for x in some]
+    )
+    files.write_rows(folder, LESIONS, lesions)
+    result = summarise(rows, found, lesions, most=most, seed=seed) | {
+      "disclaimer": pages.DISCLAIMER,
+      "classifier": str(classifier),
+      "segmenter": str(segmenter),
+      "models": models,
+      "scans": str(scans),
+      "versions": workdir.software().to_dict(),
+    }
+    curves.save(froc_figure(rows, found, result), folder / "froc.png")
+    result = files.strict(result)
+    files.write_json(folder / "link.json", result)
+    journal.remove()
   return result
 
 

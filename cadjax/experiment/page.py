@@ -17,6 +17,7 @@ from data_prep.errors import UserError
 # Of one experiment in the README; the page has all.
 MOST_ANSWERS = 3
 MOST_LINES = 6
+MOST_SENTENCES = 2
 
 
 def command(result: Mapping[str, Any]) -> str:
@@ -163,7 +164,7 @@ def _in_short(result: Mapping[str, Any]) -> list[str]:
   titles = {row["line"]: row["title"] for row in result["lines"]}
   found = result["comparisons"]
   if told := verdicts.sentences(result):
-    return [*told, "comparisons on its page"]
+    return [*told[:MOST_SENTENCES], "more on its page"]
   if not found:
     return summary.answers(result) or ["not answered"]
   metric = result["metric"]

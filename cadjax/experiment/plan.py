@@ -79,8 +79,9 @@ class Plan:
     verdict: a key of `verdicts.VERDICTS`, whose sentences come first in the
       answer.
     ranked: whether the lines are ordered by the primary metric, largest first.
-    ensembles: line of calls -> how many of its seeds answer together, in a
-      further line, see `ensembles`.
+    ensembles: arm with the measure "patients" -> how many of its seeds answer
+      together, in a further line that is shown and not compared, see
+      `ensembles`.
     name: of the file.
     scale: one of `SCALES`.
     overrides: FIELD=VALUE, what `override` changed.
@@ -163,6 +164,11 @@ class Cell:
     """Its folder: ARM/fold0_seed0."""
     fold = "" if self.fold is None else f"fold{self.fold}_"
     return f"{self.arm}/{fold}seed{self.seed}"
+
+
+def ensemble_name(arm: str, size: int) -> str:
+  """Returns the name of the line of ensembles of an arm."""
+  return f"{arm}/ensembles of {size}"
 
 
 def folder_name(name: str, scale: str) -> str:
@@ -291,11 +297,20 @@ def make_plan(
   for a, b, _ in plan.pairs():
     lines = [line.partition("/")[0] for line in (a, b)]
     lookup.check_known(lines, plan.arms, "arm in a comparison")
-  for line, size in plan.ensembles.items():
-    arm = line.partition("/")[0]
-    lookup.check_known([arm], plan.arms, "arm in an ensemble")
-    if size < 2:
-      raise lookup.ConfigError(f"an ensemble of {line!r} has {size} members")
+  lookup.check_known(plan.ensembles, plan.arms, "arm in an ensemble")
+  for name, size in plan.ensembles.items():
+    arm, seeds = plan.arms[name], len(plan.seeds)
+    if arm.measure != "patients" or arm.shared:
+      raise lookup.ConfigError(
+        f"ensembles of the arm {name!r}: its cells must have the measure"
+        " 'patients' and a seed each"
+      )
+    if not 2 <= size <= seeds:
+      raise lookup.ConfigError(
+        f"ensembles of {size} of the arm {name!r}, which has {seeds} seeds"
+      )
+    if any(ensemble_name(name, size) in pair for pair in plan.pairs()):
+      raise lookup.ConfigError("ensembles are shown and cannot be compared")
   try:
     plan.cells()
   except graphlib.CycleError as error:

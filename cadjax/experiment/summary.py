@@ -9,7 +9,7 @@ from cadjax.core import files
 from cadjax.experiment import compare, power, trainings, verdicts
 from cadjax.experiment.compare import Key, Line
 from cadjax.experiment.ensembles import ensemble
-from cadjax.experiment.plan import Cell, Plan
+from cadjax.experiment.plan import Cell, Plan, ensemble_name
 from cadjax.experiment.store import Store
 from cadjax.metrics import intervals
 from cadjax.report import pages
@@ -65,13 +65,6 @@ def collect(plan: Plan, cells: Store) -> dict[str, Line]:
   return lines
 
 
-def ensemble_name(line: str, size: int) -> str:
-  """Returns the name of the line of ensembles of another line."""
-  arm, _, entry = line.partition("/")
-  about = f"ensembles of {size}"
-  return f"{arm}/{entry}, {about}" if entry else f"{arm}/{about}"
-
-
 def failed_trainings(
   plan: Plan, cells: Store, cell: Cell
 ) -> dict[str, dict[str, Any]]:
@@ -110,6 +103,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
   table = []
   for name, line in lines.items():
     arm, _, entry = name.partition("/")
+    size = plan.ensembles.get(arm, 0)
     measured = {
       metric: _with_and_without(
         line.failed,
@@ -128,6 +122,7 @@ def summarise(plan: Plan, cells: Store) -> dict[str, Any]:
           "title": title,
           "metrics": measured,
           "trainings_failed": len(line.failed),
+          "members": size if name == ensemble_name(arm, size) else 1,
         }
       )
   if plan.ranked:
@@ -382,6 +377,11 @@ def _answer(one: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 def failures(row: Mapping[str, Any]) -> str:
   """Returns how many trainings of a line failed, in words."""
   cells = max(len(one["cells"]) for one in row["metrics"].values())
+  if row.get("members", 1) > 1:
+    return (
+      f"{row['trainings_failed']} of {cells} ensembles have failed trainings"
+      " alone"
+    )
   return f"{row['trainings_failed']} of {cells} trainings failed"
 
 

@@ -57,7 +57,7 @@ def explanations(result: Result) -> list[str]:
       "No map can be ranked: no scan has three lesions and uses one of them"
     )
   found.append(_localised(maps))
-  found += [_who(maps, layer) for layer, method in maps if method == "gradcam"]
+  found += [_who(maps, layer) for layer in _layers(maps)]
   return [one for one in found if one]
 
 

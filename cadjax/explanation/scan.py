@@ -10,7 +10,7 @@ from cadjax.classification import scan as classification_scan
 from cadjax.classification.classifier import Classifier
 from cadjax.data import scans
 from cadjax.explanation import guided, targets
-from cadjax.explanation.explainer import Explainer, ExplainOptions
+from cadjax.explanation.explainer import DEFAULT, Explainer, ExplainOptions
 from cadjax.explanation.heat_maps import HeatMap
 from cadjax.metrics import calibration
 from cadjax.segmentation.segmenter import Segmenter
@@ -92,7 +92,7 @@ def explain_scan(
   scan: scans.Scan,
   *,
   target: str | None = None,
-  methods: Sequence[str] = ("gradcam",),
+  methods: Sequence[str] = DEFAULT,
   region: str = targets.PREDICTED,
   truth: str | None = None,
 ) -> ExplainedScan:

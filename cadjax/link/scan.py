@@ -30,8 +30,8 @@ from cadjax.segmentation.scan import (
 from cadjax.segmentation.segmenter import Segmenter, load_segmenter, load_wide
 
 CAD = 1
-# Chosen on phantoms, when maps were of the logit of CAD, and to be chosen
-# again on maps of its log odds by the experiment `layers`.
+# Of the maps of one pass of the classifier in the box, those that agree best
+# with what each lesion does to its log odds, see cadjax/weights/README.md.
 METHOD = "hirescam"
 LAYER = "stage1"
 

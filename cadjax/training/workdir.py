@@ -13,6 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 
+import cadjax
+import data_prep
 from cadjax import __version__
 from cadjax.core import files
 from cadjax.core.files import read_json
@@ -260,6 +262,22 @@ def software() -> Software:
     python=platform.python_version(),
     packages={name: importlib.metadata.version(name) for name in packages},
     devices=tuple(str(d.device_kind) for d in jax.devices()),
+  )
+
+
+def code_digest() -> str:
+  """Returns a SHA-256 of the Python files of cadjax and data_prep.
+
+  Tells changes apart that `software` cannot: of a checkout with changes, and
+  of an installation that was edited.
+  """
+  roots = [pathlib.Path(p.__file__).parent for p in (cadjax, data_prep)]
+  return checksums.of_json(
+    {
+      f"{root.name}/{path.relative_to(root)}": checksums.of_file(path)
+      for root in roots
+      for path in sorted(root.rglob("*.py"))
+    }
   )
 
 

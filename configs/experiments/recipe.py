@@ -39,7 +39,7 @@ def get_plan(scale: str) -> dict[str, Any]:
     "metric": "roc_auc",
     "metrics": ("balanced_accuracy", "brier"),
     "comparisons": (("robust", "plain"), ("group", "robust")),
-    "ensembles": dict.fromkeys(titles, 5),
+    "ensembles": {} if scale == "tiny" else dict.fromkeys(titles, 5),
     "limits": "At the scale small all seeds train on the same subjects; at the"
     " scale clinical the members of an ensemble do not, so that it has seen"
     " more subjects than a training alone.",

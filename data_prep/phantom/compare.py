@@ -225,7 +225,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   text("out", None, "Folder for table and pictures.", **options)
   integer = flags.DEFINE_integer
   integer("phantoms", 6, "How many.", 1, **options)
-  more = "Phantoms for the shares of patients; 0 leaves these out."
+  more = "Phantoms with CAD for the shares of patients; 0: none."
   integer("patients", 100, more, 0, **options)
   integer("seed", 0, "Of the first phantom.", 0, **options)
   integer("workers", 1, "Processes.", 1, **options)

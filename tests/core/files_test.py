@@ -1,6 +1,7 @@
 """Files are whole or not there, and nobody's own files are touched."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -131,32 +132,70 @@ def test_only_a_result_of_the_same_kind_is_replaced(tmp_path):
     write_result(out / "notes.txt", overwrite=True)
 
 
+@dataclasses.dataclass
+class Found:
+  value: float
+  rows: list
+
+
 def test_a_journal_goes_on_after_the_last_whole_line(tmp_path):
   path = tmp_path / files.Journal.NAME
   about = {"scans": "here", "model": "a"}
   journal = files.Journal(tmp_path, about)
-  journal.add("first", [{"value": np.float32(0.5), "none": math.nan}, []])
-  journal.add("second", 2)
+  journal.add("first", [Found(np.float32(0.5), [math.nan, "\u00e4"]), None])
+  journal.add("second", {"of": np.int64(2)})
+  journal.close()
   with path.open("a") as f:
     f.write('{"key": "third", "val')
   again = files.Journal(tmp_path, about)
-  expected = {"first": [{"value": 0.5, "none": None}, []], "second": 2}
-  assert again.done == journal.done == expected
+  (value, nothing), second = again.done.values()
+  assert value["value"] == 0.5
+  # NaN stays NaN, whether or not the run was interrupted.
+  assert math.isnan(value["rows"][0])
+  assert value["rows"][1] == "\u00e4"
+  assert (nothing, second) == (None, {"of": 2})
+  assert repr(journal.done) == repr(again.done)
   again.add("third", 3)
-  assert files.Journal(tmp_path, about).done == expected | {"third": 3}
-  with pytest.raises(UserError, match="other inputs, models or versions"):
-    files.Journal(tmp_path, about | {"model": "b"})
-  assert files.Journal(tmp_path, about).done == expected | {"third": 3}
-  again.remove()
-  assert files.Journal(tmp_path, about | {"model": "b"}).done == {}
+  again.close()
+  last = files.Journal(tmp_path, about)
+  assert list(last.done) == ["first", "second", "third"]
+  with pytest.raises(UserError, match="another process writes it"):
+    files.Journal(tmp_path, about)
+  last.remove()
+  with files.Journal(tmp_path, about | {"model": "b"}) as journal:
+    assert journal.done == {}
 
 
-def test_a_journal_that_is_none_is_refused(tmp_path):
+def test_a_journal_of_another_run_is_refused_and_says_what_differs(tmp_path):
+  journal = files.Journal(tmp_path, {"model": "a", "seed": 0})
+  journal.add("first", 1)
+  journal.close()
+  text = (tmp_path / files.Journal.NAME).read_text()
+  with pytest.raises(UserError) as caught:
+    files.Journal(tmp_path, {"model": "a", "seed": 1})
+  assert "with other seed (then 0, now 1); repeat" in str(caught.value)
+  assert "model" not in str(caught.value)
+  assert (tmp_path / files.Journal.NAME).read_text() == text
+  # It is not locked by who was refused.
+  files.Journal(tmp_path, {"model": "a", "seed": 0}).close()
+
+
+@pytest.mark.parametrize(
+  "text", ["mine", "mine\nand mine\n", "[1]\n", "{}\n3\n"]
+)
+def test_a_file_that_is_no_journal_is_refused(tmp_path, text):
   path = tmp_path / files.Journal.NAME
-  path.write_text("mine\nand mine\n")
+  path.write_text(text)
   with pytest.raises(UserError, match="cannot be read"):
     files.Journal(tmp_path, {})
-  assert path.read_text() == "mine\nand mine\n"
+  assert path.read_text() == text
+
+
+def test_a_journal_whose_first_line_was_cut_off_begins_anew(tmp_path):
+  path = tmp_path / files.Journal.NAME
+  path.write_text('{"model": "a", "se')
+  files.Journal(tmp_path, {"model": "b"}).close()
+  assert path.read_text() == '{"model": "b"}\n'
 
 
 def test_a_pipe_is_no_json(tmp_path):

@@ -1,13 +1,11 @@
 """Ensembles of trainings, by hand and against what their members can do."""
 
-import math
-
 import numpy as np
 import pytest
 import scipy.special
 
 from cadjax.core import lookup
-from cadjax.experiment import compare, plan, summary
+from cadjax.experiment import compare, page, plan, summary
 from cadjax.experiment.compare import Line
 from cadjax.experiment.ensembles import ensemble
 from cadjax.experiment.store import Store
@@ -21,6 +19,7 @@ def fields(**changes):
     "data": {"phantoms": ("--source=phantom", "--cases=30")},
     "arms": {"a": {"title": "A"}},
     "metric": "roc_auc",
+    "seeds": (0, 1, 2, 3),
     "comparisons": (),
   } | changes
 
@@ -95,28 +94,52 @@ def test_what_makes_no_ensemble_is_refused():
 
 
 @pytest.mark.parametrize(
-  ("ensembles", "message"),
-  [({"none": 2}, "arm in an ensemble"), ({"a": 1}, "'a' has 1 members")],
+  ("changes", "message"),
+  [
+    ({"ensembles": {"none": 2}}, "arm in an ensemble"),
+    ({"ensembles": {"a": 1}}, "ensembles of 1 of the arm 'a'"),
+    ({"ensembles": {"a": 5}}, "'a', which has 4 seeds"),
+    ({"ensembles": {"shared": 2}}, "'shared': its cells must have"),
+    ({"ensembles": {"maps": 2}}, "'maps': its cells must have"),
+    (
+      {"ensembles": {"a": 2}, "comparisons": (("a/ensembles of 2", "a"),)},
+      "cannot be compared",
+    ),
+  ],
 )
-def test_ensembles_that_cannot_be_are_refused(ensembles, message):
+def test_ensembles_that_cannot_be_are_refused(changes, message):
+  arms = {
+    "a": {"title": "A"},
+    "shared": {"title": "S", "shared": True},
+    "maps": {"title": "M", "measure": "masks"},
+  }
   with pytest.raises(lookup.ConfigError, match=message):
-    plan.make_plan(fields(ensembles=ensembles))
+    plan.make_plan(fields(arms=arms, **changes))
 
 
-def test_a_plan_has_a_line_of_its_ensembles(tmp_path):
-  made = plan.make_plan(fields(ensembles={"a": 2}, seeds=(0, 1, 2, 3)))
+def test_a_plan_shows_its_ensembles(tmp_path):
+  made = plan.make_plan(fields(ensembles={"a": 2}))
   store = Store(tmp_path)
   for cell in made.cells():
     seed = cell.seed
     rows = [row(f"p{k}", k % 2, 0.3 + 0.4 * ((k + seed) % 2)) for k in range(8)]
     store.folder(cell.name).mkdir(parents=True)
-    store.finish(cell.name, {"entries": {"": rows}, "sizes": [9, 1, 1]})
+    failed = {"failed": seed < 3, "roc_auc": 0.5, "least_auc": 0.6}
+    store.finish(
+      cell.name,
+      {"entries": {"": rows}, "sizes": [9, 1, 1], "training": failed},
+    )
   lines = summary.collect(made, store)
   assert list(lines["a/ensembles of 2"].rows) == [(None, 0), (None, 2)]
-  # The two members contradict each other everywhere.
+  # Seeds 0 and 2 are right about everybody, 1 and 3 about nobody.
   probs = [r["probability"] for r in lines["a/ensembles of 2"].rows[None, 0]]
   assert probs == pytest.approx([0.5] * 8)
-  (name,) = (x for x in lines if "ensembles" in x)
-  assert name == summary.ensemble_name("a", 2)
-  assert summary.ensemble_name("a/natural", 2) == "a/natural, ensembles of 2"
-  assert math.isfinite(compare.estimate(lines[name], "roc_auc")["value"])
+
+  result = summary.summarise(made, store)
+  alone, together = result["lines"]
+  assert (alone["title"], together["title"]) == ("A", "A, ensembles of 2")
+  assert summary.failures(alone) == "3 of 4 trainings failed"
+  said = "1 of 2 ensembles have failed trainings alone"
+  assert summary.failures(together) == said
+  assert together["metrics"]["roc_auc"]["value"] == pytest.approx(0.5)
+  assert said in page.text(result)

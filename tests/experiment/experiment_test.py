@@ -714,7 +714,8 @@ def test_the_link_is_measured_by_lesion_and_by_vessel(tmp_path, monkeypatch):
 
   def evaluate_link(classifier, segmenter, scans, out):
     folder = pathlib.Path(out)
-    folder.mkdir()
+    # Of a cell that was cut off, perhaps with other code.
+    assert not (folder / files.Journal.NAME).exists()
     for name, rows in (
       (link_rows.SCANS, [scan]),
       (link_rows.FINDINGS, found),
@@ -726,6 +727,8 @@ def test_the_link_is_measured_by_lesion_and_by_vessel(tmp_path, monkeypatch):
     return {"localisation": {"map": one}, "decision": {}}
 
   monkeypatch.setattr(measures.links, "evaluate_link", evaluate_link)
+  (tmp_path / "link").mkdir()
+  (tmp_path / "link" / files.Journal.NAME).write_text("{}\n")
   needs = {"classifier": tmp_path, "segmenter": tmp_path}
   trial = measures.Trial(tmp_path, {"scans": tmp_path}, needs, {}, "scans")
   (row,) = measures.linked(trial)["map"]
