@@ -388,9 +388,11 @@ class _Measure:
     if place.branch < 0 or place.voxels is None:
       return np.nan
     one = self.calibres[place.branch]
-    extent = slice(place.first, place.last + 1)
+    extent = np.arange(place.first, place.last + 1)
+    # A reference of 0 is of a vessel as thin as the voxels, and not resolved.
+    extent = extent[one.resolved[extent]]
     share = one.outer_mm[extent] / one.reference_mm[extent]
-    share = share[one.resolved[extent] & np.isfinite(share)]
+    share = share[np.isfinite(share)]
     return float(share.max()) if len(share) else np.nan
 
   def _high_risk(self, voxels, remodelling: float) -> tuple[str, ...]:

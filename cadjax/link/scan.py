@@ -28,12 +28,18 @@ from cadjax.segmentation.scan import (
   segment_placed,
 )
 from cadjax.segmentation.segmenter import Segmenter, load_segmenter, load_wide
+from cadjax.training import packed
 
 CAD = 1
 # Of the maps of one pass of the classifier in the box, those that agree best
 # with what each lesion does to its log odds, see cadjax/weights/README.md.
 METHOD = "hirescam"
 LAYER = "stage1"
+# By `cadjax diagnosis` with the models in the box, see README.md.
+OVERSTATES = (
+  "The segmenter that comes with cadjax overstates disease: of 50 normal"
+  " phantoms it gave CAD-RADS 2 to 4A to 41, and CAD-RADS 0 to none."
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,6 +89,7 @@ class LinkedScan:
     combined: the decision of both together; None without a fitted one.
     calcium: the score of a scan of the same patient without contrast; None
       without one.
+    cautions: what is known of these models' errors, in sentences.
   """
 
   classified: ClassifiedScan
@@ -92,6 +99,7 @@ class LinkedScan:
   method: str
   combined: decision.Combined | None = None
   calcium: StoredScore | None = None
+  cautions: tuple[str, ...] = ()
 
   @functools.cached_property
   def grade(self) -> cad_rads.CadRads:
@@ -130,6 +138,7 @@ class LinkedScan:
   def warnings(self) -> list[str]:
     """What must be read with the probability and the masks, in sentences."""
     found = [*self.classified.warnings, *self.segmented.warnings]
+    found += self.cautions
     if fragments := agreement.unconnected(self.linked.structures.tree):
       found.append(fragments)
     return list(dict.fromkeys(found))
@@ -239,6 +248,15 @@ def link_scan(
     combined = pair.combination.decide(
       decision.features(structures, prediction.uncalibrated_probability)
     )
+  looked = segmented.skipped is None
+  shipped = packed.is_shipped(pair.segmenter.path)
   return LinkedScan(
-    classified, segmented, maps, linked, pair.method, combined, calcium
+    classified,
+    segmented,
+    maps,
+    linked,
+    pair.method,
+    combined,
+    calcium,
+    cautions=(OVERSTATES,) if looked and shipped else (),
   )

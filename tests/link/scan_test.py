@@ -21,6 +21,7 @@ from cadjax.link import scan as link_scan
 from cadjax.report import linked, linked_pictures, planes, viewer
 from cadjax.segmentation import sliding
 from cadjax.segmentation.segmenter import Segmenter
+from cadjax.training import packed
 from data_prep import export, sources, volume
 from data_prep.errors import UserError
 
@@ -246,6 +247,16 @@ def test_the_viewers_work_in_a_browser(two, scan, tmp_path):
   complaints = [x for x in done.stderr.splitlines() if ":CONSOLE" in x]
   assert all("willReadFrequently" in line for line in complaints), complaints
   assert "net::ERR" not in done.stderr
+
+
+def test_what_is_known_of_the_shipped_segmenter_is_said(
+  two, scan, tmp_path, quick, monkeypatch
+):
+  assert link_scan.OVERSTATES not in link_file(two, scan).warnings
+  monkeypatch.setattr(packed, "is_shipped", lambda path: True)
+  result = link_file(two, scan)
+  linked.write_linked(result, tmp_path / "out")
+  assert link_scan.OVERSTATES in (tmp_path / "out/report.html").read_text()
 
 
 def test_an_empty_segmentation_is_reported(
