@@ -196,7 +196,7 @@ def test_your_own_scans(monkeypatch, tmp_path):
     SHAPE=(16, 24, 32),
     MORE=f"{TINY} --config.epochs=1",
   )
-  assert pictures(book) == 4
+  assert pictures(book) == 5
 
 
 def test_a_program_that_fails_stops_the_notebook(monkeypatch, tmp_path):

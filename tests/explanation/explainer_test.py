@@ -89,7 +89,7 @@ def test_other_methods_explain_slices_and_segmenters(trained):
     assert np.isfinite(heat.cells).all(), method
     assert heat.cells.min() >= 0, method
   # A point of light in guided backpropagation, where Grad-CAM lets it through.
-  coarse = ExplainOptions(layers=(first,))
+  coarse = ExplainOptions(methods=("gradcam",), layers=(first,))
   _, (heat,) = Explainer(trained, coarse).explain(noise(), 1, region)
   np.testing.assert_allclose(
     found["guided_gradcam"].cells,
