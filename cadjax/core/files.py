@@ -161,16 +161,19 @@ class Journal:
       raise UserError(f"{path}: cannot be written ({error})") from error
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      self._file.close()
-      raise UserError(f"{path}: another process writes it") from None
-    self._file.seek(0)
-    # What follows the last line feed is a line that was cut off.
-    *lines, rest = self._file.read().split("\n")
+    except BlockingIOError as error:
+      self.close()
+      raise UserError(f"{path}: another process writes it") from error
+    except OSError as error:
+      self.close()
+      raise UserError(f"{path}: cannot be locked ({error})") from error
     try:
+      self._file.seek(0)
+      # What follows the last line feed is a line that was cut off.
+      *lines, rest = self._file.read().split("\n")
       known = [json.loads(line) for line in lines]
       if not known and rest[:1] not in ("", "{"):
-        raise ValueError("no journal")
+        raise ValueError("it is not a journal")
       if known:
         self._check(known[0], about)
       self.done = {one["key"]: one["value"] for one in known[1:]}
@@ -215,7 +218,7 @@ class Journal:
   def _check(self, there: Any, about: Mapping[str, Any]) -> None:
     """Raises `UserError` unless the file is of the same run."""
     if not isinstance(there, dict):
-      raise TypeError("no journal")
+      raise TypeError("it is not a journal")
     changed = [
       f"{name} (then {_short(there.get(name))}, now {_short(about.get(name))})"
       for name in sorted({*there, *about})
@@ -235,7 +238,7 @@ def _plain(value: Any) -> Any:
     return value.item()
   found = _mapping(value)
   if found is value:
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
   return found
 
 

@@ -32,9 +32,9 @@ from data_prep.volume import read_mask
 TOLERANCE_MM = 3.0
 # From here on a patient is called one with obstructive disease.
 OBSTRUCTIVE = "3"
-# Groups of lesions whose stenosis is hard to measure: there is no healthy part
-# of the vessel nearby, a fork is near, or the plaque is hardly longer than the
-# smoothing of the lumen.
+# Groups of lesions whose stenosis is hard to measure, because no healthy part
+# of the vessel is nearby, a fork is near, or the plaque is hardly longer than
+# the length over which the lumen is smoothed.
 HARDER = {
   "left main": lambda row: row.segment == "LM",
   "proximal LAD": lambda row: row.segment == "pLAD",
@@ -150,13 +150,7 @@ def evaluate_diagnoses(
     "code": workdir.code_digest(),
   }
   with files.Journal(folder, about) as journal:
-    rows, lesions = [], []
-    for case in tqdm(cases, unit="scan", disable=None):
-      if case.case_id not in journal.done:
-        journal.add(case.case_id, grade_case(case, models))
-      row, some = journal.done[case.case_id]
-      rows.append(ScanRow(**row))
-      lesions += [LesionRow(**one) for one in some]
+    rows, lesions = _grade_cases(cases, models, journal)
     files.write_rows(folder, "scans", rows)
     files.write_rows(folder, "lesions", lesions)
     result = summarise(rows, lesions, seed=seed) | {
@@ -176,6 +170,22 @@ def evaluate_diagnoses(
     files.write_json(folder / "diagnosis.json", result)
     journal.remove()
   return result
+
+
+def _grade_cases(
+  cases: Sequence[sources.Case],
+  models: tuple[Any, Any] | None,
+  journal: files.Journal,
+) -> tuple[list[ScanRow], list[LesionRow]]:
+  """Grades the scans that are not in the journal; returns the rows of all."""
+  rows, lesions = [], []
+  for case in tqdm(cases, unit="scan", disable=None):
+    if case.case_id not in journal.done:
+      journal.add(case.case_id, grade_case(case, models))
+    row, some = journal.done[case.case_id]
+    rows.append(ScanRow(**row))
+    lesions += [LesionRow(**one) for one in some]
+  return rows, lesions
 
 
 def grade_case(

@@ -5,7 +5,7 @@ lesion is its centreline.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,25 +106,9 @@ def evaluate_link(
     "code": workdir.code_digest(),
   }
   with files.Journal(folder, about) as journal:
-    rows, lesions = [], []
-    found: dict[tuple[str, str | None], list[FindingRow]] = {}
-    for number, case in enumerate(tqdm(cases, unit="scan", disable=None)):
-      if case.case_id not in journal.done:
-        row, some, there = score_case(
-          pair,
-          case,
-          half=halves[case.case_id],
-          most=most,
-          rng=np.random.default_rng((seed, number)),
-        )
-        # JSON has no keys of two parts.
-        journal.add(case.case_id, [row, [*some.items()], there])
-      row, some, there = journal.done[case.case_id]
-      rows.append(ScanRow(**row))
-      for (mode, layer), each in some:
-        here = found.setdefault((mode, layer), [])
-        here.extend(FindingRow(**one) for one in each)
-      lesions += [LesionRow(**one) for one in there]
+    rows, found, lesions = _score_cases(
+      pair, cases, halves, journal, most=most, seed=seed
+    )
     # What was computed is on disk before anything is averaged.
     files.write_rows(folder, SCANS, rows)
     files.write_rows(
@@ -144,6 +128,38 @@ def evaluate_link(
     files.write_json(folder / "link.json", result)
     journal.remove()
   return result
+
+
+def _score_cases(
+  pair: Pair,
+  cases: Sequence[sources.Case],
+  halves: Mapping[str, str],
+  journal: files.Journal,
+  *,
+  most: int,
+  seed: int,
+) -> tuple[list[ScanRow], Found, list[LesionRow]]:
+  """Scores the scans that are not in the journal; returns the rows of all."""
+  rows, lesions = [], []
+  found: dict[tuple[str, str | None], list[FindingRow]] = {}
+  for number, case in enumerate(tqdm(cases, unit="scan", disable=None)):
+    if case.case_id not in journal.done:
+      row, some, there = score_case(
+        pair,
+        case,
+        half=halves[case.case_id],
+        most=most,
+        rng=np.random.default_rng((seed, number)),
+      )
+      # JSON has no keys of two parts.
+      journal.add(case.case_id, [row, [*some.items()], there])
+    row, some, there = journal.done[case.case_id]
+    rows.append(ScanRow(**row))
+    for (mode, layer), each in some:
+      here = found.setdefault((mode, layer), [])
+      here.extend(FindingRow(**one) for one in each)
+    lesions += [LesionRow(**one) for one in there]
+  return rows, found, lesions
 
 
 def split(cases: Sequence[sources.Case], seed: int) -> dict[str, str]:

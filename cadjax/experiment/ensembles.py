@@ -30,7 +30,8 @@ def ensemble(line: Line, size: int) -> Line:
     size: members of an ensemble, 2 or more.
 
   Raises:
-    UserError: rows that are no calls, or members with different patients.
+    UserError: the rows are not calls, or members were tested on different
+      patients.
   """
   if not line.is_call:
     raise UserError("only calls, with a probability each, make an ensemble")

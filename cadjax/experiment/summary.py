@@ -379,8 +379,7 @@ def failures(row: Mapping[str, Any]) -> str:
   cells = max(len(one["cells"]) for one in row["metrics"].values())
   if row.get("members", 1) > 1:
     return (
-      f"{row['trainings_failed']} of {cells} ensembles have failed trainings"
-      " alone"
+      f"in {row['trainings_failed']} of {cells} ensembles all trainings failed"
     )
   return f"{row['trainings_failed']} of {cells} trainings failed"
 

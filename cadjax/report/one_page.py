@@ -239,7 +239,7 @@ def _category(page: _Page, result: LinkedScan) -> None:
   page.y += 1.2
   # The most telling last: the others are of every scan.
   notice = " ".join(result.warnings[::-1])
-  page.paragraph(notice, page.left, width, 7.2, 5, color=_WARN)
+  page.paragraph(notice, page.left, width, 7.2, 6, color=_WARN)
   page.y += 1
 
 

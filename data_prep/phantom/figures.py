@@ -381,7 +381,7 @@ def measure_lines(lines: Sequence[np.ndarray]) -> dict[str, float]:
   return out | {"turning, degrees/mm": measures.mean_turning(lines)}
 
 
-# Which shares are told of which patients.
+# Which shares are reported for which group of patients.
 _TRAITS = {
   "patients": ("right dominance", "ramus"),
   "with CAD": ("calcium",),

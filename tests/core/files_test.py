@@ -181,14 +181,14 @@ def test_a_journal_of_another_run_is_refused_and_says_what_differs(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text", ["mine", "mine\nand mine\n", "[1]\n", "{}\n3\n"]
+  "text", ["mine", "mine\nand mine\n", "[1]\n", "{}\n3\n", "\xff\n"]
 )
 def test_a_file_that_is_no_journal_is_refused(tmp_path, text):
   path = tmp_path / files.Journal.NAME
-  path.write_text(text)
+  path.write_text(text, "latin-1")
   with pytest.raises(UserError, match="cannot be read"):
     files.Journal(tmp_path, {})
-  assert path.read_text() == text
+  assert path.read_text("latin-1") == text
 
 
 def test_a_journal_whose_first_line_was_cut_off_begins_anew(tmp_path):

@@ -139,7 +139,7 @@ def test_a_plan_shows_its_ensembles(tmp_path):
   alone, together = result["lines"]
   assert (alone["title"], together["title"]) == ("A", "A, ensembles of 2")
   assert summary.failures(alone) == "3 of 4 trainings failed"
-  said = "1 of 2 ensembles have failed trainings alone"
+  said = "in 1 of 2 ensembles all trainings failed"
   assert summary.failures(together) == said
   assert together["metrics"]["roc_auc"]["value"] == pytest.approx(0.5)
   assert said in page.text(result)
