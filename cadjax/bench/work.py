@@ -27,6 +27,8 @@ class Work:
       its parts.
     volumes: that one run gets through; 0 where that means nothing.
     compiles: whether the first run builds what later ones use.
+    scale: what the seconds of a run are multiplied by, where it does only a
+      part of the work; `info` says which part.
     info: JSON-able facts for the report.
     finish: called once after the last run; more facts.
   """
@@ -34,6 +36,7 @@ class Work:
   run: Callable[[], Parts | None]
   volumes: int = 0
   compiles: bool = False
+  scale: float = 1
   info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   finish: Callable[[], dict[str, Any]] = nothing
 

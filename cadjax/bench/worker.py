@@ -66,7 +66,7 @@ def serve(work: Work, lines: TextIO, out: TextIO) -> None:
   answer(volumes=work.volumes, **build, **work.info)
   for _ in lines:
     seconds, parts = timed(work.run)
-    answer(seconds=seconds, parts=parts or {})
+    answer(seconds=work.scale * seconds, parts=parts or {})
   # Before `finish`, whose extra work is not the row's.
   peak = peak_rss()
   answer(peak_bytes=peak, **work.finish())

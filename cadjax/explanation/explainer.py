@@ -34,7 +34,7 @@ DEFAULT = ("hirescam", "gradcam")
 INPUT = "input"  # The "layer" of the references.
 # A segmenter takes larger volumes window by window.
 WHOLE_VOXELS = 128**3
-_CELLS = 8  # Of occlusion along each axis, unless its step is given.
+OCCLUDED = 8  # Boxes along each axis, unless the step is given.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,7 +400,9 @@ class Explainer:
 
   def occlusion_step(self, shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the voxels from box to box in a volume of this shape."""
-    return self.options.occlusion_step or tuple(-(-n // _CELLS) for n in shape)
+    return self.options.occlusion_step or tuple(
+      -(-n // OCCLUDED) for n in shape
+    )
 
   def occlusion_box(self, shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the voxels of the box in a volume of this shape."""

@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -365,7 +367,9 @@ def make_explanation(settings, tmp_path, name):
   return worker.make(row.spec)
 
 
-@pytest.mark.parametrize("name", ["layercam", "scorecam", "guided_backprop"])
+@pytest.mark.parametrize(
+  "name", ["layercam", "scorecam", "guided_backprop", "smoothgrad"]
+)
 def test_a_method_is_measured_on_one_volume(settings, tmp_path, name):
   work = make_explanation(settings, tmp_path, name)
   assert work.run() is None
@@ -375,10 +379,12 @@ def test_a_method_is_measured_on_one_volume(settings, tmp_path, name):
     == {
       "layercam": "5 layers",
       "guided_backprop": "at the input",
+      "smoothgrad": "at the input; from one in 4 of its passes",
       # Of a width of 4 without bottlenecks: 4, 4, 8, 16 and 32.
       "scorecam": "stem: 4 channels, 2 at a time; all layers have 64",
     }[name]
   )
+  assert work.scale == (4 if name == "smoothgrad" else 1)
 
 
 def test_every_measure_of_explanations_runs_and_counts(settings, tmp_path):
@@ -388,10 +394,11 @@ def test_every_measure_of_explanations_runs_and_counts(settings, tmp_path):
   case = work_explanations.Case(row.spec)
   assert case.heat.shape == SHAPE
   for name, run in work_explanations.MEASURES.items():
-    before = sum(case.passes)
+    case.passes = [0, 0]
     run(case)
     alone = name.startswith(("SSIM", "energy", "SE3D", "CheXlocalize"))
-    assert (sum(case.passes) == before) == alone, name
+    assert (sum(case.passes) == 0) == alone, name
+    assert case.counted(run) == tuple(case.passes), name
 
 
 def test_costs_are_one_table_in_markdown():
@@ -598,3 +605,17 @@ def test_an_unknown_chip_is_one_line(tmp_path):
   done = bench("--aot=tpu:v99:2x2", f"--out={tmp_path}")
   assert done.returncode == 2
   assert "known chips are v5e" in done.stdout
+
+
+def test_a_long_measure_is_timed_in_part_and_scaled(settings, tmp_path):
+  work = make_explanation(settings, tmp_path, "sensitivity-n")
+  passes = int(work.info["note"].split()[0])
+  taken = int(work.info["note"].split("; from ")[1].split()[0])
+  assert work_explanations.PASSES <= taken < passes
+  assert work.scale == passes / taken
+  out = io.StringIO()
+  worker.serve(
+    dataclasses.replace(work, run=lambda: time.sleep(0.01)), ["go"], out
+  )
+  _, answer, _ = map(json.loads, out.getvalue().splitlines())
+  assert answer["seconds"] >= work.scale * 0.01
