@@ -7,6 +7,7 @@ Every field of the config is a flag, for example --config.data.path=DIR or
 them. The same command resumes a run.
 """
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from absl import flags
 
 from cadjax import tasks
 from cadjax.core import configs, lookup
+from cadjax.training import profiling
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -30,6 +32,12 @@ def define_flags() -> None:
     False,
     "Keep compiled programs beside the workdir, for the next run.",
   )
+  flags.DEFINE_string(
+    "profile", None, "START:STOP, steps to trace, into profile/ in the workdir."
+  )
+  flags.DEFINE_string(
+    "dump_hlo", None, "Folder for the text of every program that is compiled."
+  )
 
 
 def main(_: Sequence[str]) -> None:
@@ -40,9 +48,13 @@ def main(_: Sequence[str]) -> None:
   if args.compilation_cache:
     beside = pathlib.Path(args.workdir).absolute().parent
     jax.config.update("jax_compilation_cache_dir", str(beside / "jax_cache"))
+  if args.dump_hlo:  # Read when the first device is asked for.
+    flag = f"--xla_dump_to={args.dump_hlo} --xla_dump_hlo_as_text"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+  profile = profiling.parse(args.profile) if args.profile else None
   devices = jax.devices()
   print(f"{len(devices)} device(s): {devices[0].device_kind}")
-  tasks.train_and_evaluate(args.config, args.workdir)
+  tasks.train_and_evaluate(args.config, args.workdir, profile=profile)
 
 
 if __name__ == "__main__":

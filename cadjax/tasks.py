@@ -44,13 +44,17 @@ def load_model(
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict, workdir_path: str | pathlib.Path
+  config: ml_collections.ConfigDict,
+  workdir_path: str | pathlib.Path,
+  *,
+  profile: tuple[int, int] | None = None,
 ) -> TrainState:
   """Trains until early stopping or the last epoch; resumes what was begun.
 
   Args:
     config: of a file of configs/, which explain every field.
     workdir_path: the folder for checkpoints, logs and the config.
+    profile: (start, stop), steps to trace; see `training.profiling`.
 
   Returns:
     the last train state.
@@ -60,4 +64,6 @@ def train_and_evaluate(
       loss that is not finite.
     lookup.ConfigError: for a config that cannot be used.
   """
-  return loop.train_and_evaluate(config, workdir_path, find(config))
+  return loop.train_and_evaluate(
+    config, workdir_path, find(config), profile=profile
+  )

@@ -39,11 +39,11 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "what", ["train", "infer"], f"What to measure: {', '.join(rows.WHATS)}."
   )
-  flags.DEFINE_enum(
+  flags.DEFINE_string(
     "against",
     "none",
-    ["none", "torch"],
-    "Measure PyTorch and MONAI at the same work, in turns, and give ratios.",
+    "torch: measure PyTorch and MONAI at the same work, in turns, and give"
+    " ratios; or the bench.json of another run, to tell what changed.",
   )
   flags.DEFINE_list(
     "shape", ["256", "128", "128"], "Voxels D,H,W of a volume or a patch."
@@ -72,6 +72,9 @@ def define_flags() -> None:
     "Compile the train step for a TPU that is not there, tpu:v5e:2x2, in place"
     " of --what; needs the extra tpu-aot.",
   )
+  flags.DEFINE_string(
+    "dump_hlo", None, "Folder for the text of the program of --aot."
+  )
   flags.DEFINE_enum("sweep", None, SWEEPS, "Measure at several --values.")
   flags.DEFINE_list(
     "values", [], "Of the sweep: 1,2,4 or, of shapes, 64x32x32,128x64x64."
@@ -86,6 +89,12 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
   """
   if args.config is None:
     raise UserError("--config is missing; try --config=resnet3d")
+  report.earlier(args.against)
+  if args.dump_hlo and not args.aot:
+    raise UserError(
+      "--dump_hlo goes with --aot; of what runs here, set"
+      " XLA_FLAGS=--xla_dump_to=DIR"
+    )
   if args.against == "torch":
     missing = [m for m in ("torch", "monai") if not importlib.util.find_spec(m)]
     if missing:
@@ -102,11 +111,12 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     shape=shape,
     batch=args.batch,
     devices=args.devices,
-    against=args.against,
+    against="torch" if args.against == "torch" else "none",
     data=args.data,
     scan_shape=scan_shape,
     aot=args.aot,
     models={model: args[model].value for model in rows.MODELS},
+    dump_hlo=args.dump_hlo,
   )
 
 
@@ -141,11 +151,9 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   lookup.check_known(args.what, rows.WHATS, "--what")
   asked = points(args)
-  out = pathlib.Path(args.out)
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"{out}: cannot write there: {error}") from error
+  out = _folder(args.out)
+  if args.dump_hlo:
+    _folder(args.dump_hlo)
   runs: report.Runs = {}
   with tempfile.TemporaryDirectory() as folder:
     for value, settings in asked.items():
@@ -160,10 +168,22 @@ def main(argv: Sequence[str]) -> None:
   every = [one for run in runs.values() for group in run for one in group]
   facts = about.about(every)
   report.write(out, facts, asked, runs, sweep=args.sweep)
+  if (before := report.earlier(args.against)) is not None:
+    found = report.difference(report.records(asked, runs), before)
+    print(f"\nagainst {args.against}:\n{found}")
   print(facts["footer"])
   failed = [one for one in every if one.error is not None]
   if failed:
     raise UserError(f"{len(failed)} of {len(every)} rows failed; see above")
+
+
+def _folder(name: str) -> pathlib.Path:
+  path = pathlib.Path(name)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{path}: cannot write there: {error}") from error
+  return path
 
 
 def _say(line: str) -> None:

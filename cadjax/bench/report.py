@@ -10,7 +10,9 @@ from typing import Any
 from cadjax.bench import figures, summary
 from cadjax.bench.measure import Result
 from cadjax.bench.rows import Settings
+from cadjax.core import files
 from cadjax.report import curves
+from data_prep.errors import UserError
 
 # The groups of results by the swept value, "" without a sweep.
 Runs = dict[str, list[list[Result]]]
@@ -149,10 +151,11 @@ def _aot(result: Result) -> str:
       f" compiled in {result.info['compile_seconds']:.0f} s",
       f"  {found['program_gflop']:.0f} GFLOP (the model's are"
       f" {found['model_gflop']:.0f}), {found['moved_gb']:.1f} GB moved",
-      f"  {found['mcycles']:.0f} million cycles; floors: arithmetic"
+      f"  {found['mcycles']:.1f} million cycles, {found['mcycles_bounded']:.1f}"
+      " of them bounds by bytes; floors: arithmetic"
       f" {found['mcycles_arithmetic']:.0f}, bandwidth"
       f" {found['mcycles_bandwidth']:.0f}",
-      "  by stage: " + ", ".join(f"{k} {v:.0f}" for k, v in stages),
+      "  by stage: " + ", ".join(f"{k} {v:.1f}" for k, v in stages),
       "  collectives: "
       + (
         ", ".join(
@@ -160,8 +163,91 @@ def _aot(result: Result) -> str:
         )
         or "none"
       ),
+      operations(found),
     ]
   )
+
+
+def operations(aot: Mapping[str, Any], count: int = 20) -> str:
+  """Returns the costliest operations of a step of `summary.aot`, as text."""
+  lines = ["  million cycles, share, stage, kind, result, from"]
+  for one in aot["operations"][:count]:
+    mega = one["cycles"] / 1e6
+    source = "/".join(one["source"].split("/")[-3:])
+    bound = "" if one["estimated"] else " (a bound by bytes)"
+    lines.append(
+      f"  {mega:7.2f} {mega / aot['mcycles']:6.1%}  {one['stage']:11s}"
+      f" {one['kind']:18s} {one['shape']:36s} {source}{bound}"
+    )
+  return "\n".join(lines)
+
+
+def earlier(against: str) -> list[dict[str, Any]] | None:
+  """Returns the runs of the bench.json of --against, if it names one.
+
+  Raises:
+    UserError: there is none.
+  """
+  if against in ("none", "torch"):
+    return None
+  path = pathlib.Path(against)
+  if not path.is_file():
+    raise UserError(
+      f"--against={against}: is torch, or the bench.json of another run"
+    )
+  found = files.read_json(path)
+  try:
+    difference(found["runs"], found["runs"])
+  except (KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{path} is not the bench.json of a run") from error
+  return found["runs"]
+
+
+def difference(
+  now: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]
+) -> str:
+  """Returns what changed since another run, row by row, as text.
+
+  Args:
+    now: of the runs in bench.json.
+    before: of those of the other one.
+  """
+  old, lines = _figures(before), []
+  for key, values in _figures(now).items():
+    if key not in old:
+      lines.append(f"{key}: not there before")
+      continue
+    changes = [
+      f"{name} {old[key][name]:.4g} -> {value:.4g}"
+      + (f" ({value / old[key][name]:.2f} times)" if old[key][name] else "")
+      for name, value in values.items()
+      if name in old[key]
+    ]
+    lines.append(f"{key}: {', '.join(changes)}")
+  return "\n".join(lines)
+
+
+def _figures(
+  runs: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, float]]:
+  """Returns the numbers of every row, and the cycles of every stage."""
+  found: dict[str, dict[str, float]] = {}
+  for run in runs:
+    shape = "x".join(map(str, run["settings"]["shape"]))
+    where = f"{shape}, batch {run['settings']['batch']}"
+    for group in run["groups"]:
+      for line in group["table"]:
+        numbers = ("median s", "volumes/s", "peak GB")
+        found[f"{where}, {line['row']}"] = {
+          name: line[name] for name in numbers if line.get(name) is not None
+        }
+      for aot in group["aot"]:
+        found[f"{where}, train step on a TPU"] = {
+          "million cycles": aot["mcycles"],
+          "GB": aot["memory_gb"],
+          **aot["mcycles_by_stage"],
+        }
+  return {key: values for key, values in found.items() if values}
 
 
 def write(
@@ -181,14 +267,9 @@ def write(
     runs: the results, likewise.
     sweep: what was swept, or None.
   """
-  records = [
-    {
-      "settings": dataclasses.asdict(settings),
-      "groups": [_record(group) for group in runs[value]],
-    }
-    for value, settings in asked.items()
-  ]
-  content = json.dumps(_strict({**facts, "runs": records}), indent=1)
+  content = json.dumps(
+    _strict({**facts, "runs": records(asked, runs)}), indent=1
+  )
   (out / "bench.json").write_text(content + "\n")
   footer = facts["footer"]
   for value, groups in runs.items():
@@ -207,6 +288,17 @@ def write(
       sweep, list(runs), _costs(runs), footer=footer
     )
     curves.save(figure, out / f"sweep_{sweep}.png")
+
+
+def records(asked: Mapping[str, Settings], runs: Runs) -> list[dict[str, Any]]:
+  """Returns the runs as bench.json has them."""
+  return [
+    {
+      "settings": dataclasses.asdict(settings),
+      "groups": [_record(group) for group in runs[value]],
+    }
+    for value, settings in asked.items()
+  ]
 
 
 def _record(group: Sequence[Result]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Settings:
       reported on.
     aot: a TPU to compile the train step for, or None.
     models: workdir, or None, of each of `MODELS`.
+    dump_hlo: a folder for the text of the program of `aot`, or None.
   """
 
   config: Mapping[str, Any]
@@ -64,6 +65,7 @@ class Settings:
   scan_shape: tuple[int, int, int]
   aot: str | None = None
   models: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+  dump_hlo: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +255,8 @@ def _phantom(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
 
 
 def _aot(settings: Settings) -> BenchRow:
-  row = _row(settings, "aot", "aot", settings.aot, aot=settings.aot)
+  spec = {"aot": settings.aot, "dump_hlo": settings.dump_hlo}
+  row = _row(settings, "aot", "aot", settings.aot, **spec)
   # No TPU is asked for, neither by jax nor by libtpu.
   alone = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
   return dataclasses.replace(row, environment={**row.environment, **alone})

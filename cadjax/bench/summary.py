@@ -164,7 +164,9 @@ def aot(result: Result) -> dict[str, Any]:
 
   Returns:
     memory_gb and its share of the chip; model and program GFLOP, GB moved;
-    millions of cycles: estimated, by stage, and of the two floors.
+    millions of cycles: of all operations, those of them that are bounds by
+    bytes, by stage, and of the two floors; and the costliest operations, see
+    `hlo.Operation`.
   """
   reported, chip = result.info["aot"], result.info["aot"]["chip"]
   flops = result.info["flops"] / result.row.spec["devices"]
@@ -176,6 +178,8 @@ def aot(result: Result) -> dict[str, Any]:
     "program_gflop": reported["hlo_flops"] / 1e9,
     "moved_gb": reported["bytes_accessed"] / 1e9,
     "mcycles": sum(reported["cycles"].values()) / 1e6,
+    "mcycles_bounded": reported["bounded_cycles"] / 1e6,
+    "operations": reported["operations"],
     "mcycles_by_stage": {k: v / 1e6 for k, v in reported["cycles"].items()},
     "mcycles_arithmetic": flops / chip["flops"] * mega,
     "mcycles_bandwidth": reported["bytes_accessed"] / chip["bandwidth"] * mega,

@@ -1,20 +1,20 @@
 """The train step, compiled ahead of time for a TPU that is not there.
 
 Needs libtpu (`pip install -e '.[tpu-aot]'`), the compiler, and no device.
-Memory is what the compiler will reserve; cycles are its own estimates, no
-measurement, and leave out waiting and collectives.
+Memory is what the compiler will reserve; cycles are its own estimates, where it
+has one (see `hlo`), no measurement, and leave out waiting and collectives.
 """
 
-import re
+import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from jax.experimental import topologies
 
-from cadjax.bench import work_jax
+from cadjax.bench import hlo, work_jax
 from cadjax.bench.work import Work, timed
 from cadjax.core import parallel
 from cadjax.models import flops
@@ -31,14 +31,7 @@ CHIPS = {
     "clock": 1.5e9,
   }
 }
-STAGE = re.compile(r"stem|stage\d|enc\d|bottleneck|dec\d|head")
-CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-OP_NAME = re.compile(r'op_name="([^"]*)"')
-COLLECTIVE = re.compile(
-  r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute"
-  r"|reduce-scatter)(?:-start)?\("
-)
-ARRAY = re.compile(r"\b(pred|[sufb]+\d+)\[([\d,]*)\]")
+COSTLIEST = 40  # Operations that are kept.
 
 
 def train(spec: Mapping[str, Any]) -> Work:
@@ -49,26 +42,39 @@ def train(spec: Mapping[str, Any]) -> Work:
   state = jax.eval_shape(steps.make_init(**start), jax.random.key(0))
   batch = {
     key: jax.ShapeDtypeStruct(value.shape, value.dtype)
-    for key, value in work_jax.fake_batch(spec, config).items()
+    for key, value in work_jax.fake_batch(spec, config, devices).items()
   }
   lowered = step.lower(
     devices.abstract_replicated(state), devices.abstract_batch(batch)
   )
   seconds, compiled = timed(lowered.compile)
+  if spec.get("dump_hlo"):
+    path = pathlib.Path(spec["dump_hlo"], "train_step.hlo.txt")
+    path.write_text(compiled.as_text())
   model = task.make_model(config)
   counted = flops.count(model, work_jax.image_shape(spec, config))
   info = {
     "compile_seconds": seconds,
     "flops": flops.step_flops(counted, train=True),
-    "aot": describe(compiled) | {"chip": CHIPS[_chip(spec["aot"])]},
+    "aot": describe(compiled, CHIPS[_chip(spec["aot"])]),
   }
   return Work(lambda: None, volumes=spec["batch"], info=info)
 
 
-def describe(compiled: jax.stages.Compiled) -> dict[str, Any]:
-  """Returns memory, bytes, estimated cycles and collectives of one chip."""
+def describe(
+  compiled: jax.stages.Compiled, chip: Mapping[str, float]
+) -> dict[str, Any]:
+  """Returns memory, bytes, cycles and collectives of one chip, JSON-able.
+
+  Args:
+    compiled: the program.
+    chip: of `CHIPS`.
+  """
   memory, text = compiled.memory_analysis(), compiled.as_text()
   arguments = memory.argument_size_in_bytes
+  found = hlo.operations(text, chip["bandwidth"] / chip["clock"])
+  ranked = sorted(found, key=lambda one: -one.cycles)
+  bounded = [one for one in found if not one.estimated]
   return {
     # Donated arguments are outputs, too.
     "memory_bytes": memory.temp_size_in_bytes
@@ -77,47 +83,12 @@ def describe(compiled: jax.stages.Compiled) -> dict[str, Any]:
     - memory.alias_size_in_bytes,
     "hlo_flops": compiled.cost_analysis()["flops"],
     "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
-    "cycles": cycles_by_stage(text),
-    "collectives": collectives(text),
+    "cycles": hlo.cycles_by_stage(found),
+    "bounded_cycles": sum(one.cycles for one in bounded),
+    "operations": [dataclasses.asdict(one) for one in ranked[:COSTLIEST]],
+    "collectives": hlo.collectives(text),
+    "chip": dict(chip),
   }
-
-
-def cycles_by_stage(text: str) -> dict[str, int]:
-  """Sums the estimated cycles in a compiled program's entry, by stage.
-
-  What belongs to no stage, such as the optimizer, is "other".
-  """
-  total: dict[str, int] = {}
-  for line in text[text.index("ENTRY ") :].splitlines():
-    cycles = CYCLES.search(line)
-    if cycles is None:
-      continue
-    name = OP_NAME.search(line)
-    found = STAGE.search(name[1]) if name else None
-    stage = found[0] if found else "other"
-    total[stage] = total.get(stage, 0) + int(cycles[1])
-  return dict(sorted(total.items()))
-
-
-def collectives(text: str) -> dict[str, dict[str, int]]:
-  """Counts the collectives of a compiled program, and their bytes."""
-  found: dict[str, dict[str, int]] = {}
-  for line in text.splitlines():
-    match = COLLECTIVE.search(line)
-    if match is None:
-      continue
-    one = found.setdefault(match[2], {"count": 0, "bytes": 0})
-    one["count"] += 1
-    one["bytes"] += sum(
-      int(np.prod([int(n) for n in dims.split(",") if n], dtype=np.int64))
-      * _itemsize(kind)
-      for kind, dims in ARRAY.findall(match[1])
-    )
-  return found
-
-
-def _itemsize(kind: str) -> int:
-  return 1 if kind == "pred" else int(re.sub(r"\D", "", kind)) // 8
 
 
 def _chip(topology: str) -> str:

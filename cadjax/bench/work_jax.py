@@ -20,10 +20,11 @@ import optax
 
 from cadjax import tasks
 from cadjax.bench.work import Parts, Work, noise_hu, resident_bytes, timed
+from cadjax.classification import task as classification
 from cadjax.core import parallel
 from cadjax.data import classes
 from cadjax.explanation import cam
-from cadjax.models import flops
+from cadjax.models import flops, folded
 from cadjax.segmentation import sliding
 from cadjax.segmentation.segmenter import make_sliding
 from cadjax.training import optimizer, steps
@@ -43,7 +44,7 @@ def train(spec: Mapping[str, Any]) -> Work:
   real = spec["variant"] == "pipeline"
   step, start = train_step(spec, config, devices, real=real)
   batches = _records(spec, config, devices) if real else None
-  fake = None if real else devices.put_batch(fake_batch(spec, config))
+  fake = None if real else devices.put_batch(fake_batch(spec, config, devices))
   state = steps.create_state(key=jax.random.key(config.seed), **start)
   state = devices.put_replicated(state)
   memory = []
@@ -77,7 +78,7 @@ def train_step(
     devices: where the step runs.
     real: whether augmentation is part of it, as the config says.
   """
-  model = training_task.make_model(config, axis_name=devices.axis_name)
+  model = training_task.make_model(config, devices.axis_name, devices.platform)
   kind = tasks.find(config)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=MANY_STEPS
@@ -307,9 +308,17 @@ def image_shape(
 
 
 def fake_batch(
-  spec: Mapping[str, Any], config: ml_collections.ConfigDict
+  spec: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  devices: parallel.Parallel | None = None,
 ) -> dict[str, np.ndarray]:
-  """Makes a global batch of noise with the fields of training's batches."""
+  """Makes a global batch of noise with the fields of training's batches.
+
+  Args:
+    spec: of the row.
+    config: of the row.
+    devices: that train on it, laid out as they take it; None for evaluation.
+  """
   shape = _batch_shape(spec, config)
   size = shape[0]
   index = np.arange(size, dtype=np.int32)
@@ -319,6 +328,8 @@ def fake_batch(
     "index": index,
   }
   if training_task.task_of(config) == "classify":
+    if devices and classification.takes_cells(config, devices, spec["shape"]):
+      batch["image"] = folded.to_cells(batch["image"])
     return batch | {"label": index % config.model.num_classes}
   count = len(classes.CLASS_NAMES)
   rng = np.random.default_rng(1)

@@ -1,7 +1,7 @@
 """What training a classifier needs beside the loop."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
@@ -13,6 +13,7 @@ from cadjax.core import lookup, parallel
 from cadjax.data import input_pipeline
 from cadjax.data.input_pipeline import CaseRow, Dataset
 from cadjax.metrics import binary, calibration, patient_level
+from cadjax.models import folded
 from cadjax.training import losses, steps
 from cadjax.training.task import (
   Kind,
@@ -54,6 +55,29 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
     prior=priors.make_reader(folder, config.data.prior.use),
     prior_masks=priors.fingerprints(folder, dataset.rows) if folder else {},
   )
+
+
+def takes_cells(
+  config: ml_collections.ConfigDict,
+  devices: parallel.Parallel,
+  shape: Sequence[int],
+) -> bool:
+  """Whether training gets its volumes as `folded.to_cells`, from the host.
+
+  Where its stem is folded and nothing before it needs to see voxels in their
+  rows: neither augmentation nor a prior. Else the step folds them itself.
+
+  Args:
+    config: of the training.
+    devices: that train.
+    shape: of a volume, [D, H, W].
+  """
+  if config.model.ndim == 2 or config.augment or priors.used(config):
+    return False
+  planes, left = divmod(shape[0], folded.CELL)
+  divides = not left and planes % devices.space_size == 0
+  model = make_model(config, platform=devices.platform)
+  return divides and model.takes_cells((1, *shape, 1))
 
 
 def make_loss(
@@ -118,6 +142,8 @@ def make_task(
       " slices"
     )
   slices = slices if ndim == 2 else None
+  cells = takes_cells(config, devices, shape)
+  layout = folded.to_cells if cells else None
   devices.check_batch(batch_size, slices or shape[0])
   devices.check_batch(config.data.eval_batch_size, shape[0])
   window_hu = tuple(config.data.window_hu)
@@ -150,6 +176,7 @@ def make_task(
       start=start,
       stop=stop,
       slices_per_volume=slices,
+      layout=layout,
     ),
     prepare=steps.make_prepare(
       ndim=ndim,

@@ -45,6 +45,21 @@ class Parallel:
     return "data" if self.mode == "pmap" else None
 
   @property
+  def platform(self) -> str:
+    """What the devices are: "cpu", "gpu" or "tpu"."""
+    return self.mesh.devices.flat[0].platform
+
+  @property
+  def kind(self) -> str:
+    """The devices' `device_kind`, such as "NVIDIA H200"."""
+    return self.mesh.devices.flat[0].device_kind
+
+  @property
+  def count(self) -> int:
+    """How many devices there are."""
+    return self.mesh.size
+
+  @property
   def data_size(self) -> int:
     """Over how many shards a batch's examples are divided."""
     return self.mesh.shape["data"]
@@ -142,6 +157,7 @@ class Parallel:
     def pin(next_fn, args, kwargs, context):
       del context
       y = next_fn(*args, **kwargs)
+      # A kernel of five axes comes in a tuple.
       if not (isinstance(y, jax.Array) and y.ndim == 5):
         return y
       planes, left = divmod(y.shape[1], self.space_size)

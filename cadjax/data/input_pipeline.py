@@ -164,6 +164,7 @@ class Dataset:
     start: int,
     stop: int,
     slices_per_volume: int | None = None,
+    layout: Callable[[np.ndarray], np.ndarray] | None = None,
   ) -> Iterator[tuple[Batch, Sequence[CaseRow]]]:
     """Yields the batches of steps `start` to `stop`, in their shuffled order.
 
@@ -175,6 +176,8 @@ class Dataset:
       stop: one past the last step.
       slices_per_volume: how many slices of each volume, drawn without
         replacement, a 2D model sees; None gives whole volumes.
+      layout: lays the images of a batch out as the network takes them, in the
+        threads that read ahead.
     """
     rows = self.rows["train"]
     per_epoch = self.steps_per_epoch(batch_size)
@@ -195,7 +198,10 @@ class Dataset:
           )
           for k in picked
         ]
-      return self.batch(chosen, batch_size, slices), chosen
+      batch = self.batch(chosen, batch_size, slices)
+      if layout is not None:
+        batch["image"] = layout(batch["image"])
+      return batch, chosen
 
     yield from read_ahead(stop - start, load)
 

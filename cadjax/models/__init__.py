@@ -24,7 +24,9 @@ NOT_IN_CONFIG = ("parent", "name", "axis_name")
 
 
 def get_model(
-  config: Mapping[str, Any], axis_name: str | None = None
+  config: Mapping[str, Any],
+  axis_name: str | None = None,
+  platform: str | None = None,
 ) -> nn.Module:
   """Makes the model that `config` describes.
 
@@ -33,6 +35,8 @@ def get_model(
       of that class, which has their defaults; `dtype` by its name, a key of
       `DTYPES`.
     axis_name: the mapped axis over whose devices BatchNorm takes means.
+    platform: "cpu", "gpu" or "tpu": of the devices that train it, for what is
+      "auto"; None for a model that is not to be trained.
 
   Returns:
     A Flax module; `apply(variables, image, train=...)` gives the float32
@@ -57,4 +61,6 @@ def get_model(
   model = kind(axis_name=axis_name, **options)
   lookup.check_known([model.conv], layers.MODES, "config.model.conv")
   model.check()
+  if platform is not None and isinstance(model, resnet.ResNet):
+    model = resnet.resolve(model, platform)
   return model

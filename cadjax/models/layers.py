@@ -19,9 +19,8 @@ from flax import traverse_util
 from jax import lax
 
 from cadjax.core import lookup
-from cadjax.models import conv_cpu
+from cadjax.models import batch_norm, conv_cpu
 
-NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 NUM_GROUPS = 32
 MODES = ("auto", "exact", "lax")  # Of `conv`; config.model.conv.
@@ -298,6 +297,21 @@ class Conv(nn.Module):
     return reduce(operator.add, one_by_one)
 
 
+class Kernel(nn.Module):
+  """The kernel of a `Conv` of the same name, for what replaces that.
+
+  Attributes:
+    shape: [*size, C, features].
+  """
+
+  shape: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array]:
+    """Returns it alone in a tuple: it is no map, see `core.parallel`."""
+    return (self.param("kernel", kaiming_normal, self.shape, jnp.float32),)
+
+
 def norm(
   kind: str,
   channels: int,
@@ -334,12 +348,12 @@ def norm(
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation, and the ReLU after it, with one gradient for both.
+  """Batch normalisation, and the ReLU after it, see `batch_norm`.
 
-  Parameters and "batch_stats" are those of `flax.linen.BatchNorm`. Autodiff
-  would keep and read several maps more for its gradient.
+  Parameters and "batch_stats" are those of `flax.linen.BatchNorm`.
 
   Attributes:
+    channels: of the map; one that is W-folded has several lanes for each.
     train: whether to take the statistics of the batch and update the running
       ones; else the running ones are used.
     relu: whether a ReLU follows.
@@ -348,6 +362,7 @@ class BatchNorm(nn.Module):
     scale_init: initialiser of the scale.
   """
 
+  channels: int
   train: bool
   relu: bool = False
   axis_name: str | None = None
@@ -355,96 +370,40 @@ class BatchNorm(nn.Module):
   scale_init: Callable[..., jax.Array] = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, *space, C] to the same shape."""
-    shape = (x.shape[-1],)
+  def __call__(
+    self, x: jax.Array, fused: Callable[..., Any] | None = None
+  ) -> jax.Array:
+    """Maps [B, *space, C] to the same shape.
+
+    Args:
+      x: the map, or with `fused` what that takes.
+      fused: what does the work of this norm together with its neighbours, in
+        training alone: (x, scale, bias, axis_name) -> (y, mean, variance).
+    """
+    shape = (self.channels,)
     kind = jnp.float32
     mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kind)
     var = self.variable("batch_stats", "var", jnp.ones, shape, kind)
     scale = self.param("scale", self.scale_init, shape, kind)
     bias = self.param("bias", nn.initializers.zeros, shape, kind)
     if not self.train:
-      a = scale * lax.rsqrt(var.value + NORM_EPSILON)
-      return _affine(x, a, bias - mean.value * a, self.relu, self.dtype)
+      a = scale * lax.rsqrt(var.value + batch_norm.EPSILON)
+      b = bias - mean.value * a
+      return batch_norm.affine(x, a, b, relu=self.relu).astype(self.dtype)
     # Devices have no name while parameters are made.
     axis_name = None if self.is_initializing() else self.axis_name
-    y, batch_mean, batch_var = _batch_norm(
-      x, scale, bias, axis_name, self.relu, self.dtype
-    )
+    if fused is None:
+      y, batch_mean, batch_var = batch_norm.batch_norm(
+        x, scale, bias, axis_name, self.relu, self.dtype
+      )
+    else:
+      y, batch_mean, batch_var = fused(x, scale, bias, axis_name)
     if not self.is_initializing():
       for old, new in ((mean, batch_mean), (var, batch_var)):
         old.value = BATCH_NORM_MOMENTUM * old.value + (
           1 - BATCH_NORM_MOMENTUM
         ) * lax.stop_gradient(new)
     return y
-
-
-def _affine(x, a, b, relu, dtype):
-  y = x.astype(jnp.promote_types(x.dtype, a.dtype))
-  y = y * _spread(a, x.ndim) + _spread(b, x.ndim)
-  return (jax.nn.relu(y) if relu else y).astype(dtype)
-
-
-def _spread(per_channel: jax.Array, ndim: int) -> jax.Array:
-  return per_channel.reshape((1,) * (ndim - 1) + (-1,))
-
-
-def _mean_over(x: jax.Array, axis_name: str | None) -> jax.Array:
-  mean = jnp.mean(x, axis=tuple(range(x.ndim - 1)))
-  return mean if axis_name is None else lax.pmean(mean, axis_name)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _batch_norm(x, scale, bias, axis_name, relu, dtype):
-  """Returns the normalised map and the mean and variance of its channels.
-
-  The gradient does not pass through the mean and variance returned.
-  """
-  return _batch_norm_save(x, scale, bias, axis_name, relu, dtype)[0]
-
-
-def _batch_norm_save(x, scale, bias, axis_name, relu, dtype):
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  mean = _mean_over(wide, axis_name)
-  var = jnp.maximum(_mean_over(wide * wide, axis_name) - mean * mean, 0)
-  rate = lax.rsqrt(var + NORM_EPSILON)
-  a = scale * rate
-  y = _affine(x, a, bias - mean * a, relu, dtype)
-  return (y, mean, var), (x, scale, bias, mean, rate)
-
-
-def _batch_norm_pull(axis_name, relu, dtype, saved, cotangents):
-  """Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3."""
-  del dtype
-  x, scale, bias, mean, rate = saved
-  dy = cotangents[0].astype(mean.dtype)
-  wide = x.astype(mean.dtype)
-  a = scale * rate
-  if relu:
-    y = _affine(x, a, bias - mean * a, False, mean.dtype)
-    dy = jnp.where(y > 0, dy, 0)
-  count = math.prod(x.shape[:-1])
-  # Of the whole batch; what goes to scale and bias is this device's part.
-  local_dy, local_dyx = _mean_over(dy, None), _mean_over(dy * wide, None)
-  dscale = count * rate * (local_dyx - mean * local_dy)
-  mean_dy, mean_dyx = local_dy, local_dyx
-  if axis_name is not None:
-    mean_dy, mean_dyx = lax.pmean((local_dy, local_dyx), axis_name)
-  # dx = a (dy - mean(dy) - z mean(dy z)) with z = (x - mean) rate, as one
-  # affine function of dy and x.
-  slope = rate * rate * (mean_dyx - mean * mean_dy)
-  ndim = x.ndim
-  dx = _spread(a, ndim) * (
-    dy - wide * _spread(slope, ndim) + _spread(slope * mean - mean_dy, ndim)
-  )
-  return (
-    dx.astype(x.dtype),
-    dscale.astype(scale.dtype),
-    (count * local_dy).astype(bias.dtype),
-  )
-
-
-_batch_norm.defvjp(_batch_norm_save, _batch_norm_pull)
 
 
 def batch_statistics(updated: Any, running: Any) -> Any:
@@ -485,20 +444,19 @@ def pool_statistics(batches: Sequence[Any]) -> Any:
 
 
 def _make_batch_norm(channels, train, relu, axis_name, common):
-  del channels
-  return BatchNorm(train=train, relu=relu, axis_name=axis_name, **common)
+  return BatchNorm(channels, train, relu, axis_name, **common)
 
 
 def _make_group_norm(channels, train, relu, axis_name, common):
   del train, axis_name
   groups = math.gcd(NUM_GROUPS, channels)
-  layer = nn.GroupNorm(num_groups=groups, epsilon=NORM_EPSILON, **common)
+  layer = nn.GroupNorm(num_groups=groups, epsilon=batch_norm.EPSILON, **common)
   return _then_relu(layer) if relu else layer
 
 
 def _make_instance_norm(channels, train, relu, axis_name, common):
   del channels, train, axis_name
-  layer = nn.InstanceNorm(epsilon=NORM_EPSILON, **common)
+  layer = nn.InstanceNorm(epsilon=batch_norm.EPSILON, **common)
   return _then_relu(layer) if relu else layer
 
 

@@ -4,6 +4,7 @@ What it learns of vessels from masks, a classifier may start from: see
 `cadjax.training.warm_start`. The decoder is that of `cadjax.models.unet`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -72,6 +73,12 @@ class ResUNet(resnet.ResNet):
       x = maps[name] = self.perturb(name, x)
     head = nn.Dense(self.num_classes, kernel_init=layers.HEAD_INIT, name="head")
     return head(x), maps
+
+  @nn.nowrap
+  def takes_cells(self, shape: Sequence[int]) -> bool:
+    """Never: the decoder takes the map of the stem, which folding skips."""
+    del shape
+    return False
 
   @nn.nowrap
   def check(self) -> None:

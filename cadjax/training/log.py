@@ -8,6 +8,7 @@ import numpy as np
 import tensorboardX
 
 from cadjax.core.parallel import Parallel
+from cadjax.models import folded
 
 
 class RunLog:
@@ -51,7 +52,10 @@ class RunLog:
     """
     few = devices.first_examples(batch, 2)
     image, _, _ = jax.jit(prepare)(jax.random.key(0), few)
-    for i, x in enumerate(np.asarray(image)[:4, ..., 0]):
+    image = np.asarray(image)
+    if folded.is_cells(image):
+      image = folded.from_cells(image)
+    for i, x in enumerate(image[:4, ..., 0]):
       planes = [x] if x.ndim == 2 else _planes(x)
       for name, plane in zip(
         ("axial", "coronal", "sagittal"), planes, strict=False

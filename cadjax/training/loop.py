@@ -5,7 +5,7 @@ import pathlib
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -15,10 +15,18 @@ import numpy as np
 from tqdm import tqdm
 
 from cadjax.core import parallel
-from cadjax.models import layers
-from cadjax.training import checkpoint, optimizer, steps, warm_start, workdir
+from cadjax.models import flops, layers
+from cadjax.training import (
+  checkpoint,
+  optimizer,
+  profiling,
+  steps,
+  timing,
+  warm_start,
+  workdir,
+)
 from cadjax.training.log import RunLog
-from cadjax.training.task import Kind, check_config, make_model
+from cadjax.training.task import Kind, Task, check_config, make_model
 from data_prep.errors import UserError
 
 # Enough for the norms of averaged weights, see `steps.make_statistics_step`.
@@ -63,6 +71,8 @@ def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir_path: str | pathlib.Path,
   kind: Kind,
+  *,
+  profile: tuple[int, int] | None = None,
 ) -> steps.TrainState:
   """Trains until early stopping or the last epoch; resumes what was begun.
 
@@ -70,6 +80,7 @@ def train_and_evaluate(
     config: see `configs/resnet3d.py` and `configs/unet3d.py` for every field.
     workdir_path: the folder for checkpoints, logs and the config.
     kind: what is trained, of `tasks.find(config)`.
+    profile: steps to trace, see `profiling.Tracer`.
 
   Returns:
     the last train state.
@@ -90,7 +101,7 @@ def train_and_evaluate(
   total_steps = per_epoch * config.epochs
 
   # Model and optimizer; the step is compiled at its first call.
-  model = make_model(config, axis_name=devices.axis_name)
+  model = make_model(config, devices.axis_name, devices.platform)
   tx, schedule = optimizer.get_optimizer(
     config.optimizer, total_steps=total_steps
   )
@@ -142,6 +153,8 @@ def train_and_evaluate(
   start = int(state.step)
   if start < total_steps and not progress.stopped:
     checkpoints.check_space(state)
+  tracer = profiling.Tracer(path, profile)
+  tracer.check(start + 1, total_steps)
   log = RunLog(path, start)
   if start:
     tqdm.write(f"resuming {path} at step {start} of {total_steps}")
@@ -181,6 +194,12 @@ def train_and_evaluate(
   batches = devices.prefetch(
     task.batches(start, start if progress.stopped else total_steps)
   )
+  peak = timing.peak_flops(devices.kind, devices.count)
+  clock = timing.Clock(
+    volumes=config.data.batch_size,
+    flops=_step_flops(plain, config, task) if peak else 0,
+    peak=peak,
+  )
   bar = tqdm(total=total_steps, initial=start, unit="step", dynamic_ncols=True)
   pending = None
   interrupted = False
@@ -188,17 +207,24 @@ def train_and_evaluate(
     _sigterm_as_flag() as sigterm,  # Until the last checkpoint is written.
     closing(checkpoints),
     closing(log),
+    closing(tracer),
     bar,
   ):
-    for step, (batch, rows) in enumerate(batches, start + 1):
-      if step == 1:
-        log.pictures(batch, task.prepare, devices)
-      state, values = train_step(state, batch)
+    for step, (batch, rows) in enumerate(clock.waiting(batches), start + 1):
+      first = step == start + 1  # Of this process, which compiles.
+      with clock.part(timing.COMPILATION) if first else nullcontext():
+        if step == 1:
+          log.pictures(batch, task.prepare, devices)
+        with tracer.step(step):
+          state, values = train_step(state, batch)
+      tracer.done(step, state)
       if pending is not None:
         loss = check(*pending)["loss"]
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
       pending = (step, values, rows)
       bar.update()
+      if step % config.log_every == 0 and (speed := clock.speed(step - start)):
+        log.scalars(step, "speed", speed)
 
       end_of_epoch = step % per_epoch == 0
       due = step % config.checkpoint_every == 0
@@ -208,14 +234,18 @@ def train_and_evaluate(
       check(*pending)  # Nothing is saved that is not finite.
       pending = None
       if end_of_epoch:
-        variables = evaluated(step)
-        values = task.validate(variables)
+        with clock.part(timing.EVALUATION):
+          variables = evaluated(step)
+          values = task.validate(variables)
         log.scalars(step, "validation", values)
         progress = judge(progress, values, step, config)
         if progress.best_step == step:
-          checkpoints.save_best(step, variables)
+          with clock.part(timing.CHECKPOINTS):
+            checkpoints.save_best(step, variables)
+        log.scalars(step, "time", clock.shares())
         bar.write(_epoch_line(step // per_epoch, config, values, progress))
-      checkpoints.save(step, state, dataclasses.asdict(progress))
+      with clock.part(timing.CHECKPOINTS):
+        checkpoints.save(step, state, dataclasses.asdict(progress))
       if progress.stopped or interrupted:
         break
   if interrupted:
@@ -231,6 +261,14 @@ def train_and_evaluate(
       f" {progress.best_step}, in {path}"
     )
   return state
+
+
+def _step_flops(model, config, task: Task) -> int:
+  """Returns the operations of a step on all devices, see `flops`."""
+  slices = config.data.slices_per_volume if config.model.ndim == 2 else 1
+  examples = config.data.batch_size * slices
+  counted = flops.count(model, (1, *task.image_shape))
+  return examples * flops.step_flops(counted, train=True)
 
 
 def judge(

@@ -265,14 +265,22 @@ def task_of(config: ml_collections.ConfigDict) -> str:
 
 
 def make_model(
-  config: ml_collections.ConfigDict, axis_name: str | None = None
+  config: ml_collections.ConfigDict,
+  axis_name: str | None = None,
+  platform: str | None = None,
 ) -> nn.Module:
-  """Makes the model of a config; a segmenter has the classes of its set."""
+  """Makes the model of a config; a segmenter has the classes of its set.
+
+  Args:
+    config: of the run.
+    axis_name: the mapped axis over whose devices BatchNorm takes means.
+    platform: of the devices that train it, see `models.get_model`.
+  """
   options = dict(config.model)
   if task_of(config) == "segment":
     class_set = classes.get_class_set(config.segment.classes)
     options["num_classes"] = len(class_set.names)
-  return models.get_model(options, axis_name=axis_name)
+  return models.get_model(options, axis_name=axis_name, platform=platform)
 
 
 def make_augment(config: ml_collections.ConfigDict) -> Callable | None:

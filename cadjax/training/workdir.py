@@ -20,13 +20,18 @@ from cadjax.core import files
 from cadjax.core.files import read_json
 from cadjax.data import scans
 from cadjax.data.input_pipeline import Dataset
+from cadjax.models import resnet
 from cadjax.training import checkpoint, packed
 from cadjax.training.task import task_of
 from data_prep import checksums, geometry
 from data_prep.errors import UserError
 
-# Where a run may differ from the one it resumes.
-FREE_KEYS = ("data.path", "log_every", "checkpoint_every")
+# Where a run may differ from the one it resumes; those of the model compute
+# the same network in other ways.
+FREE_KEYS = (
+  *("data.path", "log_every", "checkpoint_every"),
+  *(f"model.{name}" for name in resnet.WAYS),
+)
 # What tells which model the weights are of.
 DESCRIPTION = ("config.json", "dataset.json", "versions.json")
 

@@ -23,7 +23,6 @@ from cadjax.bench import (
   report,
   rows,
   summary,
-  work_aot,
   work_explanations,
   work_jax,
   worker,
@@ -554,43 +553,6 @@ def test_the_footer_tells_where_and_when():
   assert facts["footer"].startswith(facts["date"][:10])
 
 
-COMPILED = """
-HloModule jit_step
-%fused (p: f32[2]) -> f32[2] {
-  %x = f32[2] add(%p, %p), backend_config={"estimated_cycles":"999"}
-}
-ENTRY %main (p: f32[2]) -> f32[2] {
-  %a = f32[8,4] fusion(%p), metadata={op_name="jit(f)/ResNet/conv_stem/conv"},\
- backend_config={"estimated_cycles":"70"}
-  %b = bf16[2,3] fusion(%a), metadata={op_name="f/ResNet/stage1_block2/x"},\
- backend_config={"estimated_cycles":"5"}
-  %c = bf16[2,3] fusion(%b), metadata={op_name="f/ResNet/stage1_block1/y"},\
- backend_config={"estimated_cycles":"6"}
-  %d = f32[4] fusion(%c), metadata={op_name="jit(f)/adam/add"},\
- backend_config={"estimated_cycles":"2"}
-  %h = f32[4] fusion(%d), metadata={op_name="jit(f)/UNet/dec1_block/conv1"},\
- backend_config={"estimated_cycles":"3"}
-  %e = (f32[4,2]{1,0}, bf16[3]) all-reduce(%d, %d), replica_groups={}
-  %f = f32[4] all-reduce(%e), replica_groups={}
-  ROOT %g = pred[5] collective-permute(%f)
-}
-"""
-
-
-def test_estimates_are_read_from_a_compiled_program():
-  """By hand: the entry alone counts, a tuple has the bytes of its parts."""
-  assert work_aot.cycles_by_stage(COMPILED) == {
-    "dec1": 3,
-    "other": 2,
-    "stage1": 11,
-    "stem": 70,
-  }
-  assert work_aot.collectives(COMPILED) == {
-    "all-reduce": {"count": 2, "bytes": 8 * 4 + 3 * 2 + 4 * 4},
-    "collective-permute": {"count": 1, "bytes": 5},
-  }
-
-
 def test_a_step_is_compiled_for_a_tpu_that_is_not_there(tmp_path):
   pytest.importorskip("libtpu")
   done = bench(
@@ -599,6 +561,63 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there(tmp_path):
   assert done.returncode == 0, done.stderr
   assert "the compiler's estimates" in done.stdout
   assert "all-reduce" in done.stdout
+
+
+def compiled_step(cycles):
+  operation = {
+    "name": "fusion.1",
+    "kind": "select-and-scatter",
+    "shape": "bf16[8,128,64,64,64]",
+    "stage": "stem",
+    "source": "jit(f)/transpose(jvp(ResNet))/norm_stem/pool",
+    "bytes": 1,
+    "cycles": cycles // 2,
+    "estimated": False,
+  }
+  aot = {
+    "memory_bytes": 2e9,
+    "hlo_flops": 3e12,
+    "bytes_accessed": 819e9,
+    "cycles": {"stem": cycles // 2, "other": cycles // 2},
+    "bounded_cycles": cycles // 2,
+    "operations": [operation],
+    "collectives": {},
+    "chip": {"flops": 1e12, "bandwidth": 819e9, "memory": 16e9, "clock": 1e9},
+  }
+  one = result("tpu:v5e:2x2", [1.0], aot=aot, flops=1e12, compile_seconds=9.0)
+  spec = one.row.spec | {"what": "aot", "devices": 1}
+  return dataclasses.replace(one, row=dataclasses.replace(one.row, spec=spec))
+
+
+def test_the_costliest_operations_of_a_step_are_told(settings):
+  text = report.text(settings, [[compiled_step(8_000_000)]])
+  assert "8.0 million cycles, 4.0 of them bounds by bytes" in text
+  line = next(x for x in text.splitlines() if "select-and-scatter" in x)
+  assert line.split()[:3] == ["4.00", "50.0%", "stem"]
+  assert "transpose(jvp(ResNet))/norm_stem/pool (a bound by bytes)" in line
+
+
+def test_two_runs_are_told_apart(settings, tmp_path):
+  def runs(seconds, cycles):
+    groups = [[result("cadjax", seconds)], [compiled_step(cycles)]]
+    return report.records({"": settings}, {"": groups})
+
+  before, now = runs([2.0], 8_000_000), runs([1.0], 4_000_000)
+  found = report.difference(now, before)
+  assert "median s 2 -> 1 (0.50 times)" in found
+  assert "million cycles 8 -> 4 (0.50 times)" in found
+  path = tmp_path / "bench.json"
+  path.write_text(json.dumps({"runs": before}))
+  assert report.earlier(str(path)) == json.loads(json.dumps(before))
+  assert report.earlier("torch") is None
+  for wrong, message in (
+    (tmp_path / "none.json", "is torch, or the bench.json of another run"),
+    (tmp_path / "other.json", "is not the bench.json of a run"),
+  ):
+    if message.startswith("is not"):
+      wrong.write_text("{}")
+    with pytest.raises(UserError, match=message):
+      report.earlier(str(wrong))
 
 
 def test_an_unknown_chip_is_one_line(tmp_path):

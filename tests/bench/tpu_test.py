@@ -18,6 +18,8 @@ def compiled(row, memory_bytes):
     "hlo_flops": 3e12,
     "bytes_accessed": 819e9,
     "cycles": {"stem": 90_000_000, "other": 10_000_000},
+    "bounded_cycles": 5_000_000,
+    "operations": [],
     "collectives": {"all-reduce": {"count": 2, "bytes": 46_000_000}},
     "chip": {"flops": 1e12, "bandwidth": 819e9, "memory": 16e9, "clock": 1e9},
   }

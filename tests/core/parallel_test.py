@@ -49,12 +49,12 @@ def compile_times():
   return times
 
 
-def three_steps(devices, *, ndim, batches=None, augment=jitter):
+def three_steps(devices, *, ndim, batches=None, augment=jitter, **ways):
   batches = batches or [
     make_batch(np.random.default_rng(i), ndim) for i in range(3)
   ]
   config = {"ndim": ndim, "depth": 10, "width": 4, "norm": "batch"}
-  model = models.get_model(config, axis_name=devices.axis_name)
+  model = models.get_model(config | ways, axis_name=devices.axis_name)
   tx = optax.sgd(1e-2)
   prepare = steps.make_prepare(
     ndim=ndim, window_hu=(-200.0, 1000.0), augment=augment
@@ -121,6 +121,22 @@ def test_eight_devices_equal_one(mode, ndim):
   assert tree_want == tree_got
   for a, b in zip(flat_want, flat_got, strict=True):
     np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "mesh_space"])
+def test_a_folded_stem_takes_the_same_steps_on_eight_devices(mode):
+  """As the plain one on one device; the depth of its cells is divided, too."""
+  eight = parallel.make_parallel(**MODES[mode])
+  folded = {"stem": "folded", "stage1": "folded"}
+  state, history, logits = three_steps(eight, ndim=3, **folded)
+  expected, expected_history, expected_logits = on_one_device(3)
+  for a, b in zip(history, expected_history, strict=True):
+    assert a == pytest.approx(b, rel=1e-4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+    (state, logits),
+    (expected, expected_logits),
+  )
 
 
 def test_augmentation_does_not_depend_on_the_device():

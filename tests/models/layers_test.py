@@ -290,48 +290,6 @@ def test_batch_norm_takes_means_across_devices():
   np.testing.assert_allclose(apart.reshape(x.shape), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("devices", [None, 2])
-def test_batch_norm_and_its_gradient_are_flaxs(train, devices):
-  """Value, statistics and all gradients, also with means across devices."""
-  axis = {"axis_name": "device"} if devices else {}
-  ours = layers.BatchNorm(train=train, relu=True, dtype=jnp.float64, **axis)
-  flax = nn.BatchNorm(
-    use_running_average=not train,
-    momentum=0.9,
-    epsilon=1e-5,
-    dtype=jnp.float64,
-    **axis,
-  )
-  with enable_x64():
-    rng = np.random.default_rng(0)
-    x, dy = rng.normal(size=(2, 4, 6, 5, 3)) * 3 + 1
-    params = {"scale": rng.normal(size=3), "bias": rng.normal(size=3)}
-    stats = {"mean": rng.normal(size=3), "var": rng.uniform(1, 2, size=3)}
-
-    def of(module, after):
-      def loss(params, x, dy):
-        y, changed = module.apply(
-          {"params": params, "batch_stats": stats}, x, mutable=["batch_stats"]
-        )
-        return jnp.sum(after(y) * dy), (y, changed)
-
-      run = jax.grad(loss, (0, 1), has_aux=True)
-      if not devices:
-        return run(params, x, dy)
-      parts = (a.reshape(devices, -1, *a.shape[1:]) for a in (x, dy))
-      mapped = jax.vmap(run, in_axes=(None, 0, 0), axis_name="device")
-      return mapped(params, *parts)
-
-    got, want = of(ours, lambda y: y), of(flax, nn.relu)
-    want = (want[0], (nn.relu(want[1][0]), want[1][1]))
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-      got,
-      want,
-    )
-
-
 def test_unknown_norm_names_the_nearest():
   with pytest.raises(lookup.UnknownName, match="mean 'batch'.*group, instance"):
     layers.norm("bacth", 8, train=True)

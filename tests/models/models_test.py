@@ -11,7 +11,7 @@ from tiny_models import enable_x64
 
 from cadjax import models
 from cadjax.core import lookup
-from cadjax.models import resnet
+from cadjax.models import folded, resnet
 
 KEY = jax.random.key(0)
 MAPS = ["stem", "stage1", "stage2", "stage3", "stage4"]
@@ -385,3 +385,54 @@ def test_a_config_dict_works_and_sets_every_default():
   model = models.get_model(config.lock(), axis_name="device")
   assert isinstance(model, resnet.ResNet)
   assert (model.ndim, model.depth, model.axis_name) == (3, 18, "device")
+
+
+WAYS = {
+  "stem": {"stem": "folded"},
+  "all": {"stem": "folded", "stage1": "folded", "pointwise": "moments"},
+}
+
+
+@pytest.mark.parametrize(("way", "depth"), [("stem", 10), ("all", 50)])
+def test_every_way_to_train_gives_the_same(way, depth):
+  """Logits, statistics and all gradients in float64, of one set of parameters.
+
+  A ResNet of 10 layers has no bottlenecks, and so no moments.
+  """
+  with enable_x64():
+    options = {"depth": depth, "width": 4}
+    plain = small(**options, conv="lax", dtype="float32")
+    x = np.random.default_rng(1).uniform(size=(2, 16, 16, 16, 1))
+    variables = without(init(plain, x))
+    variables["params"]["norm_stem"]["scale"][:2] *= -1
+    label = np.array([0, 1])
+
+    def run(model, x):
+      model = model.clone(dtype=jnp.float64)
+
+      @jax.jit
+      def step(params):
+        def loss(params):
+          (logits, _), changed = model.apply(
+            variables | {"params": params}, x, train=True, mutable=True
+          )
+          return jnp.sum(jnp.sin(logits + label[:, None])), (logits, changed)
+
+        grads, (logits, changed) = jax.grad(loss, has_aux=True)(params)
+        return logits, changed["batch_stats"], grads
+
+      params = jax.tree.map(lambda p: p.astype(np.float64), variables["params"])
+      return step(params)
+
+    want = run(plain, x)
+    other = plain.clone(**WAYS[way])
+    for image in (x, folded.to_cells(x))[way == "all" :]:
+      got = run(other, image)
+      for (path, a), (_, b) in zip(
+        jax.tree.leaves_with_path(got),
+        jax.tree.leaves_with_path(want),
+        strict=True,
+      ):
+        # The gradient of a bias before another norm is 0 but for rounding.
+        tolerance = 1e-8 * float(jnp.abs(b).max()) + 1e-10
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=path)

@@ -17,7 +17,7 @@ from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import tasks
 from cadjax.data import input_pipeline
-from cadjax.models import layers
+from cadjax.models import layers, resnet
 from cadjax.training import loop, steps, task
 from data_prep.errors import UserError
 
@@ -31,6 +31,15 @@ def test_a_run_leaves_what_the_other_programs_read(tiny_workdir):
   rows = lines(tiny_workdir)
   assert [r["step"] for r in rows if "train/loss" in r] == list(range(1, 9))
   assert [r["step"] for r in rows if "validation/loss" in r] == [4, 8]
+  times = lines(tiny_workdir, times=True)
+  speeds = [r["speed/volumes_per_s"] for r in times if "time/steps" not in r]
+  assert len(speeds) == 8
+  assert min(speeds) > 0
+  shares = [r for r in times if "time/steps" in r]
+  assert [r.pop("step") for r in shares] == [4, 8]
+  for row in shares:
+    assert sum(row.values()) == pytest.approx(1)
+    assert min(row.values()) >= 0
   trained = tasks.load_model(tiny_workdir)
   assert trained.step in (4, 8)
   reference = trained.dataset["reference"]
@@ -153,6 +162,49 @@ def test_damaged_newest_checkpoint_falls_back(
   assert lines(copy) == lines(tiny_workdir)
 
 
+def test_a_run_goes_on_in_another_way_to_compute(
+  tiny_workdir, tiny_config, tmp_path
+):
+  """One from before there were ways; folded batches come from the host."""
+  copy = tmp_path / "run"
+  shutil.copytree(tiny_workdir, copy)
+  old = json.loads((copy / "config.json").read_text())
+  for name in resnet.WAYS:
+    del old["model"][name]
+  (copy / "config.json").write_text(json.dumps(old))
+  (copy / "checksums.json").unlink()
+  shutil.rmtree(copy / "checkpoints" / "8")
+  config = tiny_config.copy_and_resolve_references()
+  config.model.stem = config.model.stage1 = "folded"
+  state = tasks.train_and_evaluate(config, copy)
+  assert int(state.step) == 8
+  losses = [r["train/loss"] for r in lines(copy) if "train/loss" in r]
+  plain = [r["train/loss"] for r in lines(tiny_workdir) if "train/loss" in r]
+  assert losses == pytest.approx(plain, rel=1e-4)
+  assert losses != plain
+
+
+def test_a_step_is_traced_and_its_program_written(tiny_data, tmp_path):
+  done = run_main(
+    f"--workdir={tmp_path / 'run'}",
+    "--config=configs/resnet3d.py",
+    f"--config.data.path={tiny_data}",
+    "--config.data.batch_size=4",
+    "--config.model.depth=10",
+    "--config.model.width=4",
+    "--config.epochs=1",
+    "--config.optimizer.warmup_steps=1",
+    "--config.parallel=mesh",
+    "--config.mesh.data=1",
+    "--profile=3:4",
+    f"--dump_hlo={tmp_path / 'hlo'}",
+  )
+  assert done.returncode == 0, done.stderr
+  assert "trace in" in done.stdout + done.stderr
+  assert any((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+  assert any("train_step" in path.name for path in (tmp_path / "hlo").iterdir())
+
+
 def test_another_config_is_refused_with_the_difference(
   tiny_workdir, tiny_config
 ):
@@ -267,6 +319,7 @@ def run_main(*args, **kwargs):
     (["--config.monitor=aux"], "roc_auc"),
     (["--config.log_every=0"], "config.log_every is 0; it must be at least 1"),
     (["--config=configs/nope.py"], "configs/nope.py"),
+    (["--profile=5:3"], "--profile=5:3: is START:STOP"),
   ],
 )
 def test_bad_flags_end_in_one_line(args, message, tiny_data, tmp_path):

@@ -1,0 +1,127 @@
+"""folded_stem: the stem and its pooling against the plain path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import enable_x64
+
+from cadjax.models import batch_norm, folded, folded_stem, layers
+
+FEATURES = 5
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_promotion():
+  with jax.numpy_rank_promotion("raise"):
+    yield
+
+
+def plain(x, kernel, scale, bias, axis_name=None):
+  y = layers.conv(x, kernel, 2, mode="lax")
+  y, mean, var = batch_norm.batch_norm(y, scale, bias, axis_name, True, x.dtype)
+  return layers.max_pool(y, mode="lax"), mean, var
+
+
+def ours(x, kernel, scale, bias, axis_name=None):
+  y, mean, var = folded_stem.stem(
+    folded.to_cells(x), kernel, scale, bias, axis_name
+  )
+  return folded.unfold(y, FEATURES), mean, var
+
+
+def arguments(channels=1, batch=2, seed=0):
+  rng = np.random.default_rng(seed)
+  return (
+    rng.normal(size=(batch, 12, 8, 16, channels)),
+    rng.normal(size=(7, 7, 7, channels, FEATURES)),
+    # Negative scales turn minima into maxima; so does none of 0.
+    np.array([1.3, -0.7, 0.4, -1.1, 0.9]),
+    rng.normal(size=FEATURES),
+  )
+
+
+def assert_near(got, want, tolerance):
+  scale = float(jnp.abs(want).max())
+  assert scale > 0
+  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_value_and_gradients_are_those_of_the_plain_path(channels):
+  with enable_x64():
+    args = arguments(channels)
+    (want, mean, var), pull_want = jax.vjp(plain, *args)
+    (got, mean_got, var_got), pull_got = jax.vjp(ours, *args)
+    assert_near(got, want, 1e-12)
+    assert_near(mean_got, mean, 1e-12)
+    assert_near(var_got, var, 1e-12)
+    dy = np.random.default_rng(1).normal(size=want.shape)
+    none = jnp.zeros_like(mean)
+    for a, b in zip(
+      pull_got((dy, none, none)), pull_want((dy, none, none)), strict=True
+    ):
+      assert_near(a, b, 1e-11)
+
+
+def test_devices_share_their_moments():
+  """Two devices with half of a batch each: the gradient of the whole."""
+  x, *params = arguments(batch=4)
+  with enable_x64():
+    (want, mean, var), pull = jax.vjp(plain, x, *params)
+    dy = np.random.default_rng(1).normal(size=want.shape)
+    none = jnp.zeros_like(mean)
+    wanted = pull((dy, none, none))
+
+    def halves(a):
+      return a.reshape(2, 2, *a.shape[1:])
+
+    def one(x, dy):
+      (y, *moments), pull = jax.vjp(
+        lambda *args: ours(*args, axis_name="data"), x, *params
+      )
+      dx, *rest = pull((dy, none, none))
+      return y, moments, dx, jax.lax.psum(rest, "data")
+
+    mapped = jax.vmap(one, axis_name="data", out_axes=(0, None, 0, None))
+    got, moments, dx, rest = mapped(halves(x), halves(dy))
+    assert_near(got.reshape(want.shape), want, 1e-12)
+    assert_near(moments[0], mean, 1e-12)
+    assert_near(moments[1], var, 1e-12)
+    assert_near(dx.reshape(x.shape), wanted[0], 1e-11)
+    for a, b in zip(rest, wanted[1:], strict=True):
+      assert_near(a, b, 1e-11)
+
+
+def test_equal_maxima_pass_their_gradient_once():
+  """Of a flat image every window has equal values; one gets it all."""
+  with enable_x64():
+    x, kernel, scale, bias = arguments()
+    y = {
+      (d, h): jnp.ones((1, 3, 2, 4, 2 * FEATURES))
+      for d in (0, 1)
+      for h in (0, 1)
+    }
+    top, first = folded_stem._pool_dh(y)
+    g = jnp.ones_like(top)
+    total = sum(folded_stem._unpool_dh(g, first, *dh).sum() for dh in y)
+    assert total == g.size
+
+
+def test_bfloat16_rounds_as_the_plain_path_does():
+  args = [jnp.asarray(a, jnp.float32) for a in arguments()]
+  exact, mean, var = plain(*args)
+  low = args[0].astype(jnp.bfloat16)
+  theirs, *_ = plain(low, args[1].astype(jnp.bfloat16), *args[2:])
+  got, mean_got, var_got = ours(low, *args[1:])
+  error = [
+    float(jnp.sqrt(jnp.mean((a.astype(jnp.float32) - exact) ** 2)))
+    for a in (got, theirs)
+  ]
+  assert error[0] < 1.2 * error[1]
+  assert got.dtype == jnp.bfloat16
+  assert var_got.dtype == jnp.float32
+  np.testing.assert_allclose(var_got, var, rtol=0.02)
+  np.testing.assert_allclose(
+    mean_got, mean, atol=0.02 * float(var.max()) ** 0.5
+  )
