@@ -21,6 +21,7 @@ from absl import flags
 from cadjax.bench import about, rows, summary
 from cadjax.bench.measure import measure
 from cadjax.core import configs, files, lookup
+from cadjax.models import resnet
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -42,6 +43,8 @@ class Case:
     space: over how many chips the depth of a volume is divided.
     conv: config.model.conv; "lax" is the step before it was tuned.
     dtype: config.model.dtype.
+    ways: what of `resnet.WAYS` is not plain: () for none of it, None for what
+      the config says.
   """
 
   batch: int
@@ -51,11 +54,15 @@ class Case:
   space: int = 1
   conv: str = "auto"
   dtype: str = "bfloat16"
+  ways: tuple[tuple[str, str], ...] | None = None
 
   @property
   def name(self) -> str:
     """Of its file."""
     remat = "_remat" if self.remat else ""
+    if self.ways is not None:
+      names = [name for name, _ in self.ways] or ["plain"]
+      remat += "_" + "_".join(names)
     return (
       f"{self.chips}_{self.parallel}_{self.space}_{self.conv}_{self.dtype}"
       f"_batch{self.batch}{remat}"
@@ -65,6 +72,8 @@ class Case:
     """Returns what the benchmark is asked for, with this case's `config`."""
     fields = ("dtype", "remat", "conv")
     changes = {name: getattr(self, name) for name in fields}
+    if self.ways is not None:
+      changes |= dict.fromkeys(resnet.WAYS, "plain") | dict(self.ways)
     config = {
       **config,
       "model": {**config["model"], **changes},
@@ -84,8 +93,18 @@ class Case:
 
 
 # Float32 tells what a T4 holds, which has 16 GB, too, and no bfloat16.
-BATCHES = {"bfloat16": (4, 8, 16, 24), "float32": (4, 8)}
-TUNING = [Case(8, conv="lax"), Case(8)]
+BATCHES = {"bfloat16": (4, 8, 16, 32, 64), "float32": (4, 8)}
+# One after the other: what each part is worth.
+STEM, STAGE1 = ("stem", "folded"), ("stage1", "folded")
+MOMENTS = ("pointwise", "moments")
+TUNING = {
+  "XLA's own stem": Case(8, conv="lax", ways=()),
+  "plain": Case(8, ways=()),
+  "folded stem": Case(8, ways=(STEM,)),
+  "and folded stage 1": Case(8, ways=(STEM, STAGE1)),
+  "and norms from moments": Case(8, ways=(STEM, STAGE1, MOMENTS)),
+  "what `auto` is": Case(8),
+}
 EIGHT_CHIPS = [
   Case(64, chips=8),
   Case(64, chips=8, parallel="mesh"),
@@ -101,7 +120,7 @@ def cases() -> list[Case]:
     for remat in (False, True)
     for batch in batches
   ]
-  return list(dict.fromkeys([*TUNING, *by_batch, *EIGHT_CHIPS]))
+  return list(dict.fromkeys([*TUNING.values(), *by_batch, *EIGHT_CHIPS]))
 
 
 def run(
@@ -140,18 +159,21 @@ def run(
 
 def tables(found: Mapping[Case, Mapping[str, Any]]) -> str:
   """Returns the tables as Markdown; cases that are not there are "?"."""
-  lines = ["| batch, one chip | memory | with remat | cycles | with remat |"]
-  lines += ["| --- | --- | --- | --- | --- |"]
+  lines = [
+    "| batch, one chip | memory | with remat | cycles | with remat | a volume |"
+  ]
+  lines += ["| --- | --- | --- | --- | --- | --- |"]
   for dtype, batches in BATCHES.items():
     for batch in batches:
       pair = [
         found.get(Case(batch, remat, dtype=dtype)) for remat in (False, True)
       ]
       cells = [_memory(one) for one in pair] + [_cycles(one) for one in pair]
+      cells.append(_least(pair, batch))
       lines.append(f"| {batch}, {dtype} | {' | '.join(cells)} |")
   lines += ["", f"| cycles at batch 8 | all | {' | '.join(STAGES)} | floors |"]
   lines += ["| --- " * (len(STAGES) + 3) + "|"]
-  for case, name in zip(TUNING, ("XLA's own stem", "folded stem"), strict=True):
+  for name, case in TUNING.items():
     stages, floors = ["?"] * len(STAGES), "?"
     if aot := found.get(case, {}).get("aot"):
       cycles = aot["mcycles_by_stage"]
@@ -185,6 +207,14 @@ def _cycles(one: Mapping[str, Any] | None) -> str:
   if one is None:
     return "?"
   return f"{one['aot']['mcycles']:.0f} M" if "aot" in one else "-"
+
+
+def _least(pair: Sequence[Mapping[str, Any] | None], batch: int) -> str:
+  """The cycles of a volume, of the cheaper of two that fit."""
+  cycles = [one["aot"]["mcycles"] for one in pair if one and "aot" in one]
+  if cycles:
+    return f"{min(cycles) / batch:.1f} M"
+  return "-" if all(pair) else "?"
 
 
 def _collectives(one: Mapping[str, Any] | None) -> str:

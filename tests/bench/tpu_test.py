@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cadjax.bench import measure, tpu
+from cadjax.models import resnet
 from configs import resnet3d
 from data_prep.errors import UserError
 
@@ -48,8 +49,9 @@ def compiler(monkeypatch):
 def test_tables_tell_every_case(compiler, tmp_path):
   found = {case: tpu.run(case, CONFIG, tmp_path) for case in tpu.cases()}
   lines = tpu.tables(found).splitlines()
-  assert "| 16, bfloat16 | 16.0 GB | 8.0 GB | 100 M | 100 M |" in lines
-  assert "| 24, bfloat16 | too large | 12.0 GB | - | 100 M |" in lines
+  assert "| 16, bfloat16 | 16.0 GB | 8.0 GB | 100 M | 100 M | 6.2 M |" in lines
+  assert ("| 32, bfloat16 | too large | 16.0 GB | - | 100 M | 3.1 M |") in lines
+  assert "| 64, bfloat16 | too large | too large | - | - | - |" in lines
   assert "| folded stem | 100 M | 90 | 0 | 0 | 0 | 0 | 10 |" in " ".join(lines)
   assert "arithmetic 2000, bandwidth 1000" in " ".join(lines)
   assert (
@@ -58,11 +60,12 @@ def test_tables_tell_every_case(compiler, tmp_path):
 
 
 def test_what_is_not_compiled_yet_is_told(compiler, tmp_path):
-  found = {case: tpu.run(case, CONFIG, tmp_path) for case in tpu.TUNING}
+  cases = tpu.TUNING.values()
+  found = {case: tpu.run(case, CONFIG, tmp_path) for case in cases}
   lines = tpu.tables(found).splitlines()
-  assert "| 8, bfloat16 | 8.0 GB | ? | 100 M | ? |" in lines
+  assert "| 8, bfloat16 | 8.0 GB | ? | 100 M | ? | 12.5 M |" in lines
   assert "| pmap, batch 64 | ? | ? | ? |" in lines
-  del found[tpu.TUNING[0]]
+  del found[tpu.TUNING["XLA's own stem"]]
   assert f"| XLA's own stem {'| ? ' * 8}|" in tpu.tables(found).splitlines()
 
 
@@ -77,9 +80,28 @@ def test_a_case_asks_for_its_devices_and_config(compiler, tmp_path):
   assert CONFIG["model"]["dtype"] == "float32"
 
 
+def test_each_part_is_compiled_alone_and_with_those_before(compiler, tmp_path):
+  for case in tpu.TUNING.values():
+    tpu.run(case, CONFIG, tmp_path)
+  ways = [
+    tuple(spec["config"]["model"][name] for name in resnet.WAYS)
+    for spec in compiler
+  ]
+  plain = ("plain",) * 3
+  assert ways == [
+    plain,
+    plain,
+    ("folded", *plain[1:]),
+    ("folded", "folded", "plain"),
+    ("folded", "folded", "moments"),
+    ("auto",) * 3,
+  ]
+  assert len(list(tmp_path.iterdir())) == len(ways)
+
+
 def test_what_was_compiled_is_not_compiled_again(compiler, tmp_path):
-  first = tpu.run(tpu.TUNING[0], CONFIG, tmp_path)
-  assert tpu.run(tpu.TUNING[0], CONFIG, tmp_path) == first
+  first = tpu.run(tpu.TUNING["plain"], CONFIG, tmp_path)
+  assert tpu.run(tpu.TUNING["plain"], CONFIG, tmp_path) == first
   assert len(compiler) == 1
 
 
@@ -89,5 +111,5 @@ def test_another_failure_is_told_and_not_kept(monkeypatch, tmp_path):
 
   monkeypatch.setattr(tpu, "measure", fails)
   with pytest.raises(UserError, match="libtpu is missing"):
-    tpu.run(tpu.TUNING[0], CONFIG, tmp_path)
+    tpu.run(tpu.TUNING["plain"], CONFIG, tmp_path)
   assert not list(tmp_path.iterdir())
