@@ -82,6 +82,10 @@ def to_flax(tensors, like, name=torch_name):
     value = tensors[name(keys)].detach().numpy().copy()
     if keys[-1] == "kernel":  # [out, in, *size] -> [*size, in, out]
       value = np.moveaxis(value, (0, 1), (-1, -2))
+      if keys[-2] == "up" and value.shape[0] == 2:
+        # Transposed, [*size, out, in]: each place a block of channels.
+        value = np.moveaxis(value, -1, 0)
+        value = value.reshape(*(1,) * (leaf.ndim - 2), len(value), -1)
       # What is a dense layer here is a convolution of size 1 there.
       value = value.squeeze(tuple(range(value.ndim - leaf.ndim)))
     assert value.shape == leaf.shape, keys

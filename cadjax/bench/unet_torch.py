@@ -15,7 +15,7 @@ from torch.nn import functional
 
 
 class UNet(nn.Module):
-  """A U-Net with linear upsampling.
+  """A U-Net.
 
   Args:
     options: config.model of a U-Net, all its fields.
@@ -83,7 +83,12 @@ class Stage(nn.Module):
     if coarse:
       if options["attention"]:
         self.gate = Gate(options, channels, coarse)
-      self.up = conv(coarse, features, 1)
+      self.linear = options["upsampling"] == "linear"
+      if self.linear:
+        self.up = conv(coarse, features, 1)
+      else:  # What a convolution and depth to space are together.
+        make = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[options["ndim"]]
+        self.up = make(coarse, features, 2, 2, bias=False)
       channels += features
     self.conv1, self.norm1 = conv(channels, features, 3, stride), norm(features)
     self.conv2, self.norm2 = conv(features, features, 3), norm(features)
@@ -103,7 +108,8 @@ class Stage(nn.Module):
     if coarse is not None:
       if self.gate is not None:
         x = self.gate(x, coarse)
-      x = torch.cat([x, _upsample2(self.up(coarse))], 1)
+      coarse = self.up(coarse)
+      x = torch.cat([x, _upsample2(coarse) if self.linear else coarse], 1)
     y = functional.relu(self.norm1(self.conv1(x)), inplace=True)
     y = self.norm2(self.conv2(y))
     if self.conv_skip is not None:

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 STEP = {
   "model.dtype": ("float32", "bfloat16"),
   "model.remat": (False,),
-  "optimizer.name": ("adam",),
+  "optimizer.name": ("adam", "sgd"),
   "optimizer.accumulate": (1,),
   "ema_decay": (0.0,),
 }
@@ -36,7 +36,6 @@ SAME = {
     "loss.name": ("focal", "cross_entropy"),
   },
   "unet": {
-    "model.upsampling": ("linear",),
     "loss.name": ("dice_ce",),
     "segment.mirror": (False,),
   },
@@ -48,22 +47,18 @@ def train(spec: Mapping[str, Any]) -> Work:
   config, device = _setup(spec)
   net = _net(spec, config, device).train()
   options = config["optimizer"]
-  adam = torch.optim.Adam(
-    net.parameters(),
-    lr=options["learning_rate"],
-    weight_decay=options["weight_decay"],
-  )
+  optimizer = _optimizer(net, options)
   loss_fn = make_loss(config["loss"])
   image, target = _batch(spec, config, device)
 
   def run() -> None:
-    adam.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     with _precision(config, device):
       logits = net(_prepare(image, spec, config))
     loss_fn(logits, target).backward()
     if options["clip_norm"]:
       torch.nn.utils.clip_grad_norm_(net.parameters(), options["clip_norm"])
-    adam.step()
+    optimizer.step()
     _wait(device)
 
   return _work(run, spec, device)
@@ -210,6 +205,22 @@ def _format(spec, config) -> torch.memory_format:
     return torch.contiguous_format
   is_2d = config["model"]["ndim"] == 2
   return torch.channels_last if is_2d else torch.channels_last_3d
+
+
+def _optimizer(net, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+  common = {
+    "lr": options["learning_rate"],
+    "weight_decay": options["weight_decay"],
+  }
+  if options["name"] == "adam":
+    return torch.optim.Adam(net.parameters(), **common)
+  return torch.optim.SGD(
+    net.parameters(),
+    **common,
+    # The defaults of `training.optimizer`.
+    momentum=options.get("momentum", 0.9),
+    nesterov=options.get("nesterov", False),
+  )
 
 
 def _net(spec, config, device) -> torch.nn.Module:

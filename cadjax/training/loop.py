@@ -265,8 +265,10 @@ def train_and_evaluate(
 
 def _step_flops(model, config, task: Task) -> int:
   """Returns the operations of a step on all devices, see `flops`."""
-  slices = config.data.slices_per_volume if config.model.ndim == 2 else 1
-  examples = config.data.batch_size * slices
+  examples = config.data.batch_size
+  if config.model.ndim == 2:  # Of volumes, or of patches.
+    data = config.data
+    examples *= data.get("slices_per_volume") or data.patch_size[0]
   counted = flops.count(model, (1, *task.image_shape))
   return examples * flops.step_flops(counted, train=True)
 

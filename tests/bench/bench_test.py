@@ -32,7 +32,7 @@ from cadjax.explanation import cam, explainer
 from cadjax.models import flops
 from cadjax.report import linked
 from cadjax.segmentation import task
-from configs import resnet2d, resnet3d, unet2d, unet3d
+from configs import mlperf_unet3d, resnet2d, resnet3d, unet2d, unet3d
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -475,6 +475,7 @@ def work_torch():
     (resnet3d, ["train", "infer", "explain"]),
     (unet2d, ["train", "infer", "slide"]),
     (unet3d, ["train", "infer"]),
+    (mlperf_unet3d, ["train"]),
   ],
 )
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last"])
@@ -534,7 +535,6 @@ def test_a_segmenters_loss_is_torchs(work_torch, levels):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("model", {"upsampling": "shuffle"}, "upsampling = 'linear' only"),
     ("loss", {"weights": [1, 1, 1]}, "does no config.loss.weights"),
   ],
 )

@@ -137,7 +137,7 @@ def unet_torch():
     (3, {"deep_supervision": True}),
     (2, {"residual": True, "attention": True}),
     (2, {"norm": "group"}),
-    (3, {"norm": "instance"}),
+    (3, {"norm": "instance", "upsampling": "shuffle"}),
   ],
 )
 @pytest.mark.parametrize("train", [False, True])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -17,8 +18,9 @@ from tiny_runs import assert_same, best_variables, lines
 
 from cadjax import tasks
 from cadjax.data import input_pipeline
-from cadjax.models import layers, resnet
+from cadjax.models import flops, layers, resnet
 from cadjax.training import loop, steps, task
+from configs import resnet2d, resnet3d, unet2d
 from data_prep.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -203,6 +205,19 @@ def test_a_step_is_traced_and_its_program_written(tiny_data, tmp_path):
   assert "trace in" in done.stdout + done.stderr
   assert any((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
   assert any("train_step" in path.name for path in (tmp_path / "hlo").iterdir())
+
+
+@pytest.mark.parametrize(
+  ("config", "ndim", "examples"),
+  [(resnet3d, 3, 8), (resnet2d, 2, 8 * 16), (unet2d, 2, 16)],
+)
+def test_the_work_of_a_step_is_that_of_its_examples(config, ndim, examples):
+  config = config.get_config()
+  model = task.make_model(config)
+  shape = (32,) * ndim
+  image = types.SimpleNamespace(image_shape=(*shape, 1))
+  one = flops.step_flops(flops.count(model, (1, *shape, 1)), train=True)
+  assert loop._step_flops(model, config, image) == examples * one
 
 
 def test_another_config_is_refused_with_the_difference(
