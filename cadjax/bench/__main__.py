@@ -24,8 +24,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from cadjax.bench import about, report, rows
-from cadjax.bench.measure import measure
+from cadjax.bench import about, fit, report, rows
+from cadjax.bench.measure import is_full, measure
 from cadjax.core import configs, lookup
 from data_prep import case_flags, errors
 from data_prep.errors import UserError
@@ -74,6 +74,14 @@ def define_flags() -> None:
   )
   flags.DEFINE_string(
     "dump_hlo", None, "Folder for the text of the program of --aot."
+  )
+  flags.DEFINE_float(
+    "fit",
+    None,
+    "Search the largest batch, and patch of a segmenter, whose train step"
+    " takes so many GB of a device, by what the compiler reserves; in place of"
+    " --what. With --aot of that device.",
+    0,
   )
   flags.DEFINE_enum("sweep", None, SWEEPS, "Measure at several --values.")
   flags.DEFINE_list(
@@ -151,6 +159,9 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   lookup.check_known(args.what, rows.WHATS, "--what")
   asked = points(args)
+  if args.fit is not None:
+    print(fitted(asked, args.fit * 1e9))
+    return
   out = _folder(args.out)
   if args.dump_hlo:
     _folder(args.dump_hlo)
@@ -175,6 +186,41 @@ def main(argv: Sequence[str]) -> None:
   failed = [one for one in every if one.error is not None]
   if failed:
     raise UserError(f"{len(failed)} of {len(every)} rows failed; see above")
+
+
+def fitted(asked: dict[str, rows.Settings], limit: float) -> str:
+  """Searches what --fit asks for; returns what is printed of it.
+
+  Args:
+    asked: of `points`, without a sweep.
+    limit: bytes on one device.
+
+  Raises:
+    UserError: there is a sweep, or the step does not compile.
+  """
+  if list(asked) != [""]:
+    raise UserError("--fit and --sweep do not go together")
+  (settings,) = asked.values()
+
+  def compiled(size: fit.Size) -> float | None:
+    one = dataclasses.replace(settings, batch=size.batch, shape=size.shape)
+    (result,) = measure([rows.memory(one)], 1, say=lambda _: None)
+    if is_full(result):
+      return None
+    if result.error is not None:
+      raise UserError(result.error)
+    used = result.info["memory_bytes"]
+    _say(f"batch {size.batch}: {used / 1e9:.3g} GB")
+    return used
+
+  found = fit.search(
+    compiled,
+    limit,
+    settings.shape,
+    devices=settings.devices,
+    stride=rows.patch_stride(settings),
+  )
+  return fit.text(found, limit, settings.shape)
 
 
 def _folder(name: str) -> pathlib.Path:

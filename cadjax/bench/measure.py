@@ -17,6 +17,8 @@ from typing import Any
 from cadjax.bench.rows import BenchRow
 
 MESSAGE_LENGTH = 300
+# Words of a compiler or allocator whose device has not enough memory.
+FULL = ("RESOURCE_EXHAUSTED", "out of memory", "exceeded hbm")
 
 
 class WorkerError(Exception):
@@ -41,6 +43,12 @@ class Result:
   seconds: list[float] = dataclasses.field(default_factory=list)
   parts: list[dict[str, float]] = dataclasses.field(default_factory=list)
   error: str | None = None
+
+
+def is_full(result: Result) -> bool:
+  """Whether a row failed because its device has not enough memory."""
+  said = (result.error or "").lower()
+  return any(word.lower() in said for word in FULL)
 
 
 class Worker:

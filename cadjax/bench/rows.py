@@ -254,9 +254,18 @@ def _phantom(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   return [[dataclasses.replace(row, environment=one_core)]]
 
 
+def memory(settings: Settings) -> BenchRow:
+  """Returns the row that compiles the train step to tell its memory."""
+  row = _row(settings, "memory", "memory", "cadjax", aot=settings.aot)
+  return row if settings.aot is None else _without_devices(row)
+
+
 def _aot(settings: Settings) -> BenchRow:
   spec = {"aot": settings.aot, "dump_hlo": settings.dump_hlo}
-  row = _row(settings, "aot", "aot", settings.aot, **spec)
+  return _without_devices(_row(settings, "aot", "aot", settings.aot, **spec))
+
+
+def _without_devices(row: BenchRow) -> BenchRow:
   # No TPU is asked for, neither by jax nor by libtpu.
   alone = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
   return dataclasses.replace(row, environment={**row.environment, **alone})
@@ -273,6 +282,14 @@ WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[BenchRow]]]] = {
   "preprocess": _preprocess,
   "phantom": _phantom,
 }
+
+
+def patch_stride(settings: Settings) -> int | None:
+  """Returns what a patch's edges are multiples of; None for volumes."""
+  if _task(settings) != "segment":
+    return None
+  features = settings.config["model"].get("features")
+  return 2 ** (len(features) - 1) if features else 32
 
 
 def _task(settings: Settings) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from cadjax.bench import about, rows, summary
-from cadjax.bench.measure import measure
+from cadjax.bench.measure import is_full, measure
 from cadjax.core import configs, files, lookup
 from cadjax.models import resnet
 from data_prep import errors
@@ -27,7 +27,6 @@ from data_prep.errors import UserError
 
 SHAPE = (256, 128, 128)
 ONE, EIGHT = "tpu:v5e:2x2", "tpu:v5e:2x4"
-FULL = ("RESOURCE_EXHAUSTED", "out of memory", "exceeded hbm")
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "other")
 
 
@@ -149,7 +148,7 @@ def run(
   if result.error is None:
     found["aot"] = summary.aot(result)
     found["compile_seconds"] = result.info["compile_seconds"]
-  elif any(word.lower() in result.error.lower() for word in FULL):
+  elif is_full(result):
     found["full"] = result.error
   else:
     raise UserError(f"{case.name}: {result.error}")

@@ -38,16 +38,7 @@ def train(spec: Mapping[str, Any]) -> Work:
   """Compiles; all that there is to know is in `info`."""
   config = ml_collections.ConfigDict(spec["config"])
   devices = _devices(spec, config)
-  step, start = work_jax.train_step(spec, config, devices, real=False)
-  state = jax.eval_shape(steps.make_init(**start), jax.random.key(0))
-  batch = {
-    key: jax.ShapeDtypeStruct(value.shape, value.dtype)
-    for key, value in work_jax.fake_batch(spec, config, devices).items()
-  }
-  lowered = step.lower(
-    devices.abstract_replicated(state), devices.abstract_batch(batch)
-  )
-  seconds, compiled = timed(lowered.compile)
+  seconds, compiled = timed(_lowered(spec, config, devices).compile)
   if spec.get("dump_hlo"):
     path = pathlib.Path(spec["dump_hlo"], "train_step.hlo.txt")
     path.write_text(compiled.as_text())
@@ -61,6 +52,39 @@ def train(spec: Mapping[str, Any]) -> Work:
   return Work(lambda: None, volumes=spec["batch"], info=info)
 
 
+def memory(spec: Mapping[str, Any]) -> Work:
+  """Compiles for the devices here, or those of `aot`, and tells the memory."""
+  config = ml_collections.ConfigDict(spec["config"])
+  devices = _devices(spec, config)
+  compiled = _lowered(spec, config, devices).compile()
+  info = {"memory_bytes": _reserved(compiled), "platform": devices.platform}
+  return Work(lambda: None, volumes=spec["batch"], info=info)
+
+
+def _lowered(spec, config, devices: parallel.Parallel) -> jax.stages.Lowered:
+  step, start = work_jax.train_step(spec, config, devices, real=False)
+  state = jax.eval_shape(steps.make_init(**start), jax.random.key(0))
+  batch = {
+    key: jax.ShapeDtypeStruct(value.shape, value.dtype)
+    for key, value in work_jax.fake_batch(spec, config, devices).items()
+  }
+  return step.lower(
+    devices.abstract_replicated(state), devices.abstract_batch(batch)
+  )
+
+
+def _reserved(compiled: jax.stages.Compiled) -> int:
+  """Bytes of one device that a program holds while it runs."""
+  memory = compiled.memory_analysis()
+  # Donated arguments are outputs, too.
+  return (
+    memory.temp_size_in_bytes
+    + memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+
+
 def describe(
   compiled: jax.stages.Compiled, chip: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -70,17 +94,12 @@ def describe(
     compiled: the program.
     chip: of `CHIPS`.
   """
-  memory, text = compiled.memory_analysis(), compiled.as_text()
-  arguments = memory.argument_size_in_bytes
+  text = compiled.as_text()
   found = hlo.operations(text, chip["bandwidth"] / chip["clock"])
   ranked = sorted(found, key=lambda one: -one.cycles)
   bounded = [one for one in found if not one.estimated]
   return {
-    # Donated arguments are outputs, too.
-    "memory_bytes": memory.temp_size_in_bytes
-    + arguments
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes,
+    "memory_bytes": _reserved(compiled),
     "hlo_flops": compiled.cost_analysis()["flops"],
     "bytes_accessed": compiled.cost_analysis()["bytes accessed"],
     "cycles": hlo.cycles_by_stage(found),
@@ -103,6 +122,8 @@ def _chip(topology: str) -> str:
 
 
 def _devices(spec, config) -> parallel.Parallel:
+  if spec["aot"] is None:
+    return work_jax.here(spec, config)
   _chip(spec["aot"])
   try:
     topology = topologies.get_topology_desc(
@@ -123,4 +144,4 @@ def _devices(spec, config) -> parallel.Parallel:
   return devices
 
 
-MAKERS = {"aot": train}
+MAKERS = {"aot": train, "memory": memory}

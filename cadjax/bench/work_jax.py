@@ -40,7 +40,7 @@ CEILINGS = {"cpu": (2048, 1 << 28), "other": (8192, 1 << 30)}
 def train(spec: Mapping[str, Any]) -> Work:
   """Makes a train step: on a batch that is on the device, or on records."""
   config = ml_collections.ConfigDict(spec["config"])
-  devices = _devices(spec, config)
+  devices = here(spec, config)
   real = spec["variant"] == "pipeline"
   step, start = train_step(spec, config, devices, real=real)
   batches = _records(spec, config, devices) if real else None
@@ -109,7 +109,7 @@ def train_step(
 def infer(spec: Mapping[str, Any]) -> Work:
   """Makes an evaluation step on a batch that is on the device."""
   config = ml_collections.ConfigDict(spec["config"])
-  devices = _devices(spec, config)
+  devices = here(spec, config)
   model = training_task.make_model(config)
   step = devices.eval_step(
     steps.make_eval_step(
@@ -156,7 +156,7 @@ def explain(spec: Mapping[str, Any]) -> Work:
 def slide(spec: Mapping[str, Any]) -> Work:
   """Makes the way of a volume of HU through windows to its labels."""
   config = ml_collections.ConfigDict(spec["config"])
-  devices = _devices(spec, config)
+  devices = here(spec, config)
   segment = make_sliding(config, devices)
   variables = network_variables(training_task.make_model(config), spec, config)
   variables = devices.put_replicated(variables)
@@ -278,7 +278,15 @@ MAKERS = {
 }
 
 
-def _devices(spec, config) -> parallel.Parallel:
+def here(
+  spec: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> parallel.Parallel:
+  """Lays out the devices of this machine that a row asks for.
+
+  Raises:
+    UserError: there are not so many.
+    lookup.ConfigError: they do not divide the batch.
+  """
   found, wanted = jax.devices(), spec["devices"]
   if wanted > len(found):
     raise UserError(f"--devices={wanted}: there are {len(found)}")

@@ -28,7 +28,7 @@ def make(spec: Mapping[str, Any]) -> Work:
   # else: its peak memory is part of the result.
   if spec["framework"] == "torch":
     from cadjax.bench import work_torch as module
-  elif spec["what"] == "aot":
+  elif spec["what"] in ("aot", "memory"):
     from cadjax.bench import work_aot as module
   elif spec["what"] in EXPLANATIONS:
     from cadjax.bench import work_explanations as module

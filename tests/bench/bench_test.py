@@ -638,3 +638,18 @@ def test_a_long_measure_is_timed_in_part_and_scaled(settings, tmp_path):
   )
   _, answer, _ = map(json.loads, out.getvalue().splitlines())
   assert answer["seconds"] >= work.scale * 0.01
+
+
+def test_the_batch_that_fits_is_found_by_compiling(tmp_path):
+  done = bench(
+    "--shape=16,16,16",
+    "--config.model.depth=10",
+    "--config.model.width=4",
+    "--fit=0.0014",
+    f"--out={tmp_path}",
+  )
+  assert done.returncode == 0, done.stderr
+  tried = [x for x in done.stdout.splitlines() if x.startswith("batch ")]
+  assert len(tried) >= 2
+  assert "0.0014 GB" in done.stdout
+  assert not list(tmp_path.iterdir())
