@@ -6,7 +6,8 @@ With a segmenter's config, such as unet3d, train and infer are those
 of its U-Net on patches of --shape, and slide segments a volume of --scan_shape
 in the config's own windows. explain takes a classifier's config, and so does
 explanations, the cost of every explanation method and of every measure of
-explanations, whose last table is for a README. report is
+explanations, whose last table is for a README. ways is the train step of a
+classifier computed in each way of `resnet.WAYS`, in turns. report is
 the whole way of a scan of --scan_shape to its linked report, with the models of
 --classifier and --segmenter.
 

@@ -28,6 +28,7 @@ COLUMNS = (
   ("peak GB", "{:.2f}"),
   ("compile s", "{:.1f}"),
   ("of one pass", "{}"),
+  ("of plain", "{}"),
   ("time ratio", "{}"),
   ("memory ratio", "{:.2f}"),
 )

@@ -34,6 +34,17 @@ MEASURES = (
   *("SSIM and rank correlation of two maps", "energy, lift, pointing, AUPRC"),
   *("SE3D: boxes and masks", "CheXlocalize: 16 readers"),
 )
+# Of config.model, how training computes the same network (`resnet.WAYS`), one
+# part after the other.
+PLAIN = {"stem": "plain", "stage1": "plain", "pointwise": "plain"}
+STEM = {**PLAIN, "stem": "folded"}
+STAGE1 = {**STEM, "stage1": "folded"}
+WAYS = {
+  "plain": PLAIN,
+  "folded stem": STEM,
+  "and folded stage 1": STAGE1,
+  "and norms from moments": {**STAGE1, "pointwise": "moments"},
+}
 # Those of a report.
 MODELS = ("classifier", "segmenter")
 
@@ -161,6 +172,19 @@ def _train(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   return [[*rows, *_torch_formats(settings, row), _ceilings(settings, "train")]]
 
 
+def _ways(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
+  del inputs
+  _check_task(settings, "ways", "classify")
+  model = settings.config["model"]
+  rows = []
+  for name, way in WAYS.items():
+    one = dataclasses.replace(
+      settings, config={**settings.config, "model": {**model, **way}}
+    )
+    rows.append(_row(one, "ways", "train", name, variant="fake"))
+  return [[*rows, _ceilings(settings, "ways")]]
+
+
 def _infer(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   del inputs
   row = functools.partial(_row, settings, "infer", "infer")
@@ -273,6 +297,7 @@ def _without_devices(row: BenchRow) -> BenchRow:
 
 WHATS: Mapping[str, Callable[[Settings, Inputs], list[list[BenchRow]]]] = {
   "train": _train,
+  "ways": _ways,
   "infer": _infer,
   "explain": _explain,
   "explanations": _explanations,

@@ -56,9 +56,14 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
   The time ratio is the median, with the range, of the ratios of the runs that
   stood next to each other, over the fastest row of the other framework;
-  "of one pass" likewise, over one pass of the network forward and back.
+  "of one pass" likewise, over one pass of the network forward and back, and
+  "of plain" over the plain way to compute the step.
   """
   roof, other, passed = ceilings(results), rival(results), one_pass(results)
+  plain = next(
+    (r for r in results if r.row.group == "ways" and r.row.name == "plain"),
+    None,
+  )
   # The step is the same work in both frameworks.
   work = next((r.info["flops"] for r in results if "flops" in r.info), None)
   table = []
@@ -72,6 +77,8 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
         line |= _ratios(result, other)
       if passed not in (None, result) and "variant" in result.row.spec:
         line["of one pass"] = _time_ratio(result, passed)
+      if plain not in (None, result) and plain.error is None:
+        line["of plain"] = _time_ratio(result, plain)
     table.append(line)
   return table
 

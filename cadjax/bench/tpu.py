@@ -21,7 +21,6 @@ from absl import flags
 from cadjax.bench import about, rows, summary
 from cadjax.bench.measure import is_full, measure
 from cadjax.core import configs, files, lookup
-from cadjax.models import resnet
 from data_prep import errors
 from data_prep.errors import UserError
 
@@ -42,8 +41,7 @@ class Case:
     space: over how many chips the depth of a volume is divided.
     conv: config.model.conv; "lax" is the step before it was tuned.
     dtype: config.model.dtype.
-    ways: what of `resnet.WAYS` is not plain: () for none of it, None for what
-      the config says.
+    ways: a key of `rows.WAYS`; None for what the config says.
   """
 
   batch: int
@@ -53,15 +51,14 @@ class Case:
   space: int = 1
   conv: str = "auto"
   dtype: str = "bfloat16"
-  ways: tuple[tuple[str, str], ...] | None = None
+  ways: str | None = None
 
   @property
   def name(self) -> str:
     """Of its file."""
     remat = "_remat" if self.remat else ""
     if self.ways is not None:
-      names = [name for name, _ in self.ways] or ["plain"]
-      remat += "_" + "_".join(names)
+      remat += "_" + self.ways.replace(" ", "_")
     return (
       f"{self.chips}_{self.parallel}_{self.space}_{self.conv}_{self.dtype}"
       f"_batch{self.batch}{remat}"
@@ -72,7 +69,7 @@ class Case:
     fields = ("dtype", "remat", "conv")
     changes = {name: getattr(self, name) for name in fields}
     if self.ways is not None:
-      changes |= dict.fromkeys(resnet.WAYS, "plain") | dict(self.ways)
+      changes |= rows.WAYS[self.ways]
     config = {
       **config,
       "model": {**config["model"], **changes},
@@ -93,15 +90,9 @@ class Case:
 
 # Float32 tells what a T4 holds, which has 16 GB, too, and no bfloat16.
 BATCHES = {"bfloat16": (4, 8, 16, 32, 64), "float32": (4, 8)}
-# One after the other: what each part is worth.
-STEM, STAGE1 = ("stem", "folded"), ("stage1", "folded")
-MOMENTS = ("pointwise", "moments")
 TUNING = {
-  "XLA's own stem": Case(8, conv="lax", ways=()),
-  "plain": Case(8, ways=()),
-  "folded stem": Case(8, ways=(STEM,)),
-  "and folded stage 1": Case(8, ways=(STEM, STAGE1)),
-  "and norms from moments": Case(8, ways=(STEM, STAGE1, MOMENTS)),
+  "XLA's own stem": Case(8, conv="lax", ways="plain"),
+  **{name: Case(8, ways=name) for name in rows.WAYS},
   "what `auto` is": Case(8),
 }
 EIGHT_CHIPS = [

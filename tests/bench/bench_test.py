@@ -29,7 +29,7 @@ from cadjax.bench import (
 )
 from cadjax.core.lookup import ConfigError, UnknownName
 from cadjax.explanation import cam, explainer
-from cadjax.models import flops
+from cadjax.models import flops, resnet
 from cadjax.report import linked
 from cadjax.segmentation import task
 from configs import mlperf_unet3d, resnet2d, resnet3d, unet2d, unet3d
@@ -638,6 +638,33 @@ def test_a_long_measure_is_timed_in_part_and_scaled(settings, tmp_path):
   )
   _, answer, _ = map(json.loads, out.getvalue().splitlines())
   assert answer["seconds"] >= work.scale * 0.01
+
+
+def test_every_way_to_train_is_a_row(settings, tmp_path):
+  (group,) = rows.plan(["ways"], settings, rows.Inputs(tmp_path, settings))
+  assert all(set(way) == set(resnet.WAYS) for way in rows.WAYS.values())
+  named = {row.name: row.spec["config"]["model"] for row in group[:-1]}
+  for name, way in rows.WAYS.items():
+    model = named.pop(name)
+    assert {key: model[key] for key in way} == way
+    assert model["depth"] == settings.config["model"]["depth"]
+  assert not named
+  worker.make(group[-2].spec).run()  # Of all ways together.
+
+
+def test_ways_are_told_beside_the_plain_one():
+  def timed(name, seconds):
+    one = result(name, seconds)
+    return dataclasses.replace(
+      one, row=dataclasses.replace(one.row, group="ways")
+    )
+
+  plain, folded = summary.rows(
+    [timed("plain", [2.0, 4.0]), timed("folded stem", [1.0, 3.0])]
+  )
+  assert "of plain" not in plain
+  assert folded["of plain"] == "0.62 (0.50-0.75)"
+  assert "of plain" in report.render([plain, folded])
 
 
 def test_the_batch_that_fits_is_found_by_compiling(tmp_path):
