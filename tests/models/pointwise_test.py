@@ -114,3 +114,41 @@ def test_relu_add_adds_wide_and_masks_by_its_result(dtype):
   assert (dx.dtype, dy.dtype) == (dtype, jnp.float32)
   np.testing.assert_array_equal(dx, jnp.where(total > 0, dz, 0))
   np.testing.assert_array_equal(dy, dx.astype(jnp.float32))
+
+
+def test_bfloat16_rounds_no_more_than_the_two_do():
+  """Value, statistics and gradients beside float64 of the same input."""
+  rng = np.random.default_rng(0)
+  low = jnp.asarray(rng.normal(size=(2, 8, 8, 8, CHANNELS)) + 1, jnp.bfloat16)
+  params = [jnp.asarray(a, jnp.float32) for a in arguments()[1:]]
+  params[0] = params[0].astype(jnp.bfloat16).astype(jnp.float32)
+  dy = jnp.asarray(rng.normal(size=(*low.shape[:-1], FEATURES)), jnp.bfloat16)
+
+  def run(norm, x, dy, params):
+    (y, *moments), pull = jax.vjp(norm, x, *params)
+    none = jnp.zeros_like(moments[0])
+    return [y, *moments, *pull((dy.astype(y.dtype), none, none))]
+
+  def two(x, kernel, scale, bias):
+    return plain(x, kernel.astype(x.dtype), scale, bias)
+
+  with enable_x64():
+    exact = run(
+      plain, *jax.tree.map(lambda a: a.astype(jnp.float64), (low, dy, params))
+    )
+  ours = run(pointwise.conv_norm, low, dy, params)
+  theirs = run(two, low, dy, params)
+
+  def error(got, want):
+    want = np.asarray(want, np.float64)
+    wrong = np.asarray(got.astype(jnp.float32), np.float64) - want
+    return np.sqrt((wrong**2).mean() / (want**2).mean())
+
+  for name, a, b, want in zip(
+    ("y", "mean", "var", "dx", "dk", "dscale", "dbias"),
+    ours,
+    theirs,
+    exact,
+    strict=True,
+  ):
+    assert error(a, want) < max(1.2 * error(b, want), 1e-6), name
