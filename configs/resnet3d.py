@@ -63,8 +63,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.model.remat = False
   config.model.dtype = "float32"  # Of computations: float32 or bfloat16.
   config.model.conv = "auto"  # On CPUs: auto, exact (no Winograd) or lax.
-  # How training computes the same network, for speed on accelerators, by
-  # platform if "auto"; see WAYS in cadjax/models/resnet.py.
+  # How training computes the same network, by platform if "auto"; see WAYS in
+  # cadjax/models/resnet.py.
   config.model.stem = "auto"  # auto, folded or plain.
   config.model.stage1 = "auto"  # auto, folded or plain.
   config.model.pointwise = "auto"  # auto, moments or plain.

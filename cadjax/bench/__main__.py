@@ -28,6 +28,7 @@ from absl import flags
 from cadjax.bench import about, fit, report, rows
 from cadjax.bench.measure import is_full, measure
 from cadjax.core import configs, lookup
+from cadjax.training import profiling
 from data_prep import case_flags, errors
 from data_prep.errors import UserError
 
@@ -75,6 +76,12 @@ def define_flags() -> None:
   )
   flags.DEFINE_string(
     "dump_hlo", None, "Folder for the text of the program of --aot."
+  )
+  flags.DEFINE_string(
+    "profile",
+    None,
+    "START:STOP, runs of each row to trace, into a folder of its own in --out;"
+    " what is traced takes longer.",
   )
   flags.DEFINE_float(
     "fit",
@@ -126,7 +133,19 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
     aot=args.aot,
     models={model: args[model].value for model in rows.MODELS},
     dump_hlo=args.dump_hlo,
+    profile=_profile(args),
   )
+
+
+def _profile(args: flags.FlagValues) -> tuple[str, int, int] | None:
+  if args.profile is None:
+    return None
+  start, stop = profiling.parse(args.profile)
+  if stop > args.repeats + 1:
+    raise UserError(
+      f"--profile={args.profile}: a row has --repeats={args.repeats} runs"
+    )
+  return (args.out, start, stop)
 
 
 def points(args: flags.FlagValues) -> dict[str, rows.Settings]:

@@ -65,6 +65,8 @@ class Settings:
     aot: a TPU to compile the train step for, or None.
     models: workdir, or None, of each of `MODELS`.
     dump_hlo: a folder for the text of the program of `aot`, or None.
+    profile: folder, start and stop of the runs of a row that are traced, see
+      `training.profiling`, or None.
   """
 
   config: Mapping[str, Any]
@@ -77,6 +79,7 @@ class Settings:
   aot: str | None = None
   models: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
   dump_hlo: str | None = None
+  profile: tuple[str, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,6 +372,10 @@ def _row(
     "batch": settings.batch,
     "devices": settings.devices,
   }
+  if settings.profile is not None:
+    folder, *runs = settings.profile
+    place = f"{group}_{name}".replace(" ", "_").replace(",", "")
+    common["profile"] = [os.path.join(folder, place), *runs]
   # What the caller forces (a test has eight devices) must not reach the row.
   kept = [
     flag

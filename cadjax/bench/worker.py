@@ -5,6 +5,7 @@ for every line on stdin, answering with the seconds. At the end of stdin it
 tells its peak memory and ends.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -51,7 +52,17 @@ def peak_rss() -> int:
   return peak if sys.platform == "darwin" else peak * 1024
 
 
-def serve(work: Work, lines: TextIO, out: TextIO) -> None:
+def make_tracer(spec: Mapping[str, Any]) -> Any:
+  """Makes what traces the runs of a row that --profile asks for, or None."""
+  if spec["framework"] != "cadjax" or not spec.get("profile"):
+    return None
+  from cadjax.training.profiling import Tracer
+
+  folder, start, stop = spec["profile"]
+  return Tracer(pathlib.Path(folder), (start, stop))
+
+
+def serve(work: Work, lines: TextIO, out: TextIO, tracer: Any = None) -> None:
   """Warms up and answers every line; see the top of this file."""
 
   def answer(**values):
@@ -64,8 +75,11 @@ def serve(work: Work, lines: TextIO, out: TextIO) -> None:
   else:
     work.run()
   answer(volumes=work.volumes, **build, **work.info)
-  for _ in lines:
-    seconds, parts = timed(work.run)
+  for number, _ in enumerate(lines, 1):
+    with tracer.step(number) if tracer else contextlib.nullcontext():
+      seconds, parts = timed(work.run)
+    if tracer:
+      tracer.done(number, ())
     answer(seconds=work.scale * seconds, parts=parts or {})
   # Before `finish`, whose extra work is not the row's.
   peak = peak_rss()
@@ -83,7 +97,8 @@ def main() -> None:
   """Serves the row that the command line describes."""
   out = _private_stdout()
   try:
-    serve(make(json.loads(sys.argv[1])), sys.stdin, out)
+    spec = json.loads(sys.argv[1])
+    serve(make(spec), sys.stdin, out, make_tracer(spec))
   except Exception as error:
     # The last line is the one that the table shows.
     message = one_line(error)

@@ -34,7 +34,8 @@ EXPANSION = 4
 #
 # stem       folded: convolution, norm, ReLU and pooling on cells of 4x4x4
 #            voxels, see `folded_stem`
-# stage1     folded: two neighbours along W side by side in the lanes
+# stage1     folded: two neighbours along W side by side in the lanes; behind a
+#            folded stem alone
 # pointwise  moments: the last convolution of a bottleneck and its norm in one,
 #            see `pointwise`
 WAYS = {

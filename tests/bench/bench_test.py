@@ -640,6 +640,16 @@ def test_a_long_measure_is_timed_in_part_and_scaled(settings, tmp_path):
   assert answer["seconds"] >= work.scale * 0.01
 
 
+def test_runs_of_a_row_are_traced(tmp_path):
+  done = bench("--what=infer", "--profile=2:3", f"--out={tmp_path}")
+  assert done.returncode == 0, done.stderr
+  folder = tmp_path / "infer_cadjax" / "profile"
+  assert any(folder.rglob("*.xplane.pb"))
+  done = bench("--what=infer", "--profile=2:9", f"--out={tmp_path}")
+  assert done.returncode == 2
+  assert "a row has --repeats=2 runs" in done.stderr
+
+
 def test_every_way_to_train_is_a_row(settings, tmp_path):
   (group,) = rows.plan(["ways"], settings, rows.Inputs(tmp_path, settings))
   assert all(set(way) == set(resnet.WAYS) for way in rows.WAYS.values())
