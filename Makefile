@@ -79,6 +79,8 @@ test-slow: $(READY)
 PYTHON_COLAB ?= python3.13
 COLAB := .venv-colab
 COLAB_TESTS := $(addprefix tests/,core/parallel_test.py training \
+  models/batch_norm_test.py models/folded_test.py models/folded_stem_test.py \
+  models/pointwise_test.py \
   evaluate_test.py evaluation explain_test.py explanation notebook \
   colab_test.py)
 
