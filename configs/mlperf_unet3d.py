@@ -32,6 +32,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 0.8
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 1000
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
+    config.optimizer.momentum = 0.9  # Of sgd.
+    config.optimizer.nesterov = True  # Whether sgd looks ahead.
   return config
