@@ -49,6 +49,10 @@ def main(_: Sequence[str]) -> None:
     beside = pathlib.Path(args.workdir).absolute().parent
     jax.config.update("jax_compilation_cache_dir", str(beside / "jax_cache"))
   if args.dump_hlo:  # Read when the first device is asked for.
+    if len(args.dump_hlo.split()) != 1:
+      raise UserError(
+        f"--dump_hlo={args.dump_hlo}: XLA takes no folder with spaces"
+      )
     flag = f"--xla_dump_to={args.dump_hlo} --xla_dump_hlo_as_text"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
   profile = profiling.parse(args.profile) if args.profile else None

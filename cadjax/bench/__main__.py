@@ -105,7 +105,6 @@ def settings_from_flags(args: flags.FlagValues) -> rows.Settings:
   """
   if args.config is None:
     raise UserError("--config is missing; try --config=resnet3d")
-  report.earlier(args.against)
   if args.dump_hlo and not args.aot:
     raise UserError(
       "--dump_hlo goes with --aot; of what runs here, set"
@@ -179,6 +178,7 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   lookup.check_known(args.what, rows.WHATS, "--what")
   asked = points(args)
+  before = report.earlier(args.against)  # This run may overwrite it.
   if args.fit is not None:
     print(fitted(asked, args.fit * 1e9))
     return
@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
   every = [one for run in runs.values() for group in run for one in group]
   facts = about.about(every)
   report.write(out, facts, asked, runs, sweep=args.sweep)
-  if (before := report.earlier(args.against)) is not None:
+  if before is not None:
     found = report.difference(report.records(asked, runs), before)
     print(f"\nagainst {args.against}:\n{found}")
   print(facts["footer"])

@@ -308,7 +308,11 @@ class Kernel(nn.Module):
 
   @nn.compact
   def __call__(self) -> tuple[jax.Array]:
-    """Returns it alone in a tuple: it is no map, see `core.parallel`."""
+    """Returns the kernel as a tuple of one.
+
+    `core.parallel` pins how arrays of five axes that modules return lie on the
+    devices, which is for feature maps.
+    """
     return (self.param("kernel", kaiming_normal, self.shape, jnp.float32),)
 
 

@@ -99,6 +99,8 @@ def train_and_evaluate(
   task = kind.make_task(config, dataset, devices)
   per_epoch = task.steps_per_epoch
   total_steps = per_epoch * config.epochs
+  tracer = profiling.Tracer(path, profile)
+  tracer.check(1, total_steps)  # Before anything is written.
 
   # Model and optimizer; the step is compiled at its first call.
   model = make_model(config, devices.axis_name, devices.platform)
@@ -153,7 +155,6 @@ def train_and_evaluate(
   start = int(state.step)
   if start < total_steps and not progress.stopped:
     checkpoints.check_space(state)
-  tracer = profiling.Tracer(path, profile)
   tracer.check(start + 1, total_steps)
   log = RunLog(path, start)
   if start:

@@ -16,7 +16,7 @@ def parse(text: str) -> tuple[int, int]:
   """Returns START and STOP of "START:STOP".
 
   Raises:
-    UserError: it is no such text.
+    UserError: the text does not have this form.
   """
   start, colon, stop = text.partition(":")
   numbers = colon and start.isdecimal() and stop.isdecimal()

@@ -650,6 +650,19 @@ def test_runs_of_a_row_are_traced(tmp_path):
   assert "a row has --repeats=2 runs" in done.stderr
 
 
+def test_a_run_beside_the_one_that_it_overwrites(tmp_path):
+  def median():
+    content = json.loads((tmp_path / "bench.json").read_text())
+    return content["runs"][0]["groups"][0]["table"][0]["median s"]
+
+  out = f"--out={tmp_path}"
+  assert bench("--what=phantom", out).returncode == 0
+  before = median()
+  done = bench("--what=phantom", out, f"--against={tmp_path / 'bench.json'}")
+  assert done.returncode == 0, done.stderr
+  assert f"median s {before:.4g} -> {median():.4g}" in done.stdout
+
+
 def test_every_way_to_train_is_a_row(settings, tmp_path):
   (group,) = rows.plan(["ways"], settings, rows.Inputs(tmp_path, settings))
   assert all(set(way) == set(resnet.WAYS) for way in rows.WAYS.values())

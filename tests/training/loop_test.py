@@ -335,6 +335,8 @@ def run_main(*args, **kwargs):
     (["--config.log_every=0"], "config.log_every is 0; it must be at least 1"),
     (["--config=configs/nope.py"], "configs/nope.py"),
     (["--profile=5:3"], "--profile=5:3: is START:STOP"),
+    (["--profile=5:9999"], "the run goes on from step 1 to"),
+    (["--dump_hlo=a b"], "XLA takes no folder with spaces"),
   ],
 )
 def test_bad_flags_end_in_one_line(args, message, tiny_data, tmp_path):
