@@ -38,6 +38,30 @@ def draw_variables(model, ndim, seed=0):
   return dict(jax.tree_util.tree_map_with_path(draw, like))
 
 
+def on_two_devices(norm, x, params, dy):
+  """Value, moments and gradients of half a batch each, put together again.
+
+  Args:
+    norm: (x, *params, axis_name) -> (y, mean, variance).
+    x: [B, ...].
+    params: the others.
+    dy: the gradient of y.
+  """
+
+  def halves(a):
+    return a.reshape(2, -1, *a.shape[1:])
+
+  def one(x, dy):
+    (y, *moments), pull = jax.vjp(lambda *args: norm(*args, "data"), x, *params)
+    none = jnp.zeros_like(moments[0])
+    dx, *rest = pull((dy, none, none))
+    return y, moments, dx, jax.lax.psum(rest, "data")
+
+  mapped = jax.vmap(one, axis_name="data", out_axes=(0, None, 0, None))
+  y, moments, dx, rest = mapped(halves(x), halves(dy))
+  return y.reshape(dy.shape), *moments, dx.reshape(x.shape), *rest
+
+
 class Fcn(nn.Module):
   """A small segmenter: strides 1 and 2, back to the image, three classes."""
 
