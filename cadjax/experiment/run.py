@@ -23,6 +23,7 @@ from cadjax.experiment.compare import Line
 from cadjax.experiment.measures import MEASURES, Trial
 from cadjax.experiment.plan import Arm, Cell, Plan
 from cadjax.experiment.store import Store
+from cadjax.models import resnet
 from cadjax.training import workdir
 from data_prep import build, errors, export, phantom, workers
 from data_prep.errors import UserError
@@ -238,7 +239,8 @@ def digest(plan: Plan, cell: Cell) -> str:
   """Returns a digest that shows whether a cell's result is of this plan.
 
   It is of all that the result depends on: config, data, measure, fold, seed,
-  and the cells that this one needs.
+  and the cells that this one needs. The ways in which a model can be computed
+  are left out: results of before they could be chosen stay.
   """
   arm = plan.arms[cell.arm]
   used = (arm.data, *arm.measured_on)
@@ -248,13 +250,22 @@ def digest(plan: Plan, cell: Cell) -> str:
   }
   return _hash(
     {
-      "config": arm.config and arm.config.to_json_best_effort(sort_keys=True),
+      "config": arm.config and _config_text(arm.config),
       "data": {name: _given(plan, name) for name in used},
       "measure": [arm.measure, dict(arm.options)],
       "cell": [cell.fold, cell.seed],
       "needs": needs,
     }
   )
+
+
+def _config_text(config: ml_collections.ConfigDict) -> str:
+  """Returns a config as JSON, without what changes no more than rounding."""
+  kept = config.copy_and_resolve_references()
+  with kept.unlocked():
+    for name in kept.model.keys() & resnet.WAYS.keys():
+      del kept.model[name]
+  return kept.to_json_best_effort(sort_keys=True)
 
 
 def _given(plan: Plan, name: str) -> list[str]:
