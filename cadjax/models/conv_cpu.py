@@ -408,7 +408,13 @@ def _winograd_forward(x, kernel, window):
 
 def _winograd_dx(dy, kernel, space, window):
   del space
-  return winograd.forward(dy, _mirrored(kernel, window)[0])
+  # The mirrored window is the same one; its own gradients are of this file.
+  return LOWERINGS["winograd"](dy, _mirrored(kernel, window)[0], window)
+
+
+def _winograd_dkernel(x, dy, window):
+  del window
+  return winograd.kernel_gradient(x, dy)
 
 
 # --- The table --------------------------------------------------------------
@@ -456,10 +462,7 @@ LOWERINGS = {
   "planes": _with_gradients(_planes_forward, _planes_dx, _planes_dkernel),
   "stem": _with_gradients(_stem_forward, _stem_dx, _stem_dkernel),
   "winograd": _with_gradients(
-    # Its own kernel gradient saves products and loses them to transforms.
-    _winograd_forward,
-    _winograd_dx,
-    _planes_dkernel_scan,
+    _winograd_forward, _winograd_dx, _winograd_dkernel
   ),
 }
 

@@ -232,7 +232,7 @@ def segmenter(
       config.parallel = "mesh"
       config.mesh.data = 1
       config.data.patch_size = (4 if ndim == 2 else 16, 16, 16)
-      config.segment.window = (4 if ndim == 2 else 24, 24, 24)
+      config.segment.window = (4, 48, 48) if ndim == 2 else (24, 24, 24)
       config.data.patches_per_volume = 1
       config.model.features = (4, 8, 8)
       config.optimizer.warmup_steps = 1

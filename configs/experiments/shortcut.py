@@ -28,9 +28,16 @@ def get_plan(scale: str) -> dict[str, Any]:
     "data": {
       "phantoms": common.phantoms(scale),
       "hidden": common.phantoms(
-        scale, 600, 800, _HIDDEN, "--seed=12", "--fractions=0.5,0.16,0.34"
+        scale,
+        600,
+        800,
+        *(_HIDDEN, "--seed=12", "--fractions=0.5,0.16,0.34"),
+        clinical=1200,
       ),
-      "hidden_test": common.phantoms(scale, 200, 200, _HIDDEN, "--seed=13"),
+      # All of them are tested.
+      "hidden_test": common.phantoms(
+        scale, 200, 200, _HIDDEN, "--seed=13", clinical=400
+      ),
     },
     "seeds": (0,),
     "arms": {

@@ -30,6 +30,8 @@ PLANS = sorted(
   if path.stem not in ("__init__", "common")
 )
 DIMENSION = ROOT / "configs" / "experiments" / "dimension.py"
+# What runs in them runs in others, too: in `link`, `sample_size`, `external`.
+ALIKE = ("multiclass", "balance", "shortcut")
 
 
 def fields(**changes):
@@ -267,7 +269,14 @@ def whole(shared):
   return shared / "dimension"
 
 
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(path, marks=[pytest.mark.slow] * (path.stem in ALIKE))
+    for path in PLANS
+  ],
+  ids=lambda path: path.stem,
+)
 def test_a_plan_runs_from_end_to_end(path, shared):
   result = run_tiny(path, shared)
   assert not result["failed"]

@@ -232,6 +232,23 @@ def test_winograd_refuses_what_it_cannot_do():
     assert not winograd.fits(bad, window(CUBE))
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("most", [1, 4, 100])
+def test_winograd_by_plane_keeps_volumes_apart(depth, most, monkeypatch):
+  """Whatever goes together: one volume at a time, two, or all of them."""
+  monkeypatch.setattr(winograd, "MOST_TILES", most)
+  monkeypatch.setattr(winograd, "LARGE_PLANE", 1)
+  x = jax.random.normal(jax.random.key(0), (4, depth, 8, 4, 3))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 5))
+  dy = jax.random.normal(jax.random.key(2), (4, depth, 8, 4, 5))
+  want, pull = jax.vjp(lambda k: native(x, k, window(CUBE)), kernel)
+  # New functions, so that nothing compiled before is taken.
+  got = jax.jit(lambda *a: winograd.forward(*a))(x, kernel)
+  np.testing.assert_allclose(got, want, atol=1e-3)
+  got = jax.jit(lambda *a: winograd.kernel_gradient(*a))(x, dy)
+  np.testing.assert_allclose(got, pull(dy)[0], atol=1e-3)
+
+
 def test_layers_conv_takes_this_path_on_a_cpu():
   x, kernel = jnp.ones((1, 16, 16, 18, 3)), jnp.ones((3, 3, 3, 3, 4))
   own = "tensor<3x3x3x3x4xf32>) -> tensor<1x16x16x18x4xf32>"
