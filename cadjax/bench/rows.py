@@ -9,6 +9,7 @@ from typing import Any
 
 from cadjax.core import lookup
 from cadjax.data import classes
+from cadjax.models import folded
 from data_prep import build, phantom
 from data_prep.ctca.ctca_dataset_builder import CtcaConfig, config_name
 from data_prep.geometry import GridSpec
@@ -249,7 +250,13 @@ def _report(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
 
 def _data(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:
   _check_task(settings, "data", "classify")
-  return [[_row(settings, "data", "data", "cadjax", data=inputs.data)]]
+  row = functools.partial(_row, settings, "data", "data", data=inputs.data)
+  group = [row("cadjax", variant="rows")]
+  if settings.config["model"]["ndim"] == 3 and folded.fits(
+    (*settings.shape, 1)
+  ):
+    group.append(row("cadjax, as cells", variant="cells"))
+  return [group]
 
 
 def _preprocess(settings: Settings, inputs: Inputs) -> list[list[BenchRow]]:

@@ -17,12 +17,14 @@ def data(spec: Mapping[str, Any]) -> Work:
   """Makes a reader of training batches, epoch after epoch.
 
   The records are in the page cache after the warm-up. Every run starts its
-  own readers: none finds batches that were read before it began.
+  own readers: none finds batches that were read before it began. The variant
+  "cells" lays them out as the folded stem takes them.
   """
   # Here, so that their memory is not on the other rows' account.
   import ml_collections
 
   from cadjax.data import input_pipeline
+  from cadjax.models import folded
 
   config = ml_collections.ConfigDict(spec["config"])
   config.data.path = spec["data"]
@@ -41,6 +43,7 @@ def data(spec: Mapping[str, Any]) -> Work:
       start=start,
       stop=start + steps,
       slices_per_volume=slices,
+      layout=folded.to_cells if spec["variant"] == "cells" else None,
     ):
       pass
     memory.append(resident_bytes())
