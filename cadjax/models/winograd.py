@@ -222,7 +222,10 @@ def _by_plane(x: jax.Array, taps: jax.Array) -> jax.Array:
     start = (first, jnp.maximum(z, 0), 0, 0, 0)
     return lax.dynamic_update_slice(y, planes[:, None].astype(x.dtype), start)
 
-  y = jnp.zeros((*x.shape[:-1], taps.shape[-1]), x.dtype)
+  # Every value is written over. Zeros would be one map for all convolutions of
+  # a network, which is kept, and copied for each of them.
+  any_value = (x[0, 0, 0, 0, 0] + taps[0, 0, 0, 0]).astype(x.dtype)
+  y = jnp.broadcast_to(any_value, (*x.shape[:-1], taps.shape[-1]))
   return _walk(x, visit, y)
 
 
