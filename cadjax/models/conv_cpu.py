@@ -408,7 +408,7 @@ def _winograd_forward(x, kernel, window):
 
 def _winograd_dx(dy, kernel, space, window):
   del space
-  # The mirrored window is the same one; its own gradients are of this file.
+  # By the lowering, so that second derivatives are convolutions, too.
   return LOWERINGS["winograd"](dy, _mirrored(kernel, window)[0], window)
 
 
