@@ -4,8 +4,11 @@ Programs are compiled without LLVM's expensive passes: most tests compile more
 than they compute, and take two thirds of the time that way.
 """
 
+import fcntl
 import os
 import pathlib
+import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -52,16 +55,37 @@ def shipped_models() -> frozenset[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory) -> pathlib.Path:
+def made_once(tmp_path_factory) -> Callable:
+  """Makes a folder in the first process of the tests that asks for it.
+
+  The function takes the folder's name and what fills it; it returns the folder
+  that all processes share, which is not to be written to.
+  """
+  root = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    root = root.parent  # The base of all workers of this run.
+
+  def make(name: str, fill: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    folder, done = root / name, root / f"{name}.done"
+    with open(root / f"{name}.lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not done.exists():
+        # What a process left that was killed, or raised, is not whole.
+        shutil.rmtree(folder, ignore_errors=True)
+        fill(folder)
+        done.touch()
+    return folder
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def tiny_data(made_once) -> pathlib.Path:
   """A built data set of 32 overt phantoms on a small non-cubic grid."""
   from data_prep import build
-  from data_prep.ctca.ctca_dataset_builder import (
-    CtcaConfig,
-    config_name,
-  )
+  from data_prep.ctca.ctca_dataset_builder import Ctca, CtcaConfig, config_name
   from data_prep.geometry import GridSpec
 
-  out = tmp_path_factory.mktemp("data")
   grid = GridSpec(kind="heart", shape=(16, 24, 32))
   config = CtcaConfig(
     name=config_name("phantom", grid),
@@ -72,7 +96,8 @@ def tiny_data(tmp_path_factory) -> pathlib.Path:
     fractions=(0.5, 0.25, 0.25),
     workers=1,
   )
-  return pathlib.Path(build.build(config, out).data_dir)
+  folder = made_once("tiny_data", lambda out: build.build(config, out))
+  return pathlib.Path(Ctca(config=config, data_dir=str(folder)).data_dir)
 
 
 @pytest.fixture(scope="session")
@@ -97,14 +122,16 @@ def tiny_config(tiny_data):
 
 
 @pytest.fixture(scope="session")
-def tiny_workdir(tiny_config, tmp_path_factory) -> pathlib.Path:
+def tiny_workdir(tiny_config, made_once, tmp_path_factory) -> pathlib.Path:
   """The workdir of a finished training on `tiny_data`."""
-
   from cadjax import tasks
 
-  workdir = tmp_path_factory.mktemp("run") / "classifier"
-  tasks.train_and_evaluate(tiny_config, workdir)
-  return workdir
+  trained = made_once(
+    "tiny_classifier",
+    lambda workdir: tasks.train_and_evaluate(tiny_config, workdir),
+  )
+  # A copy: evaluations are written into a workdir.
+  return shutil.copytree(trained, tmp_path_factory.mktemp("run") / "classifier")
 
 
 @pytest.fixture(scope="session")
@@ -132,14 +159,17 @@ def tiny_segment_config(tiny_config):
 
 
 @pytest.fixture(scope="session")
-def tiny_segmenter(tiny_segment_config, tmp_path_factory) -> pathlib.Path:
+def tiny_segmenter(
+  tiny_segment_config, made_once, tmp_path_factory
+) -> pathlib.Path:
   """The workdir of a segmenter trained on `tiny_data`."""
-
   from cadjax import tasks
 
-  workdir = tmp_path_factory.mktemp("run") / "segmenter"
-  tasks.train_and_evaluate(tiny_segment_config, workdir)
-  return workdir
+  trained = made_once(
+    "tiny_segmenter",
+    lambda workdir: tasks.train_and_evaluate(tiny_segment_config, workdir),
+  )
+  return shutil.copytree(trained, tmp_path_factory.mktemp("run") / "segmenter")
 
 
 @pytest.fixture
