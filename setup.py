@@ -36,6 +36,7 @@ setuptools.setup(
     "absl-py",
     "array-record; platform_system != 'Windows'",
     "etils[epath]",
+    "flatbuffers",  # Of jax.export.
     "flax>=0.11",
     "grain>=0.2.10",
     "importlib_resources",

@@ -19,7 +19,7 @@ from data_prep import interrupt
 PROGRAMS = {
   "check": ("data_prep.check", "report which scans are usable"),
   "build": ("data_prep.build", "build a data set from scans or phantoms"),
-  "export": ("data_prep.export", "write phantoms as NIfTI scans"),
+  "phantoms": ("data_prep.export", "write phantoms as NIfTI scans"),
   "train": ("cadjax.main", "train a classifier or a segmenter"),
   "evaluate": ("cadjax.evaluate", "measure a model on a test set"),
   "predict": ("cadjax.predict", "classify scans; with a segmenter, link both"),
@@ -32,6 +32,7 @@ PROGRAMS = {
     "measure CAD-RADS on known lesions",
   ),
   "weights": ("cadjax.weights", "list and verify shipped models; pack one"),
+  "export": ("cadjax.export", "write a program that runs without cadjax"),
   "experiment": ("cadjax.experiment", "answer a question by experiment"),
   "bench": ("cadjax.bench", "measure speed and memory"),
 }

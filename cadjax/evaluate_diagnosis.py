@@ -1,6 +1,6 @@
 """Scores CAD-RADS, segments and stenoses on scans whose lesions are known.
 
-  cadjax export --cases=100 --seed=7 --spacing_mm=0.6 --out=scans
+  cadjax phantoms --cases=100 --seed=7 --spacing_mm=0.6 --out=scans
   cadjax diagnosis --scans=scans --out=diagnosis --true_masks
   cadjax diagnosis --scans=scans --out=diagnosis_segmenter
 
@@ -25,7 +25,7 @@ from data_prep import errors
 def define_flags() -> None:
   """Defines the flags; not at import, so that notebooks may import this."""
   for name, text in (
-    ("scans", "Folder of `cadjax export`."),
+    ("scans", "Folder of `cadjax phantoms`."),
     ("out", "Folder for the results."),
   ):
     flags.DEFINE_string(name, None, text, required=True)

@@ -1,6 +1,6 @@
 """Scores the link on scans whose lesions are known.
 
-  cadjax export --cases=80 --severity=overt --spacing_mm=1 --out=scans
+  cadjax phantoms --cases=80 --severity=overt --spacing_mm=1 --out=scans
   cadjax link --classifier=W1 --segmenter=W2 --scans=scans --out=link
 
 The layer of the heat map, the threshold of the findings and the combined
@@ -30,7 +30,7 @@ def define_flags() -> None:
   for name, text in (
     ("classifier", "Workdir or file of weights of a classifier."),
     ("segmenter", "Workdir or file of weights of a segmenter."),
-    ("scans", "Folder of `cadjax export`."),
+    ("scans", "Folder of `cadjax phantoms`."),
     ("out", "Folder for the results."),
   ):
     flags.DEFINE_string(name, None, text, required=True)

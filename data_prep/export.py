@@ -1,4 +1,4 @@
-"""Writes phantoms as a scanner would: `cadjax export --out=DIR`.
+"""Writes phantoms as a scanner would: `cadjax phantoms --out=DIR`.
 
 For each phantom a NIfTI scan, its class mask and its lesions, and a
 manifest.csv with which the folder is a `--source=manifest`; with --tissues also
@@ -191,7 +191,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   errors.run(
-    "cadjax export",
+    "cadjax phantoms",
     main,
     define_flags,
   )

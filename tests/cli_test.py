@@ -82,20 +82,20 @@ def test_every_program_of_the_package_has_a_subcommand():
 
 
 def test_a_subcommand_is_its_module():
-  by_name = run("cadjax", "export", "--cases=many")
+  by_name = run("cadjax", "phantoms", "--cases=many")
   by_module = run("data_prep.export", "--cases=many")
   assert by_name.returncode == by_module.returncode == 2
   assert by_name.stderr == by_module.stderr
   assert "--cases=many" in by_name.stderr
-  by_name = run("cadjax", "export", "--help")
+  by_name = run("cadjax", "phantoms", "--help")
   assert by_name.stdout == run("data_prep.export", "--help").stdout
-  assert by_name.stdout.startswith("usage: cadjax export ")
+  assert by_name.stdout.startswith("usage: cadjax phantoms ")
 
 
 def test_a_subcommand_has_worker_processes(tmp_path):
   """They start from the main module, which a dispatcher might hide."""
   made = run(
-    *("cadjax", "export", f"--out={tmp_path}", "--workers=2", "--cases=2"),
+    *("cadjax", "phantoms", f"--out={tmp_path}", "--workers=2", "--cases=2"),
     "--spacing_mm=4",
   )
   assert made.returncode == 0, made.stderr

@@ -301,7 +301,7 @@ def test_no_two_commands_write_into_one_folder():
 
 
 def test_enough_phantoms_are_written_to_measure_the_link():
-  (export,) = [one for one in listed() if one.startswith("cadjax export")]
+  (export,) = [one for one in listed() if one.startswith("cadjax phantoms")]
   (measure,) = [one for one in listed() if one.startswith("cadjax link")]
   cases = int(re.search(r"--cases=(\d+)", export).group(1))
   folder = re.search(r"--out=(\S+)", export).group(1)

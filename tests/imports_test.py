@@ -26,7 +26,7 @@ FLOORS = (
   ("link",),
   ("report",),
   ("evaluation",),
-  ("notebook", "bench", "weights"),
+  ("notebook", "bench", "weights", "export"),
   ("experiment",),
 )
 # What a person starts, and nothing else imports.

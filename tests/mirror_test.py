@@ -52,6 +52,7 @@ COVERED = {
   ("cadjax/models/winograd.py", "models/conv_cpu_test.py"): (
     "beside XLA's convolution"
   ),
+  ("cadjax/export/run.py", "export/bundle_test.py"): "as a user runs it",
   ("cadjax/bench/recipe_torch.py", "bench/recipe_test.py"): "by the program",
   **{
     (f"cadjax/bench/{name}.py", "bench/bench_test.py"): "rows of the program"

@@ -184,7 +184,7 @@ def aggregate_slices(
   """
   probs = np.asarray(probs, np.float64)
   slices = probs.shape[-1]
-  top_k = math.ceil(slices / 10) if top_k is None else top_k
+  top_k = top_slices(slices) if top_k is None else top_k
   if not slices or top_k < 1:
     raise ValueError(f"cannot pool {slices} slices with top_k {top_k}")
   if pooling == "mean":
@@ -196,6 +196,11 @@ def aggregate_slices(
   if pooling == "topk":
     return np.sort(probs, -1)[..., -min(top_k, slices) :].mean(-1)
   raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}")
+
+
+def top_slices(slices: int) -> int:
+  """Returns how many slices "topk" takes: a tenth, rounded up."""
+  return math.ceil(slices / 10)
 
 
 def reliability(

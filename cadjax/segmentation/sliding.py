@@ -95,7 +95,7 @@ class SlidingWindow:
     self._overlap, self._batch = overlap, batch
     self._num_classes = num_classes
     self._profiles = [profile(n) for n in self._window]
-    step = _make_forward(apply, self._profiles, num_classes, mirror=mirror)
+    step = _make_forward(apply, self._profiles, mirror=mirror)
     self._forward = self._devices.eval_step(step)
 
   def __call__(
@@ -172,24 +172,38 @@ class SlidingWindow:
       yield ahead.result()
 
 
-def _make_forward(apply, profiles, num_classes, *, mirror):
+def _make_forward(apply, profiles, *, mirror):
   """Makes `step(variables, batch) -> [B, *window, K]`, weighted."""
   d, h, w = (p.astype(np.float32) for p in profiles)
   weights = (d[:, None, None] * h[:, None] * w)[None, ..., None]
-  flips = [[False] * 3]
-  if mirror:
-    turns = [(False, True) if len(p) > 1 else (False,) for p in profiles]
-    flips = list(itertools.product(*turns))
+  probabilities = make_probabilities(apply, mirror=mirror)
+
+  def step(variables, batch):
+    return probabilities(variables, batch["image"]) * weights
+
+  return step
+
+
+def make_probabilities(
+  apply: Callable[[PyTree, jax.Array], jax.Array], *, mirror: bool
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+  """Makes `fn(variables, image) -> float32 [B, *window, K]` in [0, 1].
+
+  Args:
+    apply: as of `SlidingWindow`.
+    mirror: whether to average over all mirror images of the window.
+  """
 
   def turned(x, flags):
     for axis in range(3):
       x = jnp.where(flags[axis], jnp.flip(x, 1 + axis), x)
     return x
 
-  def step(variables, batch):
-    image = batch["image"]
+  def probabilities(variables, image):
     if not mirror:
-      return jax.nn.softmax(apply(variables, image), axis=-1) * weights
+      return jax.nn.softmax(apply(variables, image), axis=-1)
+    turns = [(False, True) if n > 1 else (False,) for n in image.shape[1:4]]
+    flips = list(itertools.product(*turns))
 
     # A loop of the device, so that the network is compiled once.
     def one(flags):
@@ -197,15 +211,16 @@ def _make_forward(apply, profiles, num_classes, *, mirror):
       return turned(jax.nn.softmax(logits, axis=-1), flags)
 
     flags = jnp.asarray(flips)
+    like = jax.eval_shape(one, flags[0])
     total = jax.lax.fori_loop(
       0,
       len(flips),
       lambda i, sum_: sum_ + one(flags[i]),
-      jnp.zeros((*image.shape[:-1], num_classes)),
+      jnp.zeros(like.shape, like.dtype),
     )
-    return total / len(flips) * weights
+    return total / len(flips)
 
-  return step
+  return probabilities
 
 
 class _Slab:
