@@ -36,7 +36,8 @@ CURRENT = [page for page in PAGES if page != "CHANGELOG.md"]
 PROGRAMS = {
   "check": "data_prep.check",
   "build": "data_prep.build",
-  "export": "data_prep.export",
+  "phantoms": "data_prep.export",
+  "export": "cadjax.export",
   "train": "cadjax.main",
   "evaluate": "cadjax.evaluate",
   "predict": "cadjax.predict",

@@ -78,9 +78,10 @@ def test_one_program_serves_any_number_of_volumes(classifier):
   options = explainer.ExplainOptions(methods=("hirescam",), layers=layers)
   _, maps = explainer.Explainer(classifier, options).explain(hu[2], 1)
   assert [heat.layer for heat in maps] == list(layers)
+  # With random weights all of a map may speak against the class.
+  assert any(heat.cells.max() > 0 for heat in maps)
   for heat in maps:
     expected = heat_maps.on_model_grid(heat, SHAPE)
-    assert expected.max() == 1
     np.testing.assert_allclose(
       result[f"map/{heat.layer}"][2], expected, atol=1e-5
     )
