@@ -67,6 +67,7 @@ setuptools.setup(
       "setuptools>=70.1",  # Builds the wheel that a test installs.
       "shtab",
       "pydicom",
+      "slicerio",  # Reads what is written for 3D Slicer.
       "jsonschema>=4.18",
       "pypdf",
       "nbclient",

@@ -6,10 +6,15 @@ program that is asked for is imported.
 
 import argparse
 import importlib
+import json
+import pathlib
 import runpy
 import sys
 import types
 from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
 
 import cadjax
 from cadjax.core import lookup
@@ -36,6 +41,18 @@ PROGRAMS = {
   "experiment": ("cadjax.experiment", "answer a question by experiment"),
   "bench": ("cadjax.bench", "measure speed and memory"),
 }
+# Name -> the schema in report/schemas/ of the JSON document that it writes.
+DOCUMENTS = {
+  "predict": "case",
+  "segment": "segments",
+  "explain": "explain",
+  "calcium": "calcium",
+}
+EXIT_CODES = {
+  "0": "done",
+  "2": "input that cannot be used: a line on stderr for each; the rest is done",
+  "130": "interrupted; the same command goes on where it can",
+}
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -53,6 +70,7 @@ def table() -> str:
       "cadjax PROGRAM --help  shows its flags",
       "cadjax --version       shows the version",
       f"cadjax completion {'|'.join(SHELLS)}  prints a completion script",
+      "cadjax describe [PROGRAM]  prints programs, flags and schemas as JSON",
     ]
   )
 
@@ -75,8 +93,6 @@ def completion(shells: Sequence[str]) -> str:
     raise lookup.ConfigError(
       "completion needs shtab: pip install shtab"
     ) from error
-  from absl import flags
-
   from data_prep import flag_help
 
   parser = argparse.ArgumentParser("cadjax")
@@ -92,6 +108,52 @@ def completion(shells: Sequence[str]) -> str:
   return shtab.complete(parser, shells[0])
 
 
+def describe(names: Sequence[str] = ()) -> dict[str, Any]:
+  """Returns what a program that drives this one has to know, as JSON.
+
+  Args:
+    names: of programs; all if there are none.
+
+  Returns:
+    version; exit_codes; programs: by name the module, what it does, how it is
+    used, its flags (see `flag_help.as_json`) and the schema of the document
+    that it writes; schemas: by name.
+
+  Raises:
+    lookup.ConfigError: an unknown program.
+  """
+  from data_prep import flag_help
+
+  lookup.check_known(names, PROGRAMS, "program")
+  programs = {}
+  for name in names or PROGRAMS:
+    module, what = PROGRAMS[name]
+    loaded = load(module)
+    own = flag_help.define(loaded.define_flags)
+    programs[name] = {
+      "module": module,
+      "what": what,
+      "usage": loaded.__doc__.strip(),
+      "flags": [flag_help.as_json(flag) for flag in own],
+      "document": DOCUMENTS.get(name),
+    }
+    # Programs have flags of the same names.
+    for flag in own:
+      delattr(flags.FLAGS, flag.name)
+  folder = pathlib.Path(__file__).parent / "report" / "schemas"
+  used = {programs[name]["document"] for name in programs} - {None}
+  return {
+    "version": cadjax.__version__,
+    "exit_codes": EXIT_CODES,
+    "programs": programs,
+    "schemas": {
+      path.stem: json.loads(path.read_text("utf-8"))
+      for path in sorted(folder.glob("*.json"))
+      if path.stem in used or (used and path.stem == "common")
+    },
+  }
+
+
 def load(name: str) -> types.ModuleType:
   """Imports the module that is run."""
   module = importlib.import_module(name)
@@ -104,12 +166,16 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the program that the first argument names."""
   name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
   try:
-    if {"-h", "--help"} & {name, *rest[: name == "completion"]}:
+    own = name in ("completion", "describe")
+    if {"-h", "--help"} & {name, *rest[:own]}:
       print(table())
     elif name == "--version":
       print(f"cadjax {cadjax.__version__}")
     elif name == "completion":
       print(completion(rest))
+    elif name == "describe":
+      names = [word for word in rest if word != "--json"]
+      print(json.dumps(describe(names), indent=2))
     else:
       lookup.check_known([name], PROGRAMS, "program")
       sys.argv = [f"cadjax {name}", *rest]

@@ -4,7 +4,9 @@
 
 Every field of the config is a flag, for example --config.data.path=DIR or
 --config.optimizer.learning_rate=1e-4; `cadjax train --config=demo --help` lists
-them. The same command resumes a run.
+them. The same command resumes a run. With --minutes=N it stops in time, as a
+session of Colab does; the learning rate falls by the config's epochs all the
+same.
 """
 
 import os
@@ -35,6 +37,13 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "profile", None, "START:STOP, steps to trace, into profile/ in the workdir."
   )
+  flags.DEFINE_float(
+    "minutes",
+    None,
+    "Stop in time to end within so many minutes, with the best model kept; the"
+    " same command goes on.",
+    lower_bound=0.0,
+  )
   flags.DEFINE_string(
     "dump_hlo", None, "Folder for the text of every program that is compiled."
   )
@@ -58,7 +67,9 @@ def main(_: Sequence[str]) -> None:
   profile = profiling.parse(args.profile) if args.profile else None
   devices = jax.devices()
   print(f"{len(devices)} device(s): {devices[0].device_kind}")
-  tasks.train_and_evaluate(args.config, args.workdir, profile=profile)
+  tasks.train_and_evaluate(
+    args.config, args.workdir, profile=profile, minutes=args.minutes
+  )
 
 
 if __name__ == "__main__":

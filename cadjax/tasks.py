@@ -48,6 +48,7 @@ def train_and_evaluate(
   workdir_path: str | pathlib.Path,
   *,
   profile: tuple[int, int] | None = None,
+  minutes: float | None = None,
 ) -> TrainState:
   """Trains until early stopping or the last epoch; resumes what was begun.
 
@@ -55,6 +56,7 @@ def train_and_evaluate(
     config: of a file of configs/, which explain every field.
     workdir_path: the folder for checkpoints, logs and the config.
     profile: (start, stop), steps to trace; see `training.profiling`.
+    minutes: stop in time to end within so many; see `training.loop`.
 
   Returns:
     the last train state.
@@ -65,5 +67,5 @@ def train_and_evaluate(
     lookup.ConfigError: for a config that cannot be used.
   """
   return loop.train_and_evaluate(
-    config, workdir_path, find(config), profile=profile
+    config, workdir_path, find(config), profile=profile, minutes=minutes
   )

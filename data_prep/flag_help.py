@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -60,19 +61,59 @@ def define(define_flags: Callable[[], None]) -> list[flags.Flag]:
   return [flags.FLAGS[name] for name in flags.FLAGS if name not in before]
 
 
-def entry(flag: flags.Flag) -> Entry:
-  """Describes a flag."""
-  text, kind = flag.help, flag.flag_type()
-  choices = tuple(getattr(flag.parser, "enum_values", ()))
+def _choices(flag: flags.Flag) -> tuple[str, ...]:
+  return tuple(getattr(flag.parser, "enum_values", ()))
+
+
+def _meaning(flag: flags.Flag) -> str:
+  """Returns the flag's help without what absl adds."""
+  choices = _choices(flag)
+  text = flag.help
   if choices:
     text = text.removeprefix(f"<{'|'.join(choices)}>: ")
   if text.endswith(REPEATED):
     text = f"{text.removesuffix(REPEATED).rstrip('.')}; may be repeated."
-  if flag.default is None:
-    # absl keeps that a flag is required as a check of its value.
-    if not all(one.checker(None) for one in flag.validators):
-      text += " (required)"
-  elif flag.default not in ("", []):
+  return text
+
+
+def _required(flag: flags.Flag) -> bool:
+  # absl keeps that a flag is required as a check of its value.
+  return flag.default is None and not all(
+    one.checker(None) for one in flag.validators
+  )
+
+
+def as_json(flag: flags.Flag) -> dict[str, Any]:
+  """Returns a flag as JSON.
+
+  Returns:
+    name; type ("string", "int", "float", "bool", or "config": the name of a
+    config, whose fields are flags, too); list (values with commas between
+    them); repeated (the flag may be); required; default; choices, none if there
+    are more; help.
+  """
+  kind = flag.flag_type()
+  types = {name: name for name in ("int", "float", "bool")}
+  types["config object"] = "config"
+  return {
+    "name": flag.name,
+    "type": types.get(kind.removeprefix("multi "), "string"),
+    "list": kind.startswith("comma"),
+    "repeated": kind.startswith("multi"),
+    "required": _required(flag),
+    "default": None if kind == "config object" else flag.default,
+    "choices": list(_choices(flag)),
+    "help": _meaning(flag),
+  }
+
+
+def entry(flag: flags.Flag) -> Entry:
+  """Describes a flag."""
+  text, kind = _meaning(flag), flag.flag_type()
+  choices = _choices(flag)
+  if _required(flag):
+    text += " (required)"
+  elif flag.default not in (None, "", []):
     text += f" (default: {_written(flag.default)})"
   options = (f"--{flag.name}",)
   metavar = METAVARS.get(kind.removeprefix("multi "), "TEXT")

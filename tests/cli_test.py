@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import pathlib
 import re
 import shutil
@@ -9,6 +10,7 @@ import pytest
 
 import cadjax
 from cadjax import __main__ as cli
+from cadjax.report import calcified, classified, explained, segmented
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -129,3 +131,46 @@ def test_bash_completes_programs_and_flags(tmp_path):
   assert completed("cadjax", "predict", "--seg") == ["--segmenter"]
   assert completed("cadjax", "train", "--w") == ["--workdir"]
   assert completed("cadjax", "build", "--severity", "o") == ["overt"]
+
+
+def test_programs_are_described_for_programs():
+  done = run("cadjax", "describe", "--json")
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert set(found["programs"]) == set(cli.PROGRAMS)
+  predict = found["programs"]["predict"]
+  assert "cadjax predict" in predict["usage"]
+  by_name = {flag["name"]: flag for flag in predict["flags"]}
+  assert by_name["out"]["required"]
+  assert by_name["method"]["default"] == "hirescam"
+  assert "gradcam" in by_name["method"]["choices"]
+  assert by_name["input"]["repeated"]
+  assert by_name["overwrite"]["type"] == "bool"
+  train = found["programs"]["train"]["flags"]
+  assert {"config"} == {f["name"] for f in train if f["type"] == "config"}
+  named = {one["document"] for one in found["programs"].values()} - {None}
+  assert {*named, "common"} == set(found["schemas"])
+  # Every program is told, and nothing of the libraries.
+  assert not [f for f in train if f["name"] in ("alsologtostderr", "v")]
+
+
+def test_a_document_is_of_its_schema():
+  kinds = {
+    "predict": classified.SCHEMA,
+    "segment": segmented.SCHEMA,
+    "explain": explained.SCHEMA,
+    "calcium": calcified.SCHEMA,
+  }
+  assert set(kinds) == set(cli.DOCUMENTS)
+  for name, schema in kinds.items():
+    assert schema.startswith(f"cadjax.{cli.DOCUMENTS[name]}/")
+
+
+def test_one_program_is_described():
+  done = run("cadjax", "describe", "weights")
+  found = json.loads(done.stdout)
+  assert list(found["programs"]) == ["weights"]
+  assert found["schemas"] == {}
+  wrong = run("cadjax", "describe", "diagnose")
+  assert wrong.returncode == 2
+  assert "diagnose" in wrong.stderr

@@ -71,9 +71,9 @@ def test_the_mask_has_exactly_the_grid_and_affine_of_the_scan(
 ):
   result = segment_file(trained, scan)
   written = segmented.write_segmented(result, tmp_path / "out")
-  assert {p.name for p in (tmp_path / "out").iterdir()} == set(
-    segmented.FILES.values()
-  )
+  assert set(written["files"].values()) == {
+    p.name for p in (tmp_path / "out").iterdir()
+  }
   mask, image = nib.load(tmp_path / "out/segments.nii.gz"), nib.load(scan)
   assert mask.shape == image.shape
   np.testing.assert_array_equal(mask.affine, image.affine)

@@ -20,7 +20,8 @@ result.json is that of `cadjax.report.classified` with the object "diagnosis" of
                   feature), intercept (log odds), threshold,
                   threshold_origin, n_patients (it was fitted on)
 
-Masks and maps are NIfTI files on exactly the scanner's grid and affine.
+Masks and maps are NIfTI files on exactly the scanner's grid and affine; masks
+are there for 3D Slicer, too (`report.segmented`).
 """
 
 import dataclasses
@@ -67,7 +68,7 @@ def file_names(result: LinkedScan, *, pdf: bool = False) -> dict[str, str]:
   """Returns the names of all the files of a linked case."""
   page = {"pdf": PDF} if pdf else {}
   heats = {f"heat_{name}": f"heat_{name}.nii.gz" for name in result.maps}
-  return FILES | page | heats
+  return FILES | page | heats | segmented.slicer_files(result.segmented)
 
 
 def to_json(result: LinkedScan, *, pdf: bool = False) -> dict[str, Any]:
@@ -328,7 +329,7 @@ def write_linked(
       (made / names["pdf"]).write_bytes(one_page.render(result, pdf))
     seen = reading.model_input
     write_nifti(made / names["preprocessed"], seen.hu, seen.grid)
-    write_nifti(made / names["segments"], result.segmented.labels, reading.scan)
+    segmented.write_masks(made, names["segments"], result.segmented)
     for layer, heat in result.maps.items():
       on_scan = heat_maps.on_scanner_grid(heat, seen.grid, reading.scan)
       write_nifti(made / names[f"heat_{layer}"], on_scan, reading.scan)

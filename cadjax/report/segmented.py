@@ -1,6 +1,9 @@
 """A segmented scan as files.
 
   segments.nii.gz   uint8 classes, with exactly the scan's shape and affine
+  segments.ctbl     their names and colours, for 3D Slicer
+  segments.seg.nrrd the same classes with names, colours and codes, for 3D
+                    Slicer; not of a scan with a tilted gantry
   planes.png        where most of each class lies, outlined
   segments.json     schema "cadjax.segments/1" (schemas/segments.json; null
                     where not known)
@@ -19,11 +22,12 @@ segments.json holds the keys of `pages.envelope` and
 
 import dataclasses
 import os
+import pathlib
 import textwrap
 from typing import Any
 
 from cadjax.core import files
-from cadjax.report import pages, planes
+from cadjax.report import pages, planes, slicer
 from cadjax.segmentation.chest import AORTA
 from cadjax.segmentation.scan import SegmentedScan, _word
 from data_prep.volume import write_nifti
@@ -64,9 +68,32 @@ def to_json(result: SegmentedScan) -> dict[str, Any]:
       "skipped": result.skipped,
       "segmenter": dataclasses.asdict(result.reading.model),
       "wide": _wide_card(result),
-      "files": FILES,
+      "files": FILES | slicer_files(result),
     }
   )
+
+
+def slicer_files(result: SegmentedScan) -> dict[str, str]:
+  """Returns the names of the files for 3D Slicer."""
+  holds = slicer.holds(result.reading.scan.grid)
+  return {"colors": "segments.ctbl"} | (
+    {"slicer": "segments.seg.nrrd"} if holds else {}
+  )
+
+
+def write_masks(folder: pathlib.Path, mask: str, result: SegmentedScan) -> None:
+  """Writes the labels as NIfTI, and those of `slicer_files`."""
+  scan, names = result.reading.scan, slicer_files(result)
+  write_nifti(folder / mask, result.labels, scan)
+  classes = {one.name: one.value for one in result.classes}
+  colors = {name: COLORS[name][0] for name in classes}
+  files.write_text(
+    folder / names["colors"], slicer.color_table(classes, colors)
+  )
+  if "slicer" in names:
+    slicer.write_segmentation(
+      folder / names["slicer"], result.labels, scan.grid, classes, colors
+    )
 
 
 def _wide_card(result: SegmentedScan) -> dict[str, Any] | None:
@@ -132,9 +159,7 @@ def write_segmented(
   """
   document = to_json(result)
   with KIND.writing(folder, overwrite=overwrite) as made:
-    write_nifti(
-      made / FILES["mask"], result.labels, result.reading.prepared.scan
-    )
+    write_masks(made, FILES["mask"], result)
     (made / FILES["planes"]).write_bytes(render_planes(result))
     pages.write_json(made / FILES["result"], document)
   return document

@@ -73,6 +73,7 @@ def train_and_evaluate(
   kind: Kind,
   *,
   profile: tuple[int, int] | None = None,
+  minutes: float | None = None,
 ) -> steps.TrainState:
   """Trains until early stopping or the last epoch; resumes what was begun.
 
@@ -81,6 +82,8 @@ def train_and_evaluate(
     workdir_path: the folder for checkpoints, logs and the config.
     kind: what is trained, of `tasks.find(config)`.
     profile: steps to trace, see `profiling.Tracer`.
+    minutes: stop in time to end within so many, after one more validation, so
+      that there is a best model; all of it if None.
 
   Returns:
     the last train state.
@@ -90,6 +93,7 @@ def train_and_evaluate(
       loss that is not finite.
     lookup.ConfigError: for a config that cannot be used.
   """
+  limit = timing.Limit(minutes)
   path = pathlib.Path(workdir_path)
   check_config(config, kind)
 
@@ -181,7 +185,7 @@ def train_and_evaluate(
     if state.ema_params is None or not state.batch_stats:
       return variables
     # Of the last batches of the epoch, so that a resumed run has the same.
-    first = step - min(per_epoch, STATISTICS_BATCHES)
+    first = max(0, step - min(per_epoch, STATISTICS_BATCHES))
     given = jax.tree.map(jnp.copy, variables)  # The step takes them over.
     given["step"] = devices.put_replicated(jnp.asarray(first, jnp.int32))
     found = []
@@ -203,7 +207,7 @@ def train_and_evaluate(
   )
   bar = tqdm(total=total_steps, initial=start, unit="step", dynamic_ncols=True)
   pending = None
-  interrupted = False
+  interrupted = late = False
   with (
     _sigterm_as_flag() as sigterm,  # Until the last checkpoint is written.
     closing(checkpoints),
@@ -230,37 +234,46 @@ def train_and_evaluate(
       end_of_epoch = step % per_epoch == 0
       due = step % config.checkpoint_every == 0
       interrupted = sigterm.is_set()
-      if not (end_of_epoch or due or interrupted):
+      late = step < total_steps and limit.reached(clock.ending())
+      if not (end_of_epoch or due or interrupted or late):
         continue
       check(*pending)  # Nothing is saved that is not finite.
       pending = None
-      if end_of_epoch:
+      if end_of_epoch or (late and not interrupted):
         with clock.part(timing.EVALUATION):
           variables = evaluated(step)
           values = task.validate(variables)
         log.scalars(step, "validation", values)
-        progress = judge(progress, values, step, config)
+        judged = judge(progress, values, step, config)
+        # Within an epoch no improvement does not count.
+        if end_of_epoch or judged.best_step == step:
+          progress = judged
         if progress.best_step == step:
           with clock.part(timing.CHECKPOINTS):
             checkpoints.save_best(step, variables)
         log.scalars(step, "time", clock.shares())
-        bar.write(_epoch_line(step // per_epoch, config, values, progress))
+        bar.write(_epoch_line(step / per_epoch, config, values, progress))
       with clock.part(timing.CHECKPOINTS):
         checkpoints.save(step, state, dataclasses.asdict(progress))
-      if progress.stopped or interrupted:
+      if progress.stopped or interrupted or late:
         break
+  value = "undefined" if progress.best is None else f"{progress.best:.4f}"
+  best = (
+    f"best validation {config.monitor} {value} at step {progress.best_step}"
+  )
   if interrupted:
     tqdm.write(
       f"stopped by SIGTERM at step {int(state.step)} of {total_steps}; the same"
       " command goes on from here"
     )
+  elif late and not progress.stopped:
+    tqdm.write(
+      f"stopped after --minutes={minutes:g} at step {int(state.step)} of"
+      f" {total_steps}: {best}, in {path}; the same command goes on from here"
+    )
   else:
     workdir.finish(path, int(state.step), dataclasses.asdict(progress))
-    value = "undefined" if progress.best is None else f"{progress.best:.4f}"
-    tqdm.write(
-      f"done: best validation {config.monitor} {value} at step"
-      f" {progress.best_step}, in {path}"
-    )
+    tqdm.write(f"done: {best}, in {path}")
   return state
 
 
@@ -303,9 +316,11 @@ def judge(
   return dataclasses.replace(progress, stopped=stopped)
 
 
-def _epoch_line(epoch: int, config, values: dict[str, float], progress) -> str:
+def _epoch_line(
+  epoch: float, config, values: dict[str, float], progress
+) -> str:
   shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-  line = f"epoch {epoch}/{config.epochs}  validation: {shown}"
+  line = f"epoch {epoch:.4g}/{config.epochs}  validation: {shown}"
   if progress.stale_epochs:
     line += f"  ({progress.stale_epochs} without improvement)"
   if progress.stopped:

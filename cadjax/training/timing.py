@@ -1,5 +1,6 @@
 """Where the wall time of a training goes, and how fast it is."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class Clock:
     self._now = now
     self._start = now()
     self._spent = dict.fromkeys(PARTS[1:], 0.0)
+    self._times = dict.fromkeys(PARTS[1:], 0)
     self._last = (0, self._working())
 
   @contextmanager
@@ -72,6 +74,7 @@ class Clock:
       yield
     finally:
       self._spent[name] += self._now() - start
+      self._times[name] += 1
 
   def waiting(self, items: Iterable[Any]) -> Iterator[Any]:
     """Yields items, and counts the time until each is there as `INPUT`."""
@@ -92,6 +95,14 @@ class Clock:
     total = max(self._now() - self._start, 1e-9)
     shares = {name: spent / total for name, spent in self._spent.items()}
     return {STEPS: 1 - sum(shares.values()), **shares}
+
+  def ending(self) -> float:
+    """Returns the seconds that a validation and two checkpoints usually take.
+
+    0 of what has not been done yet.
+    """
+    usual = {k: self._spent[k] / max(1, self._times[k]) for k in self._spent}
+    return usual[EVALUATION] + 2 * usual[CHECKPOINTS]
 
   def speed(self, step: int) -> dict[str, float]:
     """Returns the speed since the last call, at steps and their input.
@@ -117,3 +128,25 @@ class Clock:
   def _working(self) -> float:
     apart = (COMPILATION, EVALUATION, CHECKPOINTS)
     return self._now() - self._start - sum(self._spent[name] for name in apart)
+
+
+class Limit:
+  """Tells when a training has to stop to end in time.
+
+  Args:
+    minutes: from now on; None for any time.
+    now: the time in seconds.
+  """
+
+  def __init__(
+    self,
+    minutes: float | None,
+    *,
+    now: Callable[[], float] = time.perf_counter,
+  ):
+    self._now = now
+    self._end = math.inf if minutes is None else now() + 60 * minutes
+
+  def reached(self, ending: float) -> bool:
+    """Tells whether what is left is no more than `ending` seconds."""
+    return self._now() + ending >= self._end

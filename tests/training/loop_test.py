@@ -19,7 +19,7 @@ from tiny_runs import assert_same, best_variables, lines
 from cadjax import tasks
 from cadjax.data import input_pipeline
 from cadjax.models import flops, layers, resnet
-from cadjax.training import loop, steps, task
+from cadjax.training import loop, steps, task, workdir
 from configs import resnet2d, resnet3d, unet2d
 from data_prep.errors import UserError
 
@@ -134,6 +134,24 @@ def test_resumed_inside_an_epoch_ends_bit_identical(
   assert lines(tmp_path / "run") == lines(tiny_workdir)
   again = tasks.train_and_evaluate(tiny_config, tmp_path / "run")
   assert_same(again, resumed)
+
+
+def test_a_training_that_is_short_of_time_keeps_a_model(
+  tiny_workdir, tiny_config, tmp_path, capsys
+):
+  """After one step there is a model; the same command ends like any other."""
+  path = tmp_path / "run"
+  stopped = tasks.train_and_evaluate(tiny_config, path, minutes=0)
+  assert int(stopped.step) == 1
+  assert "stopped after --minutes=0 at step 1 of 8" in capsys.readouterr().out
+  assert not workdir.is_finished(path)
+  assert tasks.load_model(path).step == 1
+  resumed = tasks.train_and_evaluate(tiny_config, path, minutes=60)
+  assert int(resumed.step) == 8
+  assert workdir.is_finished(path)
+  # Of a finished run, the last state is read.
+  whole = shutil.copytree(tiny_workdir, tmp_path / "whole")
+  assert_same(resumed, tasks.train_and_evaluate(tiny_config, whole))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])

@@ -98,3 +98,23 @@ def test_peaks_are_known_by_name(kind, peak):
   clock, now = make(peak and 4 * peak)
   now.pass_by(1)
   assert ("flops_share" in clock.speed(1)) == (peak is not None)
+
+
+def test_the_end_of_a_training_takes_as_long_as_before():
+  clock, now = make()
+  assert clock.ending() == 0
+  for seconds in (10, 30):
+    with clock.part(timing.EVALUATION):
+      now.pass_by(seconds)
+  with clock.part(timing.CHECKPOINTS):
+    now.pass_by(3)
+  assert clock.ending() == 20 + 2 * 3
+
+
+def test_a_limit_leaves_time_to_end():
+  _, now = make()
+  limit = timing.Limit(2, now=now)
+  now.pass_by(60)
+  assert not limit.reached(59)
+  assert limit.reached(60)
+  assert not timing.Limit(None, now=now).reached(1e9)
