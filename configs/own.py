@@ -18,8 +18,9 @@ Expected: every scan goes through, and nothing can be concluded from the
 figures. A dozen scans leave 8 to train on, 2 to choose by and 2 to test on; on
 60 other phantoms the networks trained on 12, 24 and 40 overt phantoms had a
 ROC AUC of 0.54 [0.40, 0.68], 0.64 [0.49, 0.76] and 0.55 [0.40, 0.66]. Start
-from a network that has seen more, --config.init_from=demo/classifier or one
-with the same config.model, or bring more scans.
+from a network that has seen more, --config.init_from=classifier, which comes
+with cadjax and has seen phantoms, or one with the same config.model; or bring
+more scans.
 """
 
 import ml_collections

@@ -96,7 +96,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.mesh.data = -1  # Devices along the batch; -1: all others.
   config.mesh.space = 1  # Devices along the depth of a volume.
 
-  # Workdir whose weights initialise the model; unset: random weights.
+  # Workdir, file of weights or shipped model whose weights initialise the
+  # model; unset: random weights.
   config.init_from = ml_collections.config_dict.placeholder(str)
   config.epochs = 100  # Largest number of epochs.
   config.patience = 10  # Early stopping: epochs without improvement.

@@ -1,9 +1,10 @@
 """Starts a training from what another one has learned.
 
-`--config.init_from=WORKDIR` takes the best parameters and norm statistics of
-a workdir wherever the new model has a module of the same name and shapes: all
-of them for fine-tuning on other data, the encoder's where a classifier starts
-from a segmenter that was trained on masks (`configs/resunet3d.py`).
+`--config.init_from=MODEL` takes the best parameters and norm statistics of a
+workdir, a file of weights or a model that comes with cadjax, wherever the new
+model has a module of the same name and shapes: all of them for fine-tuning on
+other data, the encoder's where a classifier starts from a segmenter that was
+trained on masks (`configs/resunet3d.py`).
 """
 
 import pathlib
@@ -15,8 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from cadjax.core import files
-from cadjax.training import checkpoint, steps
+from cadjax.training import steps, workdir
 from data_prep.errors import UserError
 
 # ("params" or "batch_stats", names of modules ..., name) to an array.
@@ -30,7 +30,7 @@ def read(
   """Reads what a model can take from a workdir.
 
   Args:
-    path: the workdir.
+    path: as of `workdir.load_trained`.
     model: that is to be trained.
     image_shape: of one example, [(D,) H, W, C].
 
@@ -38,16 +38,14 @@ def read(
     the arrays that both have, and the modules that start from new weights.
 
   Raises:
-    UserError: there is no model in the workdir, or none of its convolutions
+    UserError: there is no such model, or none of its convolutions
       fits.
   """
-  folder = pathlib.Path(path)
-  if not (folder / "config.json").exists():
-    raise UserError(
-      f"config.init_from = {str(path)!r} is not a workdir of cadjax.main"
-    )
-  _, variables = checkpoint.restore_best(folder)
-  given = _flat(variables)
+  try:
+    source = workdir.load_trained(path)
+  except UserError as error:
+    raise UserError(f"config.init_from = {str(path)!r}: {error}") from error
+  given = _flat(source.variables)
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   wanted = _flat(
     jax.eval_shape(
@@ -63,10 +61,10 @@ def read(
   found = {key: given[key] for key in wanted if key[1] not in new}
   # Norms alone, as a 2D network shares with a 3D one, are nothing learned.
   if not any(value.ndim > 3 for value in found.values()):
-    source = files.read_json(folder / "config.json")["model"]
+    have = source.config.model.to_dict()
     raise UserError(
       f"config.init_from = {str(path)!r}: none of its convolutions"
-      f" (config.model = {source}) has the name and shape of one of the model"
+      f" (config.model = {have}) has the name and shape of one of the model"
       " that is to be trained"
     )
   return found, sorted(new)

@@ -8,7 +8,7 @@ import pytest
 
 from cadjax import tasks
 from cadjax.training import checkpoint, loop, steps, task, warm_start
-from configs import resunet3d
+from configs import demo, own, resunet3d
 from data_prep.errors import UserError
 
 
@@ -32,6 +32,18 @@ def test_a_classifier_begins_with_all_of_another(tiny_config, tiny_workdir):
   ):
     jax.tree.map(np.testing.assert_array_equal, tree, wanted)
   assert int(begun.step) == 0
+
+
+@pytest.mark.parametrize("config", [demo, own])
+def test_a_classifier_begins_with_one_that_comes_with_cadjax(
+  shipped_models, config
+):
+  config = config.get_config()
+  found, new = warm_start.read(
+    "classifier", task.make_model(config), (64, 64, 64, 1)
+  )
+  assert new == []
+  assert found["params", "head", "kernel"].dtype == np.float32
 
 
 def test_what_does_not_fit_begins_anew(tiny_config, tiny_workdir):
