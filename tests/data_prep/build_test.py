@@ -254,7 +254,12 @@ def test_stopped_build_leaves_nothing(scans, tmp_path, number):
       process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.decode().splitlines()[-1] == "stopped; nothing was built"
+    # A worker that is stopped while it starts leaves a semaphore, and Python's
+    # own tracker of these tells so before it removes it.
+    lines = [
+      x for x in errors.decode().splitlines() if "resource_track" not in x
+    ]
+    assert lines[-1] == "stopped; nothing was built"
     assert "Traceback" not in errors.decode()
     assert group_is_gone(process)
   assert {p.name for p in final(tmp_path).parent.iterdir()} == {".lock"}
