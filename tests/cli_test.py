@@ -150,7 +150,7 @@ def test_programs_are_described_for_programs():
   assert {"config"} == {f["name"] for f in train if f["type"] == "config"}
   named = {one["document"] for one in found["programs"].values()} - {None}
   assert {*named, "common"} == set(found["schemas"])
-  # Every program is told, and nothing of the libraries.
+  # Flags of the libraries are left out.
   assert not [f for f in train if f["name"] in ("alsologtostderr", "v")]
 
 

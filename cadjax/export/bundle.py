@@ -36,7 +36,7 @@ from data_prep.errors import UserError
 
 RESULT = files.ResultFolder("manifest.json", "cadjax.export/")
 SCHEMA = "cadjax.export/1"
-# What the results of another machine may differ by, where above 1 in relation.
+# Largest difference on another machine: absolute, relative for values above 1.
 TOLERANCE = 1e-5
 SEED, SEVERITY = 0, "overt"
 # https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees
@@ -220,7 +220,8 @@ def _segmenter(model: Segmenter) -> _Made:
   found = model.segment(hu, probabilities=True, keep_thin=True)
   outputs = {
     "probabilities": "float32 [windows, d, h, w, K] of the classes; run.py"
-    " gives [D, H, W, K], the mean over overlapping windows",
+    " gives [D, H, W, K], the mean over overlapping windows, and labels, the"
+    " most probable class",
   }
   about = {
     "task": "segment",

@@ -148,5 +148,5 @@ class Limit:
     self._end = math.inf if minutes is None else now() + 60 * minutes
 
   def reached(self, ending: float) -> bool:
-    """Tells whether what is left is no more than `ending` seconds."""
+    """Returns whether at most `ending` seconds remain."""
     return self._now() + ending >= self._end

@@ -31,7 +31,7 @@ PLANS = sorted(
 )
 DIMENSION = ROOT / "configs" / "experiments" / "dimension.py"
 # What runs in them runs in others, too: in `link`, `sample_size`, `external`.
-ALIKE = ("multiclass", "balance", "shortcut", "prior", "ablation", "recipe")
+ALIKE = ("multiclass", "balance", "shortcut", "recipe")
 
 
 def fields(**changes):

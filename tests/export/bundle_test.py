@@ -79,8 +79,14 @@ def test_other_volumes_are_refused(folder, tmp_path):
   np.save(tmp_path / "scan.npy", np.zeros((3, 4, 5), np.int16))
   done = run(folder, tmp_path / "scan.npy")
   assert done.returncode == 2
-  assert done.stderr.startswith(f"error: {tmp_path / 'scan.npy'} is int16")
+  assert done.stderr.startswith(f"error: {tmp_path / 'scan.npy'} is no array")
   assert len(done.stderr.splitlines()) == 1
+  (tmp_path / "text.npy").write_text("not an array")
+  for name in ("text.npy", "nowhere.npy"):
+    done = run(folder, tmp_path / name)
+    assert done.returncode == 2
+    assert f"{name}: cannot be read" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_what_was_damaged_is_refused(folder, tmp_path):
@@ -111,13 +117,28 @@ def test_a_result_out_of_tolerance_is_told(folder, tmp_path):
     example = dict(stored)
   example["probability"] = example["probability"] + np.float32(1e-3)
   np.savez(copy / "example.npz", **example)
+  reseal(copy)
+  done = run(copy)
+  assert done.returncode == 1
+  assert "probability: differs from cadjax by 0.001" in done.stdout
+
+
+def test_nan_is_no_agreement(folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / "copy")
+  with np.load(copy / "example.npz") as stored:
+    example = dict(stored)
+  example["probability"] = np.float32(np.nan)
+  np.savez(copy / "example.npz", **example)
+  reseal(copy)
+  assert run(copy).returncode == 1
+
+
+def reseal(copy):
+  """Makes the manifest fit a changed example."""
   manifest = manifest_of(copy)
   digest = hashlib.sha256((copy / "example.npz").read_bytes()).hexdigest()
   manifest["sha256"]["example.npz"] = digest
   (copy / "manifest.json").write_text(json.dumps(manifest))
-  done = run(copy)
-  assert done.returncode == 1
-  assert "probability: differs from cadjax by 0.001" in done.stdout
 
 
 def test_a_segmenter_runs_without_cadjax(tmp_path):

@@ -1,5 +1,7 @@
 """The exported function beside what cadjax computes."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from cadjax.explanation import explainer, heat_maps
 from cadjax.export import program
 from cadjax.metrics import calibration
 from cadjax.segmentation.segmenter import load_segmenter
-from cadjax.training import packed
+from cadjax.training import packed, steps, task
 
 SHAPE = (24, 16, 20)
 
@@ -106,6 +108,7 @@ def test_a_segmenters_window(tmp_path, mirror):
   hu = volumes(2, window)
   found = jax.jit(exported.call)(weights, hu)["probabilities"]
   np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+  np.testing.assert_allclose(found, reference(segmenter, hu, mirror), atol=1e-5)
   for one, of_it in zip(hu, found, strict=True):
     # Half precision is what cadjax keeps.
     expected = segmenter.segment(one, probabilities=True, keep_thin=True)
@@ -115,3 +118,17 @@ def test_a_segmenters_window(tmp_path, mirror):
     np.testing.assert_array_equal(
       of_it.argmax(-1)[clear], expected.labels[clear]
     )
+
+
+def reference(segmenter, hu, mirror):
+  """The mean of the softmax over mirror images, in float32."""
+  model = task.make_model(segmenter.config)
+  image = np.asarray(steps.window(hu, segmenter.window_hu))[..., None]
+  apply = jax.jit(lambda x: model.apply(segmenter.variables, x, train=False)[0])
+  turns = itertools.product(*[(False, True) if mirror else (False,)] * 3)
+  found = []
+  for flips in turns:
+    axes = [1 + axis for axis in range(3) if flips[axis]]
+    probs = jax.nn.softmax(apply(np.flip(image, axes)), -1)
+    found.append(np.flip(probs, axes))
+  return np.mean(found, 0)
