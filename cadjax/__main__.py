@@ -5,20 +5,21 @@ program that is asked for is imported.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import pathlib
 import runpy
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
 import cadjax
 from cadjax.core import lookup
-from data_prep import interrupt
+from data_prep import flag_help, interrupt
 
 # Name -> the module that is run, and what it does.
 PROGRAMS = {
@@ -93,18 +94,13 @@ def completion(shells: Sequence[str]) -> str:
     raise lookup.ConfigError(
       "completion needs shtab: pip install shtab"
     ) from error
-  from data_prep import flag_help
-
   parser = argparse.ArgumentParser("cadjax")
   parser.add_argument("--version", action="store_true", help="the version")
   programs = parser.add_subparsers()
   for name, (module, what) in PROGRAMS.items():
     one = programs.add_parser(name, help=what, description=what, add_help=False)
-    own = flag_help.define(load(module).define_flags)
-    flag_help.fill(one, own)
-    # Programs have flags of the same names.
-    for flag in own:
-      delattr(flags.FLAGS, flag.name)
+    with _own_flags(load(module)) as own:
+      flag_help.fill(one, own)
   return shtab.complete(parser, shells[0])
 
 
@@ -122,24 +118,19 @@ def describe(names: Sequence[str] = ()) -> dict[str, Any]:
   Raises:
     lookup.ConfigError: an unknown program.
   """
-  from data_prep import flag_help
-
   lookup.check_known(names, PROGRAMS, "program")
   programs = {}
   for name in names or PROGRAMS:
     module, what = PROGRAMS[name]
     loaded = load(module)
-    own = flag_help.define(loaded.define_flags)
-    programs[name] = {
-      "module": module,
-      "what": what,
-      "usage": loaded.__doc__.strip(),
-      "flags": [flag_help.as_json(flag) for flag in own],
-      "document": DOCUMENTS.get(name),
-    }
-    # Programs have flags of the same names.
-    for flag in own:
-      delattr(flags.FLAGS, flag.name)
+    with _own_flags(loaded) as own:
+      programs[name] = {
+        "module": module,
+        "what": what,
+        "usage": loaded.__doc__.strip(),
+        "flags": [flag_help.as_json(flag) for flag in own],
+        "document": DOCUMENTS.get(name),
+      }
   folder = pathlib.Path(__file__).parent / "report" / "schemas"
   used = {programs[name]["document"] for name in programs} - {None}
   return {
@@ -152,6 +143,17 @@ def describe(names: Sequence[str] = ()) -> dict[str, Any]:
       if path.stem in used or (used and path.stem == "common")
     },
   }
+
+
+@contextlib.contextmanager
+def _own_flags(module: types.ModuleType) -> Iterator[list[flags.Flag]]:
+  """Defines the flags of a program and removes them: names repeat in others."""
+  own = flag_help.define(module.define_flags)
+  try:
+    yield own
+  finally:
+    for flag in own:
+      delattr(flags.FLAGS, flag.name)
 
 
 def load(name: str) -> types.ModuleType:
